@@ -1,0 +1,149 @@
+"""Checkpoints of a train directory: what is in them, and models restored from them.
+
+A checkpoint is a `tf.train.Checkpoint` over plain dicts from the path of a Keras variable to the
+variable, so that it does not depend on the attributes of Python objects.
+"""
+
+import os
+
+import tensorflow as tf
+
+import run_config
+from utils import InputError, listing
+
+FILE_PREFIX = "model.ckpt"
+
+
+def weights(model):
+    """The weights of a model by path: a dict to `tf.Variable`.
+
+    Raises:
+        ValueError: if two weights have the same path, as when layers share a name.
+    """
+    return _by_path(model.weights)
+
+
+def training_state(model, optimizer):
+    """A `tf.train.Checkpoint` of all that a resumed run needs.
+
+    The step is the number of updates that the optimizer has made, one of its variables.
+    """
+    return tf.train.Checkpoint(
+        weights=weights(model),
+        optimizer=_by_path(optimizer.variables),
+        random_state={
+            str(number): variable.value for number, variable in enumerate(random_states(model))
+        },
+    )
+
+
+def random_states(model):
+    """States of the seed generators of a model, `keras.Variable`s, in the order of its layers."""
+    known = {id(weight) for weight in model.weights}
+    return [variable for variable in model.variables if id(variable) not in known]
+
+
+def find(train_dir, checkpoint=None):
+    """Path prefix of a checkpoint.
+
+    Args:
+        train_dir: str. Directory of a training run.
+        checkpoint: str. A path prefix or a step; by default the newest one.
+
+    Raises:
+        InputError: if there is no such checkpoint.
+    """
+    if checkpoint is None:
+        path = tf.train.latest_checkpoint(train_dir)
+        if path is None:
+            raise InputError(f"{train_dir} has no checkpoint (yet). Has training saved one?")
+        return path
+    path = str(checkpoint)
+    if path.isdecimal():
+        path = os.path.join(train_dir, f"{FILE_PREFIX}-{path}")
+    if not tf.io.gfile.exists(f"{path}.index"):
+        there = [os.path.basename(name)[: -len(".index")] for name in _index_files(train_dir)]
+        raise InputError(f"there is no checkpoint {path}. {train_dir} has: {listing(there)}.")
+    return path
+
+
+def step_of(path):
+    """The step at the end of a checkpoint's path."""
+    return int(path.rpartition("-")[2])
+
+
+def load_model(train_dir, checkpoint=None):
+    """The trained model of a train directory.
+
+    Args:
+        train_dir: str. Directory of a training run.
+        checkpoint: str. A path prefix or a step; by default the newest one.
+
+    Returns:
+        A `keras.Model`; its `RunConfig` is `run_config.RunConfig.load(train_dir)`.
+
+    Raises:
+        InputError: if there is no config or no checkpoint, or they do not belong together.
+    """
+    path = find(train_dir, checkpoint)
+    model = run_config.RunConfig.load(train_dir).build_model()
+    restore_weights(model, path)
+    return model
+
+
+def restore_weights(model, path):
+    """Sets the weights of a model to those of a checkpoint.
+
+    Raises:
+        InputError: if the checkpoint is of another model; names the weights that do not fit.
+    """
+    variables = weights(model)
+    check_fits(variables, path)
+    tf.train.Checkpoint(weights=variables).restore(path).expect_partial()
+
+
+def check_fits(variables, path):
+    """Refuses a checkpoint that lacks a weight or has it in another shape.
+
+    Args:
+        variables: dict from path to `tf.Variable`, as of `weights`.
+        path: str. Path prefix of the checkpoint.
+
+    Raises:
+        InputError: naming the weights that do not fit.
+    """
+    try:
+        stored = dict(tf.train.list_variables(path))
+    except (tf.errors.OpError, ValueError) as error:
+        raise InputError(f"cannot read checkpoint {path}: {error}") from error
+    wrong = []
+    for name, variable in variables.items():
+        shape = stored.get(_stored_name(name))
+        if shape is None:
+            wrong.append(f"{name} is missing")
+        elif shape != variable.shape.as_list():
+            wrong.append(f"{name} is {shape} instead of {variable.shape.as_list()}")
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise InputError(f"checkpoint {path} is not of this model: {'; '.join(wrong[:5])}{more}.")
+
+
+def _by_path(variables):
+    found = {variable.path: variable.value for variable in variables}
+    if len(found) < len(variables):
+        paths = [variable.path for variable in variables]
+        repeated = sorted({path for path in paths if paths.count(path) > 1})
+        raise ValueError(
+            f"weights must have different paths; give each layer its own name. "
+            f"Received several of: {listing(repeated)}"
+        )
+    return found
+
+
+def _stored_name(path):
+    # How tf.train.Checkpoint writes the entry `path` of the dict `weights`.
+    return f"weights/{path.replace('.', '..').replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def _index_files(train_dir):
+    return sorted(tf.io.gfile.glob(os.path.join(train_dir, f"{FILE_PREFIX}-*.index")))

@@ -1,0 +1,121 @@
+"""Paths, local or on any file system that TensorFlow knows (gs:// and the like)."""
+
+import codecs
+import contextlib
+import gzip
+import json
+import os
+
+import tensorflow as tf
+
+from utils import InputError
+
+gfile = tf.io.gfile
+
+# What operations on a remote file raise in place of OSError.
+REMOTE_ERRORS = (tf.errors.OpError,)
+
+
+def is_remote(path):
+    """Whether a path names another file system, as `gs://bucket/file` does."""
+    return "://" in path
+
+
+def expand_patterns(patterns):
+    """Files that match comma-separated globs, sorted and without repetition.
+
+    Raises:
+        InputError: if a pattern matches no file.
+    """
+    found = set()
+    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+        matches = [path for path in gfile.glob(pattern) if not gfile.isdir(path)]
+        if not matches:
+            raise InputError(
+                f"no file matches {pattern!r} (working directory {os.getcwd()}). "
+                "Check the path, and quote the pattern so that the shell leaves it alone."
+            )
+        found.update(matches)
+    if not found:
+        raise InputError(f"a file pattern was expected. Received: {patterns!r}")
+    return sorted(found)
+
+
+def open_binary(path, buffering=-1):
+    """Opens a file for reading bytes."""
+    return gfile.GFile(path, "rb") if is_remote(path) else open(path, "rb", buffering)
+
+
+def file_size(path):
+    """Size of a file in bytes."""
+    return gfile.stat(path).length
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """Opens a text file that appears under `path` only when it was written whole.
+
+    The text goes to `path + ".partial"`, which is renamed at the end and removed after an error.
+    A path that ends in `.gz` is compressed.
+
+    Raises:
+        InputError: if the file cannot be created.
+    """
+    partial, raw = _create_partial(path)
+    try:
+        with raw, _compressed(raw) if path.endswith(".gz") else contextlib.nullcontext(raw) as file:
+            yield codecs.getwriter("utf-8")(file)
+        gfile.rename(partial, path, overwrite=True)
+    except BaseException:
+        with contextlib.suppress(OSError, *REMOTE_ERRORS):
+            gfile.remove(partial)
+        raise
+
+
+def check_writable(path):
+    """Refuses a path that cannot be written, before long work is begun.
+
+    Raises:
+        InputError: if a file cannot be created there.
+    """
+    partial, file = _create_partial(path)
+    file.close()
+    gfile.remove(partial)
+
+
+def _create_partial(path):
+    partial = f"{path}.partial"
+    try:
+        if gfile.isdir(path):
+            raise OSError("it is a directory")
+        gfile.makedirs(os.path.dirname(path) or ".")
+        file = gfile.GFile(partial, "wb") if is_remote(path) else open(partial, "wb")  # noqa: SIM115
+    except (OSError, *REMOTE_ERRORS) as error:
+        raise InputError(f"cannot write {path}: {error}") from error
+    return partial, file
+
+
+def _compressed(raw):
+    # No name and no time inside, so that equal content gives equal files.
+    return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
+
+
+def write_json(path, value):
+    """Writes a value as indented JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+
+
+def read_json(path):
+    """Reads a JSON file.
+
+    Raises:
+        InputError: if it is not JSON.
+    """
+    with open_binary(path) as file:
+        content = file.read()
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error

@@ -1,0 +1,519 @@
+"""Reads YouTube-8M records into batches.
+
+Frames stay the uint8 in which they are stored: models dequantise and normalise. The order of the
+videos depends on the files, the seed and the epoch only, never on the speed of threads, so that a
+run can go on where it stopped.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import random
+import typing
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from google.protobuf.message import DecodeError
+
+import files
+import tfrecord
+import wire
+from utils import InputError, listing
+
+# Files that are read in turns, one video from each, so that neighbours in a file part.
+_OPEN_FILES = 8
+# A file is read ahead in portions of at most this many records and about this many bytes.
+_PORTION_RECORDS = 64
+_PORTION_BYTES = 2 << 20
+# TensorFlow takes over arrays at such addresses without copying them.
+_ALIGNMENT = 64
+
+
+class Batch(typing.NamedTuple):
+    """Videos of one batch.
+
+    Attributes:
+        video_ids: list of B str.
+        inputs: what the model is called on. Frame level: a dict of `frames`, uint8 `[B, T, D]`, and
+            `num_frames`, int32 `[B]`. Video level: float32 `[B, D]`.
+        labels: float32 `[B, C]`, 1 for each label of the video.
+    """
+
+    video_ids: list
+    inputs: dict | np.ndarray
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Video:
+    """One parsed record: its features are views into the record, one array per feature."""
+
+    video_id: str
+    labels: np.ndarray
+    features: list
+
+
+class RecordReader:
+    """Base of the two readers: files, order, batches, damaged records.
+
+    Args:
+        paths: list of str. TFRecord files; `files.expand_patterns` makes it from globs.
+        feature_names: sequence of str. Features to read, in this order.
+        feature_sizes: sequence of int. Their sizes.
+        num_classes: int. Labels must be 0 to num_classes - 1.
+        max_frames: int. Frames of a video that are used at most (frame level only).
+        num_readers: int. Threads that read and parse.
+        skip_corrupt_records: int. How many damaged records to skip before giving up.
+
+    Attributes:
+        damage: `tfrecord.DamageLog` of the records that were skipped.
+        bytes_read: int. Bytes of the files that were read so far, for showing progress.
+    """
+
+    def __init__(
+        self,
+        paths,
+        *,
+        feature_names,
+        feature_sizes,
+        num_classes,
+        max_frames=300,
+        num_readers=4,
+        skip_corrupt_records=0,
+    ):
+        if len(feature_names) != len(feature_sizes):
+            raise InputError(
+                f"as many feature sizes as feature names are needed. Received the names "
+                f"{listing(feature_names)} and the sizes {listing(feature_sizes)}."
+            )
+        self.paths = list(paths)
+        self.feature_names = tuple(feature_names)
+        self.feature_sizes = tuple(feature_sizes)
+        self.num_classes = num_classes
+        self.max_frames = max_frames
+        self.num_readers = num_readers
+        self.damage = tfrecord.DamageLog(skip_corrupt_records)
+        self.bytes_read = 0
+        self._failure = None
+        self._warned_of_no_labels = False
+
+    @property
+    def total_bytes(self):
+        """Size of all files together."""
+        return sum(map(files.file_size, self.paths))
+
+    def batches(
+        self,
+        batch_size,
+        *,
+        num_epochs=1,
+        shuffle=False,
+        shuffle_buffer_size=1024,
+        seed=0,
+        shard=(0, 1),
+        skip_batches=0,
+        drop_remainder=False,
+        pad_to_max_frames=False,
+    ):
+        """Yields `Batch`es, read ahead by threads.
+
+        Batches run across the borders of epochs; only the very last one can be short.
+
+        Args:
+            batch_size: int. B.
+            num_epochs: int, how often every video is read; None for without end.
+            shuffle: bool. Whether to shuffle files and, in a buffer, videos; anew in each epoch.
+            shuffle_buffer_size: int. Videos in the buffer.
+            seed: int. Seed of the shuffling.
+            shard: (index, count). Which of how many equal parts of the files to read: one for each
+                worker.
+            skip_batches: int. Batches to leave out at the beginning, quickly: what a resumed run
+                has seen. Damaged records among them are not noticed, and each of them shifts the
+                order by one video.
+            drop_remainder: bool. Whether to leave out a last batch that is not full; then an epoch
+                must have a batch at least.
+            pad_to_max_frames: bool. Whether T is always `max_frames` instead of the longest video
+                of the batch.
+
+        Raises:
+            InputError: if a record is damaged beyond what may be skipped, or does not fit, or the
+                data are too few.
+        """
+        order = _Order(
+            self._shard(*shard),
+            num_epochs,
+            seed if shuffle else None,
+            shuffle_buffer_size,
+            min_videos=batch_size if drop_remainder else 1,
+        )
+        with concurrent.futures.ThreadPoolExecutor(self.num_readers) as pool:
+            videos = order.videos(self, pool, skip_batches * batch_size)
+            pending = collections.deque()
+            while group := list(itertools.islice(videos, batch_size)):
+                if len(group) < batch_size and drop_remainder:
+                    break
+                pending.append(pool.submit(self._assemble, group, pad_to_max_frames))
+                if len(pending) > 1:
+                    yield pending.popleft().result()
+            for batch in pending:
+                yield batch.result()
+
+    def dataset(self, batch_size, **options):
+        """A `tf.data.Dataset` of `(inputs, labels)`, as `keras.Model.fit` takes it.
+
+        Args:
+            batch_size: int. B.
+            **options: as of `batches`.
+        """
+        batch_dim = batch_size if options.get("drop_remainder") else None
+        num_frames = self.max_frames if options.get("pad_to_max_frames") else None
+        signature = (
+            self._input_signature(batch_dim, num_frames),
+            tf.TensorSpec([batch_dim, self.num_classes], tf.float32),
+        )
+
+        def generate():
+            try:
+                for batch in self.batches(batch_size, **options):
+                    yield batch.inputs, batch.labels
+            except InputError as error:
+                self._failure = error
+                raise
+
+        return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(1)
+
+    @contextlib.contextmanager
+    def explained_errors(self):
+        """Turns TensorFlow's error for a failed `dataset` back into the `InputError` behind it."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if self._failure is not None and not isinstance(error, tf.errors.OutOfRangeError):
+                raise self._failure from None
+            raise
+
+    def read_file(self, path):
+        """Yields the videos of one file in order, for a look into the data."""
+        with tfrecord.TFRecordFile(path, self.damage) as file:
+            while (record := file.read()) is not None:
+                if (video := self.parse(*record)) is not None:
+                    yield video
+
+    def parse(self, place, payload):
+        """Parses one record.
+
+        Args:
+            place: `tfrecord.RecordPlace`. Where it stands, for messages.
+            payload: bytes. A serialized Example or SequenceExample.
+
+        Returns:
+            A `Video`, or None if the record is damaged and may be skipped.
+
+        Raises:
+            InputError: if it is damaged and may not be skipped, or does not fit the settings.
+        """
+        try:
+            context, feature_lists = wire.parse_record(payload)
+            return self._parse(place, context, feature_lists)
+        except DecodeError as error:
+            self.damage.add(place, f"it is not a record of YouTube-8M: {error}")
+        except DamagedVideoError as error:
+            self.damage.add(place, str(error))
+        return None
+
+    def _shard(self, index, count):
+        if len(self.paths) < count:
+            raise InputError(
+                f"{count} workers need at least as many files. Received: {len(self.paths)}"
+            )
+        return self.paths[index::count]
+
+    def _parse(self, place, context, feature_lists):
+        raise NotImplementedError
+
+    def _inputs(self, videos, pad_to_max_frames):
+        raise NotImplementedError
+
+    def _input_signature(self, batch_dim, num_frames):
+        raise NotImplementedError
+
+    def _video_id(self, place, context):
+        for name in ("id", "video_id"):
+            if name in context:
+                values = tf.train.Feature.FromString(context[name]).bytes_list.value
+                if len(values) == 1:
+                    return values[0].decode("utf-8", "backslashreplace")
+        raise DamagedVideoError(
+            f"it has no 'id' (nor 'video_id') of one string. It has: {listing(sorted(context))}"
+        )
+
+    def _labels(self, place, video_id, context):
+        values = tf.train.Feature.FromString(context.get("labels", b"")).int64_list.value
+        labels = np.array(values, np.int64)
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+        if wrong.size:
+            raise InputError(
+                f"video {video_id!r} ({place}) has label {wrong[0]}, but labels must be 0 to "
+                f"{self.num_classes - 1}. Is --num_classes={self.num_classes} right?"
+            )
+        if not labels.size and not self._warned_of_no_labels:
+            self._warned_of_no_labels = True
+            logging.warning(
+                "video %r (%s) has no label: it counts as a negative of every class. Further "
+                "videos without labels are not reported.",
+                video_id,
+                place,
+            )
+        return labels
+
+    def _missing_feature(self, place, name, found):
+        return InputError(
+            f"feature {name!r} is not in {place}, which has: {listing(sorted(found))}. "
+            "Set --feature_names and --feature_sizes to what the data have."
+        )
+
+    def _wrong_size(self, place, name, expected, found):
+        return InputError(
+            f"feature {name!r} has size {found} in {place}, but --feature_sizes says {expected}."
+        )
+
+    def _assemble(self, videos, pad_to_max_frames):
+        labels = np.zeros((len(videos), self.num_classes), np.float32)
+        for row, video in enumerate(videos):
+            labels[row, video.labels] = 1.0
+        ids = [video.video_id for video in videos]
+        return Batch(ids, self._inputs(videos, pad_to_max_frames), labels)
+
+
+class YT8MFrameFeatureReader(RecordReader):
+    """Reads frame-level records: SequenceExamples with one uint8 vector per frame and feature."""
+
+    def _parse(self, place, context, feature_lists):
+        if not feature_lists and any(name.startswith("mean_") for name in context):
+            raise InputError(
+                f"{place} holds video-level features ({listing(sorted(context))}), but the model "
+                "takes frames. Choose frame-level data or a video-level model."
+            )
+        video_id = self._video_id(place, context)
+        features = [
+            self._frames(place, video_id, name, size, feature_lists)
+            for name, size in zip(self.feature_names, self.feature_sizes, strict=True)
+        ]
+        counts = [len(frames) for frames in features]
+        if len(set(counts)) > 1:
+            numbers = listing(
+                f"{count} of {name!r}"
+                for name, count in zip(self.feature_names, counts, strict=True)
+            )
+            raise DamagedVideoError(f"video {video_id!r} has unequal numbers of frames: {numbers}")
+        return Video(video_id, self._labels(place, video_id, context), features)
+
+    def _frames(self, place, video_id, name, size, feature_lists):
+        if name not in feature_lists:
+            raise self._missing_feature(place, name, feature_lists)
+        frames = wire.frame_bytes(feature_lists[name])
+        if frames is None:
+            raise DamagedVideoError(
+                f"video {video_id!r} has frames of {name!r} that differ in size or are not bytes"
+            )
+        if not len(frames):
+            raise DamagedVideoError(f"video {video_id!r} has no frame of {name!r}")
+        if frames.shape[1] != size:
+            raise self._wrong_size(place, name, size, frames.shape[1])
+        return frames[: self.max_frames]
+
+    def _inputs(self, videos, pad_to_max_frames):
+        num_frames = np.array([len(video.features[0]) for video in videos], np.int32)
+        longest = self.max_frames if pad_to_max_frames else num_frames.max()
+        frames = _aligned_empty((len(videos), longest, sum(self.feature_sizes)))
+        for row, video in enumerate(videos):
+            column = 0
+            for feature in video.features:
+                frames[row, : len(feature), column : column + feature.shape[1]] = feature
+                column += feature.shape[1]
+            frames[row, num_frames[row] :] = 0
+        return {"frames": frames, "num_frames": num_frames}
+
+    def _input_signature(self, batch_dim, num_frames):
+        return {
+            "frames": tf.TensorSpec([batch_dim, num_frames, sum(self.feature_sizes)], tf.uint8),
+            "num_frames": tf.TensorSpec([batch_dim], tf.int32),
+        }
+
+
+class YT8MAggregatedFeatureReader(RecordReader):
+    """Reads video-level records: Examples with one float vector per feature."""
+
+    def _parse(self, place, context, feature_lists):
+        if feature_lists:
+            raise InputError(
+                f"{place} holds frame-level features ({listing(sorted(feature_lists))}), but the "
+                "model takes video-level features. Choose video-level data or a frame-level model."
+            )
+        video_id = self._video_id(place, context)
+        features = [
+            self._vector(place, video_id, name, size, context)
+            for name, size in zip(self.feature_names, self.feature_sizes, strict=True)
+        ]
+        return Video(video_id, self._labels(place, video_id, context), features)
+
+    def _vector(self, place, video_id, name, size, context):
+        if name not in context:
+            raise self._missing_feature(place, name, context)
+        values = wire.float_values(context[name])
+        if values is None:
+            raise DamagedVideoError(f"feature {name!r} of video {video_id!r} does not hold floats")
+        if len(values) != size:
+            raise self._wrong_size(place, name, size, len(values))
+        if not np.isfinite(values).all():
+            raise DamagedVideoError(f"feature {name!r} of video {video_id!r} has NaN or infinity")
+        return values
+
+    def _inputs(self, videos, pad_to_max_frames):
+        del pad_to_max_frames
+        return np.stack([np.concatenate(video.features) for video in videos])
+
+    def _input_signature(self, batch_dim, num_frames):
+        del num_frames
+        return tf.TensorSpec([batch_dim, sum(self.feature_sizes)], tf.float32)
+
+
+class DamagedVideoError(Exception):
+    """A record that was read whole, but holds no usable video."""
+
+
+class _Order:
+    """The order in which the videos of the files come, epoch after epoch."""
+
+    def __init__(self, paths, num_epochs, seed, buffer_size, min_videos):
+        self._paths = paths
+        self._num_epochs = num_epochs
+        self._seed = seed
+        self._buffer_size = buffer_size
+        self._min_videos = min_videos
+
+    def videos(self, reader, pool, skip):
+        """Yields `Video`s, without the first `skip`."""
+        epoch_size = None
+        epochs = itertools.count() if self._num_epochs is None else range(self._num_epochs)
+        for epoch in epochs:
+            if epoch_size is not None and skip >= epoch_size:
+                skip -= epoch_size
+                continue
+            stream = _Interleaved(self._shuffled_files(epoch), reader, pool, skip > 0)
+            epoch_size = 0
+            for entry in self._shuffled(stream, epoch):
+                epoch_size += 1
+                if skip > 0:
+                    skip -= 1
+                    stream.skimming = skip > 0
+                elif isinstance(entry, Video):
+                    yield entry
+                elif (video := _load(reader, entry)) is not None:
+                    yield video
+            self._check_epoch_size(epoch_size)
+
+    def _check_epoch_size(self, size):
+        if size < self._min_videos:
+            where = f"{len(self._paths)} files, as {self._paths[0]}"
+            if size == 0:
+                raise InputError(f"no video in {where}")
+            raise InputError(
+                f"--batch_size={self._min_videos} is larger than the data: {size} videos in {where}"
+            )
+
+    def _shuffled_files(self, epoch):
+        paths = list(self._paths)
+        if self._seed is not None:
+            random.Random(f"files {self._seed} {epoch}").shuffle(paths)
+        return paths
+
+    def _shuffled(self, entries, epoch):
+        """Passes entries through a buffer from which a random one leaves."""
+        if self._seed is None:
+            yield from entries
+            return
+        draw = random.Random(f"videos {self._seed} {epoch}").randrange
+        buffer = []
+        for entry in entries:
+            if len(buffer) < self._buffer_size:
+                buffer.append(entry)
+                continue
+            place = draw(self._buffer_size)
+            buffer[place], entry = entry, buffer[place]
+            yield entry
+        while buffer:
+            place = draw(len(buffer))
+            buffer[place], buffer[-1] = buffer[-1], buffer[place]
+            yield buffer.pop()
+
+
+class _Interleaved:
+    """Iterates over the videos of files, one from each of some open files in turn.
+
+    While `skimming`, it yields the places of records instead of the videos.
+    """
+
+    def __init__(self, paths, reader, pool, skimming):
+        self._paths = iter(paths)
+        self._reader = reader
+        self._pool = pool
+        self.skimming = skimming
+
+    def __iter__(self):
+        turns = collections.deque(map(self._open, itertools.islice(self._paths, _OPEN_FILES)))
+        while turns:
+            entries = turns.popleft()
+            entry = next(entries, None)
+            if entry is not None:
+                turns.append(entries)
+                yield entry
+            elif (path := next(self._paths, None)) is not None:
+                turns.appendleft(self._open(path))
+
+    def _open(self, path):
+        """Starts to read a file ahead and returns an iterator over its entries."""
+        file = tfrecord.TFRecordFile(path, self._reader.damage)
+        return self._entries(file, self._pool.submit(self._portion, file))
+
+    def _entries(self, file, ahead):
+        with file:
+            while portion := ahead.result():
+                self._reader.bytes_read += file.take_bytes_read()
+                ahead = self._pool.submit(self._portion, file)
+                yield from portion
+
+    def _portion(self, file):
+        """Reads the next videos of a file; an empty list at its end."""
+        portion, size = [], 0
+        while not portion or (len(portion) < _PORTION_RECORDS and size < _PORTION_BYTES):
+            if self.skimming:
+                if (place := file.skim()) is None:
+                    break
+                portion.append(place)
+            else:
+                if (record := file.read()) is None:
+                    break
+                size += len(record[1])
+                if (video := self._reader.parse(*record)) is not None:
+                    portion.append(video)
+        return portion
+
+
+def _load(reader, place):
+    """Reads and parses one skimmed record; None if it is damaged."""
+    with tfrecord.TFRecordFile(place.path, reader.damage) as file:
+        file.seek(place)
+        record = file.read()
+    return reader.parse(*record) if record is not None and record[0] == place else None
+
+
+def _aligned_empty(shape):
+    """An uninitialised uint8 array that TensorFlow takes over without a copy."""
+    size = int(np.prod(shape))
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].reshape(shape)

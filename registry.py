@@ -1,0 +1,195 @@
+"""Finds models by name and derives their hyper-parameters from their constructors.
+
+A model is a class decorated with `@registry.register`. Its keyword-only constructor arguments are
+its hyper-parameters: the constructor is the only place where their names and defaults are written,
+and the flags of the programs are derived from it.
+
+Every file named `*_models.py` beside this one is imported when a model is looked up, so a class in
+a new file `my_models.py` is found without editing anything else.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pathlib
+import re
+
+from utils import InputError, listing
+
+# What the data decide and the framework passes to every model: no hyper-parameters.
+DATA_ARGUMENTS = ("num_classes", "feature_sizes", "l2_normalize_input", "name")
+
+# The hyper-parameter of a frame-level model that names the model classifying its encoding.
+CLASSIFIER_ARGUMENT = "video_level_classifier_model"
+
+_MODELS = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameter:
+    """One keyword-only constructor argument: its name, default and description."""
+
+    name: str
+    default: bool | int | float | str
+    help: str
+
+    def check(self, value):
+        """Returns `value` in the type of the default.
+
+        Raises:
+            InputError: if the value is of another type.
+        """
+        expected = type(self.default)
+        if expected is float and type(value) is int:
+            return float(value)
+        if type(value) is not expected:
+            raise InputError(
+                f"hyper-parameter {self.name!r} must be of type {expected.__name__}. "
+                f"Received: {value!r}"
+            )
+        return value
+
+
+def register(cls):
+    """Class decorator: makes a model available by its class name.
+
+    Raises:
+        ValueError: if another class has the name, or an argument is not keyword-only with a
+            default of type bool, int, float or str.
+    """
+    existing = _MODELS.get(cls.__name__)
+    if existing is not None and existing.__module__ != cls.__module__:
+        raise ValueError(
+            f"a model named {cls.__name__!r} is registered already, by {existing.__module__}.py. "
+            "Choose another class name."
+        )
+    _own_hyperparameters(cls)
+    _MODELS[cls.__name__] = cls
+    return cls
+
+
+def models():
+    """All registered models: a dict from name to class, sorted by name."""
+    for path in sorted(pathlib.Path(__file__).parent.glob("*_models.py")):
+        importlib.import_module(path.stem)
+    return dict(sorted(_MODELS.items()))
+
+
+def model_class(name):
+    """The class registered under `name`.
+
+    Raises:
+        InputError: if there is none; lists what there is.
+    """
+    known = models()
+    if name not in known:
+        raise InputError(f"unknown model {name!r}. Registered models: {listing(known)}.")
+    return known[name]
+
+
+def hyperparameters(name, classifier=None):
+    """The hyper-parameters of a model: a dict from name to `Hyperparameter`.
+
+    They include those of the video-level model that classifies the encoding of a frame-level
+    model: of `classifier`, or else of the default one. Where both have an argument, the
+    frame-level model's default counts.
+    """
+    own = _own_hyperparameters(model_class(name))
+    if CLASSIFIER_ARGUMENT not in own:
+        return own
+    return {**hyperparameters(classifier or own[CLASSIFIER_ARGUMENT].default), **own}
+
+
+def resolve(name, given):
+    """All hyper-parameters of a model: its defaults, overridden by those given.
+
+    Args:
+        name: str. A registered model.
+        given: dict. Values that differ from the defaults.
+
+    Returns:
+        A dict from every hyper-parameter's name to its value.
+
+    Raises:
+        InputError: if the model does not take one of them, or its type is wrong.
+    """
+    accepted = hyperparameters(name, given.get(CLASSIFIER_ARGUMENT))
+    unknown = sorted(set(given) - set(accepted))
+    if unknown:
+        raise InputError(
+            f"{name} does not take {listing(unknown)}. It takes: {listing(sorted(accepted))}."
+        )
+    return {
+        key: parameter.check(given[key]) if key in given else parameter.default
+        for key, parameter in accepted.items()
+    }
+
+
+def build_model(name, *, num_classes, feature_sizes, **given):
+    """Builds a registered model, an ordinary `keras.Model`.
+
+    Args:
+        name: str. A registered model, as `DbofModel`.
+        num_classes: int. Size of the vocabulary.
+        feature_sizes: sequence of int. Size of each feature, in the order of the reader.
+        **given: hyper-parameters that differ from the model's defaults.
+
+    Raises:
+        InputError: if the name, an argument or its value is not valid.
+    """
+    cls = model_class(name)
+    arguments = resolve(name, given)
+    _check_positive_integers("num_classes", [num_classes])
+    _check_positive_integers("feature_sizes", feature_sizes)
+    try:
+        model = cls(num_classes=num_classes, feature_sizes=feature_sizes, **arguments)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
+    model(model.input_spec_tensors())  # Makes the weights.
+    return model
+
+
+def _check_positive_integers(name, values):
+    if not values or any(type(value) is not int or value < 1 for value in values):
+        raise InputError(f"{name} must be positive integers. Received: {list(values)}")
+
+
+def _own_hyperparameters(cls):
+    """Keyword-only arguments along the class hierarchy; the most derived default counts."""
+    found = {}
+    for ancestor in inspect.getmro(cls):
+        if "__init__" not in vars(ancestor):
+            continue
+        parameters = inspect.signature(ancestor.__init__).parameters.values()
+        if ancestor.__module__.partition(".")[0] == "keras":
+            break
+        described = _described_arguments(inspect.getdoc(ancestor) or "")
+        for parameter in parameters:
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in DATA_ARGUMENTS:
+                text = described.get(parameter.name, "")
+                known = found.get(parameter.name)
+                if known is None:
+                    found[parameter.name] = _hyperparameter(cls, parameter, text)
+                elif not known.help:
+                    found[parameter.name] = dataclasses.replace(known, help=text)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def _hyperparameter(cls, parameter, text):
+    if type(parameter.default) not in (bool, int, float, str):
+        raise ValueError(
+            f"argument {parameter.name!r} of {cls.__name__} must have a default of type bool, "
+            f"int, float or str. Received: {parameter.default!r}"
+        )
+    return Hyperparameter(parameter.name, parameter.default, text)
+
+
+def _described_arguments(docstring):
+    """Descriptions in the `Args:` section of a Google-style docstring, by argument."""
+    section = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)*)", docstring, re.MULTILINE)
+    entries = re.findall(
+        r"^ {4}(\w+): ((?:.*)(?:\n {5,}.*)*)", section.group(1) if section else "", re.MULTILINE
+    )
+    return {name: " ".join(text.split()) for name, text in entries}

@@ -1,0 +1,185 @@
+"""The configuration of a training run, saved as `model_flags.json` beside its weights.
+
+Training writes it; everything that later uses the weights reads it and takes no model flags.
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import sys
+
+import files
+import readers
+import registry
+from utils import InputError, listing
+
+FILE_NAME = "model_flags.json"
+
+_DEFAULT_FEATURE_NAMES = {True: ("rgb", "audio"), False: ("mean_rgb", "mean_audio")}
+_REPORTED_PACKAGES = ("tensorflow", "keras", "numpy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run learns, but for the data and the number of steps.
+
+    `RunConfig.create` fills in the defaults that depend on the model.
+
+    Attributes:
+        model: name of a registered model.
+        hyperparameters: value of every hyper-parameter of the model.
+        num_classes: size of the vocabulary.
+        feature_names: features to read.
+        feature_sizes: their sizes.
+        max_frames: frames of a video that are used at most.
+        label_loss: name of a loss in losses.py.
+        batch_size: videos per step.
+        optimizer: name of a Keras optimizer.
+        base_learning_rate: learning rate at the start.
+        learning_rate_decay: factor on the learning rate after each
+            `learning_rate_decay_examples` videos.
+        learning_rate_decay_examples: videos between two decays.
+        clip_gradient_norm: norm that the gradient of each variable is clipped to; 0 for no
+            clipping.
+        regularization_penalty: factor on the regularisation losses of the model.
+        shuffle_buffer_size: videos among which the next one is drawn.
+        seed: of the initial weights, the order of the data and the sampling of frames.
+    """
+
+    model: str
+    hyperparameters: dict
+    num_classes: int = 3862
+    feature_names: tuple
+    feature_sizes: tuple = (1024, 128)
+    max_frames: int = 300
+    label_loss: str = "CrossEntropyLoss"
+    batch_size: int = 128
+    optimizer: str = "Adam"
+    base_learning_rate: float = 0.001
+    learning_rate_decay: float = 0.95
+    learning_rate_decay_examples: int = 4_000_000
+    clip_gradient_norm: float = 1.0
+    regularization_penalty: float = 1.0
+    shuffle_buffer_size: int = 1024
+    seed: int = 0
+
+    @classmethod
+    def create(cls, model, *, hyperparameters=None, feature_names=None, **settings):
+        """A config with all hyper-parameters resolved.
+
+        Args:
+            model: str. A registered model.
+            hyperparameters: dict. Those that differ from the model's defaults.
+            feature_names: sequence of str; by default those of YouTube-8M at the model's level.
+            **settings: other attributes that differ from their defaults.
+
+        Raises:
+            InputError: if a name or value is not valid.
+        """
+        frame_level = registry.model_class(model).frame_level
+        return cls(
+            model=model,
+            hyperparameters=registry.resolve(model, hyperparameters or {}),
+            feature_names=tuple(feature_names or _DEFAULT_FEATURE_NAMES[frame_level]),
+            **settings,
+        )
+
+    @property
+    def frame_level(self):
+        """Whether the model takes frames, or else the mean features of videos."""
+        return registry.model_class(self.model).frame_level
+
+    def build_model(self):
+        """Builds the model with initial weights."""
+        return registry.build_model(
+            self.model,
+            num_classes=self.num_classes,
+            feature_sizes=self.feature_sizes,
+            **self.hyperparameters,
+        )
+
+    def reader(self, data_pattern, **options):
+        """A reader of the records that the model takes.
+
+        Args:
+            data_pattern: str. Globs of record files, comma-separated.
+            **options: as of `readers.RecordReader`.
+        """
+        reader = (
+            readers.YT8MFrameFeatureReader
+            if self.frame_level
+            else readers.YT8MAggregatedFeatureReader
+        )
+        return reader(
+            files.expand_patterns(data_pattern),
+            feature_names=self.feature_names,
+            feature_sizes=self.feature_sizes,
+            num_classes=self.num_classes,
+            max_frames=self.max_frames,
+            **options,
+        )
+
+    def differences(self, other):
+        """Settings that differ: a dict from name to (own value, value of the other)."""
+        own, others = self._flat(), other._flat()
+        return {
+            key: (own.get(key), others.get(key))
+            for key in {**own, **others}
+            if own.get(key) != others.get(key)
+        }
+
+    def _flat(self):
+        values = dataclasses.asdict(self)
+        return {**values.pop("hyperparameters"), **values}
+
+    def save(self, train_dir):
+        """Writes `model_flags.json` into a train directory."""
+        versions = {name: importlib.metadata.version(name) for name in _REPORTED_PACKAGES}
+        versions["python"] = ".".join(map(str, sys.version_info[:3]))
+        files.write_json(
+            os.path.join(train_dir, FILE_NAME),
+            {
+                **dataclasses.asdict(self),
+                "frame_features": self.frame_level,
+                "versions": versions,
+            },
+        )
+
+    @classmethod
+    def load(cls, train_dir):
+        """Reads the config of a train directory.
+
+        Raises:
+            InputError: if there is none or it is not valid.
+        """
+        path = os.path.join(train_dir, FILE_NAME)
+        if not files.gfile.exists(path):
+            raise InputError(
+                f"{train_dir} has no {FILE_NAME}, so it is no directory that train.py wrote. "
+                "Check --train_dir."
+            )
+        values = files.read_json(path)
+        if not isinstance(values, dict):
+            raise InputError(f"{path} must hold a JSON object")
+        for informative in ("frame_features", "versions"):
+            values.pop(informative, None)
+        return cls._from_json(path, values)
+
+    @classmethod
+    def _from_json(cls, path, values):
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        missing = sorted(
+            name
+            for name, field in fields.items()
+            if field.default is dataclasses.MISSING and name not in values
+        )
+        if unknown or missing:
+            raise InputError(
+                f"{path} does not fit this version. Unknown keys: {listing(unknown)}; missing "
+                f"keys: {listing(missing)}."
+            )
+        for name in ("feature_names", "feature_sizes"):
+            if name in values:
+                values[name] = tuple(values[name])
+        return cls.create(**values)

@@ -1,0 +1,86 @@
+"""Writes small YouTube-8M records for tests."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def bytes_feature(*values):
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+
+def int64_feature(values):
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+
+def float_feature(values):
+    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+
+def frame_record(video_id, labels, id_name="id", **features):
+    """A serialized SequenceExample; each feature is uint8 `[T, D]` or a list of bytes."""
+    context = {id_name: bytes_feature(video_id.encode()), "labels": int64_feature(labels)}
+    lists = {
+        name: tf.train.FeatureList(feature=[bytes_feature(bytes(frame)) for frame in frames])
+        for name, frames in features.items()
+    }
+    return tf.train.SequenceExample(
+        context=tf.train.Features(feature=context),
+        feature_lists=tf.train.FeatureLists(feature_list=lists),
+    ).SerializeToString()
+
+
+def video_record(video_id, labels, id_name="id", **features):
+    """A serialized Example; each feature is a vector of floats."""
+    values = {id_name: bytes_feature(video_id.encode()), "labels": int64_feature(labels)}
+    values |= {name: float_feature(vector) for name, vector in features.items()}
+    return tf.train.Example(features=tf.train.Features(feature=values)).SerializeToString()
+
+
+def write_records(path, records):
+    """Writes serialized records as a TFRecord file and returns its path as str."""
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    return str(path)
+
+
+def random_frames(rng, num_frames, size):
+    return rng.integers(0, 256, (num_frames, size), dtype=np.uint8)
+
+
+def write_frame_files(folder, num_files, videos_per_file, *, num_classes=10, sizes=(8, 4), seed=0):
+    """Writes files of learnable frame-level videos: each label adds its own pattern to frames.
+
+    Returns:
+        A glob that matches the files.
+    """
+    rng = np.random.default_rng(seed)
+    patterns = np.random.default_rng(99).integers(0, 256, (num_classes, sum(sizes)))
+    for number in range(num_files):
+        records = []
+        for index in range(videos_per_file):
+            labels = sorted(rng.choice(num_classes, rng.integers(1, 4), replace=False).tolist())
+            shown = rng.choice(labels, rng.integers(3, 9))
+            noise = rng.integers(-20, 21, (len(shown), sum(sizes)))
+            frames = np.clip(patterns[shown] + noise, 0, 255).astype(np.uint8)
+            rgb, audio = np.split(frames, [sizes[0]], axis=1)
+            records.append(frame_record(f"v{number}_{index}", labels, rgb=rgb, audio=audio))
+        write_records(folder / f"part{number:03d}.tfrecord", records)
+    return str(folder / "part*.tfrecord")
+
+
+def write_video_files(folder, num_files, videos_per_file, *, num_classes=10, sizes=(8, 4), seed=0):
+    """Writes files of learnable video-level videos and returns a glob that matches them."""
+    rng = np.random.default_rng(seed)
+    patterns = np.random.default_rng(99).normal(size=(num_classes, sum(sizes)))
+    for number in range(num_files):
+        records = []
+        for index in range(videos_per_file):
+            labels = sorted(rng.choice(num_classes, rng.integers(1, 4), replace=False).tolist())
+            mean = patterns[labels].mean(axis=0) + rng.normal(0, 0.1, sum(sizes))
+            rgb, audio = np.split(mean, [sizes[0]])
+            records.append(
+                video_record(f"v{number}_{index}", labels, mean_rgb=rgb, mean_audio=audio)
+            )
+        write_records(folder / f"part{number:03d}.tfrecord", records)
+    return str(folder / "part*.tfrecord")

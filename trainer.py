@@ -1,0 +1,258 @@
+"""The training loop: steps, log lines, checkpoints."""
+
+import math
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+import checkpoints
+import eval_util
+import losses
+from utils import InputError, listing
+
+# One call runs as many steps as fit in about this time, so that the progress shown is fresh.
+_SECONDS_PER_CALL = 1.0
+_MOST_STEPS_PER_CALL = 50
+
+
+def build_optimizer(config):
+    """The Keras optimizer of a config, with a learning rate that decays in steps."""
+    name = config.optimizer.removesuffix("Optimizer")
+    known = {
+        key: value
+        for key, value in vars(keras.optimizers).items()
+        if isinstance(value, type) and key not in ("Optimizer", "LossScaleOptimizer")
+    }
+    if name not in known:
+        raise InputError(f"unknown optimizer {config.optimizer!r}. Optimizers: {listing(known)}.")
+    learning_rate = keras.optimizers.schedules.ExponentialDecay(
+        config.base_learning_rate,
+        decay_steps=config.learning_rate_decay_examples / config.batch_size,
+        decay_rate=config.learning_rate_decay,
+        staircase=True,
+    )
+    # TensorFlow 1 used 1e-8 in Adam; Keras' default of 1e-7 weighs on rare classes.
+    options = {"epsilon": 1e-8} if name in ("Adam", "AdamW", "Nadam") else {}
+    # The name is part of the checkpoint's keys.
+    return known[name](learning_rate=learning_rate, name="optimizer", **options)
+
+
+class Trainer:
+    """The training step and what it accumulates between two log lines."""
+
+    def __init__(self, config, model, optimizer, strategy):
+        self.model = model
+        self.optimizer = optimizer
+        self.config = config
+        self.strategy = strategy
+        self._label_loss = losses.get_loss(config.label_loss)
+        self._loss_sum = tf.Variable(0.0, trainable=False)
+        self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
+
+    @property
+    def step(self):
+        """Number of updates made."""
+        return int(self.optimizer.iterations)
+
+    @property
+    def learning_rate(self):
+        """Current learning rate."""
+        return float(self.optimizer.learning_rate)
+
+    def take_loss_sum(self):
+        """Sum of the label losses since the last call."""
+        value = float(self._loss_sum)
+        self._loss_sum.assign(0.0)
+        return value
+
+    def check_finite(self):
+        """Raises FloatingPointError if a loss since the start was NaN or infinite."""
+        bad_step = int(self._first_bad_step)
+        if bad_step >= 0:
+            raise FloatingPointError(
+                f"the loss of step {bad_step} is not finite. Try a lower --base_learning_rate or "
+                "--clip_gradient_norm; the checkpoints from before that step are intact."
+            )
+
+    def run(self, iterator, num_steps, keep_outputs=False):
+        """Runs `num_steps` steps, or fewer if the data end.
+
+        Args:
+            iterator: iterator over the batches of the strategy.
+            num_steps: int.
+            keep_outputs: bool. Whether to return the outputs of the last step.
+
+        Returns:
+            `(predictions, labels)` of the last step, per replica; None if they are not wanted or
+            the data ended before.
+        """
+        if not keep_outputs:
+            self._run_steps(iterator, tf.constant(num_steps))
+            return None
+        if num_steps > 1:
+            self._run_steps(iterator, tf.constant(num_steps - 1))
+        batch = iterator.get_next_as_optional()
+        return self._run_step(*batch.get_value()) if batch.has_value() else None
+
+    @tf.function
+    def _run_steps(self, iterator, num_steps):
+        for _ in tf.range(num_steps):
+            # An exhausted iterator must change nothing, not even a counter of random numbers.
+            batch = iterator.get_next_as_optional()
+            if batch.has_value():
+                self._run_step(*batch.get_value())
+
+    @tf.function
+    def _run_step(self, inputs, labels):
+        loss, predictions = self.strategy.run(self._replica_step, args=(inputs, labels))
+        mean_loss = self.strategy.reduce("MEAN", loss, axis=None)
+        self._loss_sum.assign_add(mean_loss)
+        if not tf.math.is_finite(mean_loss) and self._first_bad_step < 0:
+            self._first_bad_step.assign(tf.cast(self.optimizer.iterations.value, tf.int64))
+        return predictions, labels
+
+    def _replica_step(self, inputs, labels):
+        weights = self.model.trainable_variables
+        with tf.GradientTape() as tape:
+            predictions = self.model(inputs, training=True)
+            label_loss = self._label_loss(labels, predictions)
+            penalty = tf.add_n(self.model.losses) if self.model.losses else 0.0
+            loss = label_loss + self.config.regularization_penalty * penalty
+        gradients = tape.gradient(loss, weights)
+        self._warn_of_unused(weights, gradients)
+        self.optimizer.apply(self._merge_and_clip(gradients), weights)
+        return label_loss, predictions
+
+    def _merge_and_clip(self, gradients):
+        """Mean over replicas, each variable's clipped; the optimizer sums over the replicas."""
+        context = tf.distribute.get_replica_context()
+        replicas = context.num_replicas_in_sync
+        norm = self.config.clip_gradient_norm
+        merged = []
+        for gradient in gradients:
+            if gradient is not None:
+                gradient = context.all_reduce("SUM", gradient) / replicas
+                gradient = tf.clip_by_norm(gradient, norm) if norm > 0 else gradient
+                gradient = gradient / replicas
+            merged.append(gradient)
+        return merged
+
+    def _warn_of_unused(self, weights, gradients):
+        unused = [w.path for w, g in zip(weights, gradients, strict=True) if g is None]
+        if unused:
+            logging.warning("the loss does not depend on these weights: %s", listing(unused))
+
+
+def run_loop(
+    trainer, iterator, progress, manager, *, max_steps, save_steps, log_steps, metrics_steps
+):
+    """Runs steps, logs and saves until the data or the steps end.
+
+    Returns:
+        Mean label loss of the steps that the last log line tells of; NaN if no step was made.
+    """
+    log = TrainingLog(trainer, progress)
+    periods = (log_steps, metrics_steps, save_steps)
+    steps_per_call = 1
+    while (step := trainer.step) < max_steps:
+        target = min(
+            max_steps, step + steps_per_call, *((step // period + 1) * period for period in periods)
+        )
+        start = time.perf_counter()
+        outputs = trainer.run(iterator, target - step, keep_outputs=target % metrics_steps == 0)
+        trainer.check_finite()
+        seconds_per_step = (time.perf_counter() - start) / (target - step)
+        steps_per_call = min(
+            max(1, int(_SECONDS_PER_CALL / seconds_per_step)), _MOST_STEPS_PER_CALL
+        )
+        ended = trainer.step < target
+        if ended or outputs is not None or target % log_steps == 0 or target == max_steps:
+            log.write(outputs)
+        if ended:
+            break
+        if target % save_steps == 0:
+            save(trainer, manager)
+    save(trainer, manager)
+    return log.last_loss
+
+
+class TrainingLog:
+    """Log lines and TensorBoard scalars of a run."""
+
+    def __init__(self, trainer, progress):
+        self.last_loss = math.nan
+        self._trainer = trainer
+        self._progress = progress
+        self._step = trainer.step
+        self._time = time.perf_counter()
+
+    def write(self, outputs):
+        """Reports the steps since the last call.
+
+        Args:
+            outputs: predictions and labels of the last step, per replica, or None; with them come
+                metrics.
+        """
+        trainer, now = self._trainer, time.perf_counter()
+        step, seconds = trainer.step, now - self._time
+        steps = step - self._step
+        if not steps:
+            return
+        self.last_loss = trainer.take_loss_sum() / steps
+        values = {
+            "loss": self.last_loss,
+            "examples/s": steps * trainer.config.batch_size / seconds,
+            "learning_rate": trainer.learning_rate,
+        }
+        if outputs is not None:
+            values |= batch_metrics(outputs, trainer.strategy)
+        self._step, self._time = step, now
+        self._progress.advance_to(step)
+        self._progress.report(
+            f"step {step} | " + " | ".join(f"{name} {value:.4g}" for name, value in values.items())
+        )
+        for name, value in values.items():
+            tf.summary.scalar(name, value, step)
+
+
+def batch_metrics(outputs, strategy):
+    """Hit@1, PERR and GAP of one batch."""
+    predictions, labels = (
+        np.concatenate([part.numpy() for part in strategy.experimental_local_results(output)])
+        for output in outputs
+    )
+    return {
+        "Hit@1": eval_util.calculate_hit_at_one(predictions, labels),
+        "PERR": eval_util.calculate_precision_at_equal_recall_rate(predictions, labels),
+        "GAP": eval_util.calculate_gap(predictions, labels),
+    }
+
+
+def resume(manager, model):
+    """Restores the newest checkpoint, if there is one."""
+    path = manager.latest_checkpoint
+    if path is None:
+        return
+    checkpoints.check_fits(checkpoints.weights(model), path)
+    manager.checkpoint.restore(path).assert_consumed()
+
+
+def save(trainer, manager):
+    """Saves a checkpoint of the current step, if there is none.
+
+    Raises:
+        FloatingPointError: if a weight is not finite; nothing is saved then.
+    """
+    latest = manager.latest_checkpoint
+    if latest is not None and checkpoints.step_of(latest) == trainer.step:
+        return
+    for path, weight in checkpoints.weights(trainer.model).items():
+        if not tf.reduce_all(tf.math.is_finite(weight)):
+            raise FloatingPointError(
+                f"weight {path} is not finite at step {trainer.step}, which is not saved. Try a "
+                "lower --base_learning_rate or --clip_gradient_norm."
+            )
+    manager.save(checkpoint_number=trainer.step)

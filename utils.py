@@ -1,0 +1,34 @@
+"""What everything else builds on: the input error and the YouTube-8M quantisation.
+
+Needs neither TensorFlow nor Keras.
+"""
+
+import numpy as np
+
+# A stored byte q stands for the feature value q * SCALE + OFFSET, which covers -2..2.
+QUANTIZATION_SCALE = 4.0 / 255.0
+QUANTIZATION_OFFSET = 4.0 / 512.0 - 2.0
+
+
+class InputError(ValueError):
+    """Bad input from the user: a flag, a file, a record or a setting.
+
+    The message is a sentence that names the culprit, what was expected and what to do. Programs
+    print it without a traceback.
+    """
+
+
+def dequantize(values):
+    """Feature values (about -2..2) of quantised ones (0..255, already cast to a float type)."""
+    return values * QUANTIZATION_SCALE + QUANTIZATION_OFFSET
+
+
+def quantize(values):
+    """Nearest bytes of feature values, a uint8 array: the inverse of `dequantize`, clipped."""
+    steps = np.rint((np.asarray(values) - QUANTIZATION_OFFSET) / QUANTIZATION_SCALE)
+    return np.clip(steps, 0, 255).astype(np.uint8)
+
+
+def listing(names):
+    """Names for an error message: `a, b, c`, or `none`."""
+    return ", ".join(str(name) for name in names) or "none"

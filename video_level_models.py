@@ -1,0 +1,126 @@
+"""Models that classify one vector per video.
+
+They are models by themselves, for the mean features of videos, and the classifiers of frame-level
+models, which reduce the frames to one vector first.
+"""
+
+import keras
+from keras import ops
+
+import nonlocal_vlad
+import registry
+
+
+class VideoLevelModel(keras.Model):
+    """Base of the models that classify a vector `[B, D]` into probabilities `[B, C]`.
+
+    A subclass makes its layers in the constructor and implements `classify`.
+
+    Args:
+        num_classes: int. C.
+        feature_sizes: sequence of int. Sizes of the features; their sum is D.
+        l2_normalize_input: bool. Whether the input is normalised to length 1 first, as mean
+            features are; the encoding of a frame-level model is not.
+    """
+
+    frame_level = False
+
+    def __init__(self, *, num_classes, feature_sizes=(), l2_normalize_input=True, name=None):
+        super().__init__(name=name or type(self).__name__)
+        self.num_classes = num_classes
+        self.feature_sizes = tuple(feature_sizes)
+        self.l2_normalize_input = l2_normalize_input
+
+    def input_spec_tensors(self):
+        """Symbolic input, by which the weights are made."""
+        return keras.Input([sum(self.feature_sizes)], dtype="float32")
+
+    def call(self, inputs, training=False):
+        """Probabilities, float32 `[B, C]`, of float32 `[B, D]`."""
+        if self.l2_normalize_input:
+            inputs = ops.normalize(inputs, axis=-1)
+        return self.classify(inputs, training)
+
+    def classify(self, x, training):
+        """Probabilities `[B, C]` of vectors `[B, D]`."""
+        raise NotImplementedError
+
+
+@registry.register
+class LogisticModel(VideoLevelModel):
+    """One logistic regression per class.
+
+        p = sigmoid(W x + b)
+
+    Args:
+        l2_penalty: float. Weight of the L2 penalty, half the sum of squares of W.
+    """
+
+    def __init__(self, *, l2_penalty=1e-8, **kwargs):
+        super().__init__(**kwargs)
+        self.logistic = keras.layers.Dense(
+            self.num_classes,
+            activation="sigmoid",
+            kernel_regularizer=half_l2("l2_penalty", l2_penalty),
+            name="logistic",
+        )
+
+    def classify(self, x, training):
+        """Probabilities `[B, C]` of vectors `[B, D]`."""
+        return self.logistic(x)
+
+
+@registry.register
+class MoeModel(VideoLevelModel):
+    """Mixture of experts: per class, a softmax over M experts and one that always says no.
+
+        p_c = sum_m softmax_m(G_c x) * sigmoid(w_cm x + b_cm),  m = 1..M of M + 1
+
+    With `moe_prob_gating`, context gating of the class probabilities follows, which lets classes
+    support or suppress each other.
+
+    Args:
+        moe_num_mixtures: int. M, experts per class without the one that always says no.
+        moe_l2: float. Weight of the L2 penalty, half the sum of squares of gates and experts.
+        moe_prob_gating: bool. Whether context gating of the probabilities follows.
+
+    Reference: [Abu-El-Haija et al., 2016](https://arxiv.org/abs/1609.08675), section 4.1.3.
+    """
+
+    def __init__(self, *, moe_num_mixtures=2, moe_l2=1e-8, moe_prob_gating=False, **kwargs):
+        super().__init__(**kwargs)
+        if moe_num_mixtures < 1:
+            raise ValueError(f"moe_num_mixtures must be at least 1. Received: {moe_num_mixtures}")
+        self.num_mixtures = moe_num_mixtures
+        self.gates = keras.layers.Dense(
+            self.num_classes * (moe_num_mixtures + 1),
+            use_bias=False,
+            kernel_regularizer=half_l2("moe_l2", moe_l2),
+            name="gates",
+        )
+        self.experts = keras.layers.Dense(
+            self.num_classes * moe_num_mixtures,
+            kernel_regularizer=half_l2("moe_l2", moe_l2),
+            name="experts",
+        )
+        self.prob_gating = (
+            nonlocal_vlad.ContextGating(name="prob_gating") if moe_prob_gating else None
+        )
+
+    def classify(self, x, training):
+        """Probabilities `[B, C]` of vectors `[B, D]`."""
+        mixtures = self.num_mixtures
+        gates = ops.reshape(self.gates(x), (-1, self.num_classes, mixtures + 1))
+        experts = ops.reshape(self.experts(x), (-1, self.num_classes, mixtures))
+        weights = ops.softmax(gates, axis=-1)[..., :mixtures]
+        probabilities = ops.einsum("BCM,BCM->BC", weights, ops.sigmoid(experts))
+        if self.prob_gating is None:
+            return probabilities
+        return self.prob_gating(probabilities, training=training)
+
+
+def half_l2(name, weight):
+    """Keras regularizer for `weight * sum(w^2) / 2`, the penalty of the starter code."""
+    if not weight >= 0:
+        raise ValueError(f"{name} must be 0 or more. Received: {weight}")
+    return keras.regularizers.L2(weight / 2)
