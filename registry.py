@@ -160,11 +160,16 @@ def _own_hyperparameters(cls):
     for ancestor in inspect.getmro(cls):
         if "__init__" not in vars(ancestor):
             continue
-        parameters = inspect.signature(ancestor.__init__).parameters.values()
         if ancestor.__module__.partition(".")[0] == "keras":
             break
+        _, *parameters = inspect.signature(ancestor.__init__).parameters.values()
         described = _described_arguments(inspect.getdoc(ancestor) or "")
         for parameter in parameters:
+            if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
+                raise ValueError(
+                    f"argument {parameter.name!r} of {cls.__name__} must be keyword-only: put it "
+                    "behind a *."
+                )
             if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in DATA_ARGUMENTS:
                 text = described.get(parameter.name, "")
                 known = found.get(parameter.name)

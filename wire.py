@@ -1,49 +1,48 @@
 """Takes YouTube-8M records apart without copying: views into the bytes of a serialized proto.
 
 Only the layout that writers of `tf.train.Example` and `tf.train.SequenceExample` produce is read
-here; anything else that is valid goes through the protobuf library, with the same result. Names of
-messages and fields are those of tensorflow/core/example/*.proto.
+here; anything else goes through the protobuf library, with the same result. Names of messages and
+fields are those of tensorflow/core/example/*.proto.
 """
 
 import numpy as np
-from google.protobuf.message import DecodeError
-from tensorflow.train import Feature, FeatureList
+from tensorflow.train import Feature, FeatureList, SequenceExample
 
-_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+# Tags of the length-delimited fields 1 and 2. In the usual layout there are no others.
+_FIELD_1, _FIELD_2 = 0x0A, 0x12
+_MAX_LENGTH_BYTES = 4
 
 
 def parse_record(payload):
     """Splits a serialized Example or SequenceExample into its features.
 
     The two share the number of their first field (`features`, `context`), so one parser serves
-    both; an Example has no feature lists.
+    both; an Example has no feature lists. What is inside a feature is checked when it is used.
 
     Args:
         payload: bytes.
 
     Returns:
-        `(features, feature_lists)`: dicts from name to the bytes of a serialized `Feature` and
-        `FeatureList`.
+        `(features, feature_lists)`: dicts from name to a serialized `Feature` and `FeatureList`,
+        as a buffer that may be a view of `payload`.
 
     Raises:
         DecodeError: if the payload is neither.
     """
+    data = memoryview(payload)
     features, feature_lists = {}, {}
     try:
-        for field, start, end in _fields(payload, 0, len(payload)):
-            if field == 1:
-                _parse_map(payload, start, end, features)
-            elif field == 2:
-                _parse_map(payload, start, end, feature_lists)
-    except (IndexError, UnicodeDecodeError) as error:
-        raise DecodeError("it ends in the middle of a field") from error
+        for tag, start, end in _fields(data, 0, len(data)):
+            _parse_map(data, start, end, features if tag == _FIELD_1 else feature_lists)
+    except (IndexError, ValueError):
+        return _parse_with_protobuf(payload)
     return features, feature_lists
 
 
 def float_values(feature):
     """Values of a serialized `Feature` that holds floats: float32 `[n]`, or None if it does not."""
-    values = _only_field(feature, 0, len(feature), 2)  # Feature.float_list
-    packed = values and _only_field(feature, *values, 1)  # FloatList.value
+    values = _only_field(feature, 0, len(feature), _FIELD_2)  # Feature.float_list
+    packed = values and _only_field(feature, *values, _FIELD_1)  # FloatList.value
     if packed and (packed[1] - packed[0]) % 4 == 0:
         return np.frombuffer(feature, "<f4", (packed[1] - packed[0]) // 4, packed[0])
     parsed = Feature.FromString(feature)
@@ -59,17 +58,25 @@ def frame_bytes(feature_list):
         uint8 `[num_frames, size]`; `[0, 0]` without frames; None if the frames differ in size or
         are not one bytes value each.
     """
-    if not feature_list:
-        return np.zeros((0, 0), np.uint8)
     frames = _equal_frames(feature_list)
     if frames is not None:
         return frames
     values = [feature.bytes_list.value for feature in FeatureList.FromString(feature_list).feature]
+    if not values:
+        return np.zeros((0, 0), np.uint8)
     sizes = {len(value[0]) if len(value) == 1 else None for value in values}
     if len(sizes) != 1 or None in sizes:
         return None
     content = b"".join(value[0] for value in values)
     return np.frombuffer(content, np.uint8).reshape(len(values), sizes.pop())
+
+
+def _parse_with_protobuf(payload):
+    record = SequenceExample.FromString(payload)
+    return tuple(
+        {name: message.SerializeToString() for name, message in entries.items()}
+        for entries in (record.context.feature, record.feature_lists.feature_list)
+    )
 
 
 def _equal_frames(feature_list):
@@ -78,80 +85,64 @@ def _equal_frames(feature_list):
     All features of equal size begin with the same bytes (tags and lengths), followed by the frame,
     so the list is a table whose first columns are constant.
     """
-    try:
-        # FeatureList.feature, Feature.bytes_list, BytesList.value: each inside the one before.
-        fields = _fields(feature_list, 0, len(feature_list))
-        number, start, row_end = next(fields)
-        inner = _only_field(feature_list, start, row_end, 1)
-        value = inner and _only_field(feature_list, *inner, 1)
-    except (IndexError, DecodeError):
+    # FeatureList.feature, Feature.bytes_list, BytesList.value: each inside the one before.
+    feature = _first_field(feature_list, 0, len(feature_list), _FIELD_1)
+    inner = feature and _only_field(feature_list, *feature, _FIELD_1)
+    value = inner and _only_field(feature_list, *inner, _FIELD_1)
+    if not value or len(feature_list) % value[1]:
         return None
-    if number != 1 or not value or len(feature_list) % row_end:
-        return None
-    rows = np.frombuffer(feature_list, np.uint8).reshape(-1, row_end)
-    header = rows[:, : value[0]]
-    return rows[:, value[0] :] if (header == header[0]).all() else None
+    header_size, row_size = value
+    rows = np.frombuffer(feature_list, np.uint8).reshape(-1, row_size)
+    headers = rows[:, :header_size].tobytes()
+    return rows[:, header_size:] if headers == headers[:header_size] * len(rows) else None
 
 
-def _only_field(data, start, end, number):
-    """Bounds of the one length-delimited field `number` that fills data[start:end], or None."""
-    if start == end:
-        return None
+def _only_field(data, start, end, tag):
+    """Bounds of the field `tag`, if it fills data[start:end]; None otherwise."""
+    bounds = _first_field(data, start, end, tag)
+    return bounds if bounds and bounds[1] == end else None
+
+
+def _first_field(data, start, end, tag):
+    """Bounds of the field `tag`, if it is the first one of data[start:end]; None otherwise."""
     try:
-        found, inner_start, inner_end = next(_fields(data, start, end))
-    except (IndexError, DecodeError, StopIteration):
+        found = next(_fields(data, start, end), None)
+    except (IndexError, ValueError):
         return None
-    return (inner_start, inner_end) if found == number and inner_end == end else None
+    return found[1:] if found and found[0] == tag else None
 
 
 def _parse_map(data, start, end, entries):
     """Adds the entries of a serialized map<string, message> inside its wrapping message."""
-    for field, entry_start, entry_end in _fields(data, start, end):
-        if field != 1:
-            continue
-        name, value = "", b""
-        for number, value_start, value_end in _fields(data, entry_start, entry_end):
-            if number == 1:
-                name = data[value_start:value_end].decode()
-            elif number == 2:
-                value = data[value_start:value_end]
-        entries[name] = value
+    for tag, entry_start, entry_end in _fields(data, start, end):
+        (key_tag, *key), (value_tag, *value) = _fields(data, entry_start, entry_end)
+        name = str(data[slice(*key)], "utf-8")
+        if (tag, key_tag, value_tag) != (_FIELD_1, _FIELD_1, _FIELD_2) or name in entries:
+            raise ValueError("not an entry of the usual layout")
+        entries[name] = data[slice(*value)]
 
 
 def _fields(data, start, end):
-    """Length-delimited fields in data[start:end]: tuples (number, start, end); others are passed.
+    """Fields of data[start:end]: tuples (tag, start, end).
 
     Raises:
-        DecodeError: if a field does not end where it should.
+        IndexError, ValueError: if the layout is not the usual one.
     """
-    position = start
-    while position < end:
-        tag, position = _varint(data, position)
-        kind = tag & 7
-        if kind == _LENGTH_DELIMITED:
-            length, position = _varint(data, position)
-            if position + length > end:
-                raise DecodeError("a field is longer than what holds it")
-            yield tag >> 3, position, position + length
-            position += length
-        elif kind == _VARINT:
-            _, position = _varint(data, position)
-        elif kind in (_FIXED32, _FIXED64):
-            position += 4 if kind == _FIXED32 else 8
-        else:
-            raise DecodeError(f"wire type {kind} is not valid")
-    if position != end:
-        raise DecodeError("a field is longer than what holds it")
+    while start < end:
+        tag = data[start]
+        length, start = _length(data, start + 1)
+        if tag not in (_FIELD_1, _FIELD_2) or start + length > end:
+            raise ValueError("not a field of the usual layout")
+        yield tag, start, start + length
+        start += length
 
 
-def _varint(data, position):
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
+def _length(data, position):
+    """A length and the position behind it."""
+    length = 0
+    for place in range(_MAX_LENGTH_BYTES):
+        byte = data[position + place]
+        length |= (byte & 0x7F) << (7 * place)
         if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise DecodeError("a number is longer than 64 bits")
+            return length, position + place + 1
+    raise ValueError("not a length of the usual layout")

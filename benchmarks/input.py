@@ -1,0 +1,231 @@
+"""Measures how many videos per second the frame-level reader delivers.
+
+    python benchmarks/input.py
+
+It is compared, in turns within one run, with the reader that one writes first with tf.data and with
+the bare reading of records. benchmarks/README.md tells how to read the result.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import files
+import program
+import readers
+import utils
+from utils import InputError
+
+NUM_CLASSES = 3862
+MAX_FRAMES = 300
+FEATURES = {"rgb": 1024, "audio": 128}
+NUM_FILES = 8
+BASELINE = "per-example tf.data"
+PACKAGES = ("tensorflow", "numpy", "protobuf", "google-crc32c")
+
+
+def write_records(folder, num_videos, seed=0):
+    """Writes full-size frame-level records of random bytes and returns a glob of the files."""
+    rng = np.random.default_rng(seed)
+    for number in range(NUM_FILES):
+        path = os.path.join(folder, f"part{number}.tfrecord")
+        with tf.io.TFRecordWriter(path) as writer:
+            for index in range(number, num_videos, NUM_FILES):
+                writer.write(random_record(f"video{index}", rng))
+    return os.path.join(folder, "part*.tfrecord")
+
+
+def random_record(video_id, rng):
+    """A serialized SequenceExample with all frames and one to five labels."""
+    labels = rng.choice(NUM_CLASSES, rng.integers(1, 6), replace=False)
+    context = {
+        "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[video_id.encode()])),
+        "labels": tf.train.Feature(int64_list=tf.train.Int64List(value=labels)),
+    }
+    feature_lists = {
+        name: tf.train.FeatureList(
+            feature=[
+                tf.train.Feature(bytes_list=tf.train.BytesList(value=[rng.bytes(size)]))
+                for _ in range(MAX_FRAMES)
+            ]
+        )
+        for name, size in FEATURES.items()
+    }
+    return tf.train.SequenceExample(
+        context=tf.train.Features(feature=context),
+        feature_lists=tf.train.FeatureLists(feature_list=feature_lists),
+    ).SerializeToString()
+
+
+def baseline_dataset(paths, batch_size, num_readers):
+    """The usual reader: each video is parsed, dequantised to float32 and padded on its own."""
+
+    def frames_of(feature):
+        values = utils.dequantize(tf.cast(tf.io.decode_raw(feature, tf.uint8), tf.float32))
+        values = values[:MAX_FRAMES]
+        return tf.pad(values, [[0, MAX_FRAMES - tf.shape(values)[0]], [0, 0]])
+
+    def parse(record):
+        context, sequence = tf.io.parse_single_sequence_example(
+            record,
+            {"id": tf.io.FixedLenFeature([], tf.string), "labels": tf.io.VarLenFeature(tf.int64)},
+            {name: tf.io.FixedLenSequenceFeature([], tf.string) for name in FEATURES},
+        )
+        frames = tf.concat([frames_of(sequence[name]) for name in FEATURES], axis=1)
+        num_frames = tf.minimum(tf.size(sequence["rgb"]), MAX_FRAMES)
+        labels = tf.cast(tf.sparse.to_indicator(context["labels"], NUM_CLASSES), tf.float32)
+        return {"frames": frames, "num_frames": num_frames}, labels
+
+    records = tf.data.TFRecordDataset(paths, num_parallel_reads=num_readers)
+    return records.map(parse, num_readers).batch(batch_size).prefetch(1)
+
+
+def ways_to_read(paths, batch_size, num_readers):
+    """What is compared: a dict from name to a function that reads all files once.
+
+    Each function returns the number of videos.
+    """
+    reader = readers.YT8MFrameFeatureReader(
+        paths,
+        feature_names=tuple(FEATURES),
+        feature_sizes=tuple(FEATURES.values()),
+        num_classes=NUM_CLASSES,
+        max_frames=MAX_FRAMES,
+        num_readers=num_readers,
+    )
+
+    def read_dataset(dataset):
+        return sum(len(labels) for _, labels in dataset)
+
+    def read_batches(**options):
+        return sum(len(batch.labels) for batch in reader.batches(batch_size, **options))
+
+    baseline = baseline_dataset(paths, batch_size, num_readers)
+    records = tf.data.TFRecordDataset(paths, num_parallel_reads=num_readers)
+    return {
+        BASELINE: lambda: read_dataset(baseline),
+        "dataset()": lambda: read_dataset(reader.dataset(batch_size)),
+        "dataset(), shuffled": lambda: read_dataset(reader.dataset(batch_size, shuffle=True)),
+        "batches()": read_batches,
+        "batches(), shuffled": lambda: read_batches(shuffle=True),
+        "bare records": lambda: sum(1 for _ in records),
+    }
+
+
+def measure(ways, rounds):
+    """Videos per second of every way in every round: a dict from name to list.
+
+    The ways take turns, so that whatever else the machine does hits all of them alike. One round
+    before the first is not counted: it brings the files into memory.
+
+    Raises:
+        InputError: if the ways do not read the same number of videos.
+    """
+    counts = {name: read() for name, read in ways.items()}
+    if len(set(counts.values())) > 1:
+        raise InputError(f"the ways to read find different numbers of videos: {counts}")
+    rates = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, read in ways.items():
+            start = time.perf_counter()
+            rates[name].append(read() / (time.perf_counter() - start))
+    return rates
+
+
+def summarize(rates):
+    """Medians over the rounds, and the ratios to the baseline of the same round, by way."""
+    summary = {}
+    for name, values in rates.items():
+        ratios = [value / base for value, base in zip(values, rates[BASELINE], strict=True)]
+        summary[name] = {
+            "videos_per_second": round(statistics.median(values), 1),
+            "ratio": round(statistics.median(ratios), 2),
+            "ratio_min": round(min(ratios), 2),
+            "ratio_max": round(max(ratios), 2),
+        }
+    return summary
+
+
+def circumstances(flag_values, paths):
+    """What the numbers depend on."""
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "files": len(paths),
+        "bytes": sum(map(files.file_size, paths)),
+        **{name: flag_values[name].value for name in ("batch_size", "num_readers", "rounds")},
+        "versions": {
+            "python": ".".join(map(str, sys.version_info[:3])),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+    }
+
+
+def as_table(summary, conditions):
+    """The result as lines for a terminal."""
+    lines = [f"{'':22}{'videos/s':>10}{'ratio':>8}   (min to max)"]
+    for name, row in summary.items():
+        lines.append(
+            f"{name:22}{row['videos_per_second']:10.0f}{row['ratio']:8.2f}   "
+            f"({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+        )
+    versions = ", ".join(f"{name} {text}" for name, text in conditions["versions"].items())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Medians of {conditions['rounds']} rounds; {conditions['files']} files, "
+            f"{conditions['bytes'] / 1e6:.0f} MB; batches of {conditions['batch_size']}, "
+            f"{conditions['num_readers']} readers, {conditions['cores']} cores",
+            versions,
+        ]
+    )
+
+
+def define_flags(flag_values):
+    """Defines the flags of this program."""
+    program.define_flags(flag_values, "num_readers", batch_size=80)
+    own = {"flag_values": flag_values}
+    flags.DEFINE_string(
+        "data_pattern",
+        None,
+        "Globs of frame-level records with features rgb and audio, comma-separated; quote. "
+        "Without it, records of random bytes are written to a temporary directory.",
+        **own,
+    )
+    flags.DEFINE_integer("num_videos", 400, "Videos to write without --data_pattern.", **own)
+    flags.DEFINE_integer("rounds", 5, "How often each way to read is measured.", **own)
+    flags.DEFINE_enum("format", "table", ["table", "json"], "How to print the result.", **own)
+
+
+def main(flag_values):
+    """Runs the program."""
+    program.require_positive(flag_values, "num_videos", "batch_size", "num_readers", "rounds")
+    with contextlib.ExitStack() as stack:
+        pattern = flag_values.data_pattern
+        if pattern is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            pattern = write_records(folder, flag_values.num_videos)
+        paths = files.expand_patterns(pattern)
+        ways = ways_to_read(paths, flag_values.batch_size, flag_values.num_readers)
+        summary = summarize(measure(ways, flag_values.rounds))
+        conditions = circumstances(flag_values, paths)
+    if flag_values.format == "json":
+        print(json.dumps({"results": summary, "conditions": conditions}, indent=2))
+    else:
+        print(as_table(summary, conditions))
+
+
+if __name__ == "__main__":
+    program.run(main, define_flags)

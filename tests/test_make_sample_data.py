@@ -1,0 +1,369 @@
+"""Claims about the sample data: their format, their story and how the program refuses bad input."""
+
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+
+import make_sample_data
+import utils
+from utils import InputError
+
+SMALL = {
+    "num_videos": 100,
+    "num_eval_videos": 20,
+    "num_classes": 12,
+    "feature_sizes": (8, 4),
+    "max_frames": 12,
+    "min_frames": 3,
+}
+
+
+def make(directory, **changes):
+    return make_sample_data.make_sample_data(str(directory), **{**SMALL, **changes})
+
+
+def file_bytes(directory):
+    return {path.name: path.read_bytes() for path in pathlib.Path(directory).iterdir()}
+
+
+def records(directory, split, proto):
+    paths = sorted(str(path) for path in pathlib.Path(directory).glob(f"{split}*.tfrecord"))
+    return [proto.FromString(record.numpy()) for record in tf.data.TFRecordDataset(paths)]
+
+
+def context(features):
+    (video_id,) = features.feature["id"].bytes_list.value
+    return video_id.decode(), list(features.feature["labels"].int64_list.value)
+
+
+def frames(example, name):
+    steps = example.feature_lists.feature_list[name].feature
+    return np.stack([np.frombuffer(step.bytes_list.value[0], np.uint8) for step in steps])
+
+
+@pytest.fixture(scope="module")
+def frame_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("frame")
+    make(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def frame_examples(frame_dir):
+    splits = make_sample_data.SPLITS
+    return {split: records(frame_dir, split, tf.train.SequenceExample) for split in splits}
+
+
+def generated(num_videos, seed=0, num_classes=40, sizes=(24, 6), max_frames=30):
+    world = make_sample_data.World(seed, num_classes, sizes)
+    names = ("rgb", "audio")
+    videos = make_sample_data.Generator(world, seed, names, 6, max_frames).videos("train")
+    return world, [next(videos) for _ in range(num_videos)]
+
+
+def test_frame_records_hold_one_byte_string_per_frame_and_feature(frame_examples):
+    lengths = set()
+    for example in frame_examples["train"]:
+        assert set(example.context.feature) == {"id", "labels"}
+        assert set(example.feature_lists.feature_list) == {"rgb", "audio"}
+        rgb, audio = frames(example, "rgb"), frames(example, "audio")
+        assert rgb.shape[1:] == (8,) and audio.shape[1:] == (4,)
+        assert len(rgb) == len(audio)
+        lengths.add(len(rgb))
+    assert min(lengths) == 3 and max(lengths) == 12 and len(lengths) > 5
+
+
+def test_feature_values_are_centred_and_rarely_clipped():
+    _, videos = generated(300)
+    stored = np.concatenate([video.features["rgb"] for video in videos])
+    values = utils.dequantize(stored.astype(np.float32))
+    assert abs(values.mean()) < 0.1
+    assert 0.5 < values.std() < 0.9
+    assert np.mean((stored == 0) | (stored == 255)) < 0.02
+
+
+def test_every_split_has_its_files_and_videos(frame_dir, frame_examples):
+    assert {name for name in file_bytes(frame_dir) if name.endswith(".tfrecord")} == {
+        *(f"train{shard:05d}.tfrecord" for shard in range(4)),
+        "validate00000.tfrecord",
+        "test00000.tfrecord",
+    }
+    assert {split: len(found) for split, found in frame_examples.items()} == {
+        "train": 100,
+        "validate": 20,
+        "test": 20,
+    }
+
+
+def test_ids_are_unique_across_splits_and_videos_differ(frame_examples):
+    examples = [example for found in frame_examples.values() for example in found]
+    ids = {context(example.context)[0] for example in examples}
+    pictures = {frames(example, "rgb").tobytes() for example in examples}
+    assert len(ids) == len(pictures) == 140
+    assert min(map(len, ids)) >= 4
+
+
+def test_labels_are_one_to_five_distinct_classes_of_the_vocabulary(frame_examples):
+    for example in sum(frame_examples.values(), []):
+        _, labels = context(example.context)
+        assert 1 <= len(labels) <= 5
+        assert labels == sorted(set(labels))
+        assert set(labels) <= set(range(12))
+
+
+def test_labels_number_about_three_and_follow_a_zipf_law():
+    _, videos = generated(4000, num_classes=100, sizes=(2, 2), max_frames=10)
+    counts = np.bincount([label for video in videos for label in video.labels], minlength=100)
+    assert 2.8 < counts.sum() / 4000 < 3.2
+    ranks = np.arange(10, 100)
+    slope = np.polyfit(np.log(ranks + 1), np.log(counts[ranks]), 1)[0]
+    assert -1.2 < slope < -0.8
+    assert counts[0] > counts[1] > counts[4] > counts[20]
+
+
+def test_a_tenth_of_the_labels_is_noise():
+    world = make_sample_data.World(0, 1000, (2, 2))
+    rng = np.random.default_rng(0)
+    shown = make_sample_data._draw_classes(world, rng, np.full(5000, 10))
+    labels = make_sample_data._draw_labels(world, rng, shown)
+    kept = sum(len(set(row) & set(true)) for row, true in zip(labels, shown.tolist(), strict=True))
+    assert 0.89 < kept / (shown >= 0).sum() < 0.93
+    assert 0.93 < kept / sum(map(len, labels)) < 0.97
+
+
+def test_every_class_of_a_video_gets_a_frame_and_lengths_add_up():
+    world = make_sample_data.World(0, 30, (2, 2))
+    rng = np.random.default_rng(0)
+    num_frames = rng.integers(1, 9, size=500)
+    shown = make_sample_data._draw_classes(world, rng, num_frames)
+    classes, lengths = make_sample_data._draw_runs(world, rng, shown, num_frames)
+    assert (lengths.sum(axis=1) == num_frames).all()
+    assert (lengths[:, 1::2][shown >= 0] >= 1).all()
+    assert (lengths[:, 1::2][shown < 0] == 0).all()
+    assert (classes[:, ::2] == 30).all()
+
+
+def test_scenes_of_different_classes_share_words():
+    world = make_sample_data.World(0, 120, (64, 16))
+    classes_of_word = [set() for _ in world.words[0]]
+    for number, scenes in enumerate(world.scenes):
+        for word in scenes.ravel():
+            classes_of_word[word].add(number)
+    background = make_sample_data.BACKGROUND_WORDS
+    assert all(owners == {120} for owners in classes_of_word[:background] if owners)
+    assert np.median([len(owners) for owners in classes_of_word[background:]]) >= 3
+
+
+def test_sound_is_the_class_word_in_about_half_of_the_runs():
+    world = make_sample_data.World(0, 10, (4, 16))
+    classes = np.full(2000, 7)
+    rng = np.random.default_rng(0)
+    sound = make_sample_data._draw_frames(world, rng, classes, np.ones(2000, int))[1]
+    values = utils.dequantize(sound.astype(np.float32))
+    distances = np.linalg.norm(values[:, None] - world.words[1], axis=2)
+    share = np.mean(distances.argmin(axis=1) == world.sounds[0][7])
+    assert 0.4 < share < 0.6
+
+
+def gap(scores, labels):
+    """GAP@20 of a batch, `[B, C]` both."""
+    top = np.argsort(-scores, axis=1)[:, :20]
+    order = np.argsort(-np.take_along_axis(scores, top, axis=1).ravel())
+    hits = np.take_along_axis(labels, top, axis=1).ravel()[order]
+    return np.sum(hits * np.cumsum(hits) / np.arange(1, len(hits) + 1)) / labels.sum()
+
+
+def linear_gap(inputs, labels, train):
+    """GAP@20 of ridge regression on the videos that it was not fitted to."""
+    inputs = np.hstack([inputs, np.ones((len(inputs), 1))])
+    gram = inputs[:train].T @ inputs[:train] + np.eye(inputs.shape[1])
+    weights = np.linalg.solve(gram, inputs[:train].T @ labels[:train])
+    return gap(inputs[train:] @ weights, labels[train:])
+
+
+def test_frames_tell_more_than_their_mean_and_the_mean_more_than_the_prior():
+    world, videos = generated(3000, num_classes=80, sizes=(48, 6))
+    table = world.words[0]
+    labels, means = np.zeros((3000, 80)), np.zeros((3000, 48))
+    words = np.zeros((3000, len(table)))
+    for index, video in enumerate(videos):
+        labels[index, video.labels] = 1
+        values = utils.dequantize(video.features["rgb"].astype(np.float32))
+        means[index] = values.mean(axis=0)
+        nearness = values @ table.T - 0.5 * np.sum(table**2, axis=1)
+        words[index, nearness.argmax(axis=1)] = 1
+    prior = gap(np.tile(labels[:2500].mean(axis=0), (500, 1)), labels[2500:])
+    by_mean, by_words = linear_gap(means, labels, 2500), linear_gap(words, labels, 2500)
+    assert 0.1 < prior < 0.3
+    assert prior + 0.1 < by_mean
+    assert by_mean + 0.1 < by_words < 0.9
+
+
+def test_equal_arguments_give_equal_bytes_and_another_seed_gives_others(frame_dir, tmp_path):
+    make(tmp_path / "same")
+    make(tmp_path / "other", seed=1)
+    first, other = file_bytes(frame_dir), file_bytes(tmp_path / "other")
+    assert first == file_bytes(tmp_path / "same")
+    assert first.keys() == other.keys()
+    assert all(first[name] != other[name] for name in first)
+
+
+def test_videos_do_not_depend_on_shards_or_on_how_many_follow(frame_examples, tmp_path):
+    make(tmp_path, num_videos=45, shards=7)
+    found = records(tmp_path, "train", tf.train.SequenceExample)
+    assert found == frame_examples["train"][:45]
+
+
+def test_video_level_is_the_mean_of_the_frame_level(frame_examples, tmp_path):
+    make(tmp_path, level="video")
+    for split, examples in frame_examples.items():
+        means = records(tmp_path, split, tf.train.Example)
+        for frame_level, video_level in zip(examples, means, strict=True):
+            features = video_level.features
+            assert set(features.feature) == {"id", "labels", "mean_rgb", "mean_audio"}
+            assert context(features) == context(frame_level.context)
+            for name in ("rgb", "audio"):
+                expected = utils.dequantize(frames(frame_level, name).astype(np.float32)).mean(
+                    axis=0
+                )
+                actual = features.feature[f"mean_{name}"].float_list.value
+                np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_any_number_of_features_works(tmp_path):
+    make(tmp_path / "three", feature_names=("rgb", "audio", "text"), feature_sizes=(8, 4, 3))
+    example = records(tmp_path / "three", "train", tf.train.SequenceExample)[0]
+    sizes = {name: frames(example, name).shape[1] for name in example.feature_lists.feature_list}
+    assert sizes == {"rgb": 8, "audio": 4, "text": 3}
+    make(tmp_path / "one", feature_names=("rgb",), feature_sizes=(8,), level="video")
+    features = records(tmp_path / "one", "train", tf.train.Example)[0].features.feature
+    assert set(features) == {"id", "labels", "mean_rgb"}
+
+
+def test_one_class_one_frame_and_one_video_work(tmp_path):
+    summary = make(tmp_path, num_videos=1, shards=1, num_classes=1, max_frames=1, min_frames=1)
+    (example,) = records(tmp_path, "train", tf.train.SequenceExample)
+    assert context(example.context)[1] == [0]
+    assert frames(example, "rgb").shape == (1, 8)
+    assert summary.labels_per_video == 1.0
+
+
+def test_full_size_records_can_be_made(tmp_path):
+    sizes = {"num_classes": 3862, "feature_sizes": (1024, 128), "max_frames": 300}
+    make(tmp_path, num_videos=2, shards=1, num_eval_videos=1, min_frames=300, **sizes)
+    example = records(tmp_path, "train", tf.train.SequenceExample)[0]
+    assert frames(example, "rgb").shape == (300, 1024)
+    assert frames(example, "audio").shape == (300, 128)
+
+
+def test_vocabulary_names_every_class_and_counts_its_training_videos(frame_dir, frame_examples):
+    header, *rows = (frame_dir / "vocabulary.csv").read_text().splitlines()
+    assert header.startswith("Index,TrainVideoCount,KnowledgeGraphId,Name,WikiUrl,Vertical1,")
+    cells = [row.split(",") for row in rows]
+    assert {len(row) for row in cells} == {len(header.split(","))}
+    labels = [label for example in frame_examples["train"] for label in context(example.context)[1]]
+    counts = np.bincount(labels, minlength=12)
+    assert [(int(row[0]), int(row[1])) for row in cells] == list(enumerate(counts))
+
+
+def test_class_names_are_unique_beyond_the_combinations_of_words():
+    assert len({make_sample_data.class_name(index)[0] for index in range(10000)}) == 10000
+
+
+def test_the_summary_counts_what_was_written(tmp_path):
+    summary = make(tmp_path)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.glob("*.tfrecord")}
+    assert summary.videos == {"train": 100, "validate": 20, "test": 20}
+    assert sorted(pathlib.Path(path).name for path in summary.files) == sorted(sizes)
+    assert summary.num_bytes == sum(sizes.values())
+    assert 1 <= summary.labels_per_video <= 5
+
+
+def test_existing_records_are_refused_unless_overwriting(tmp_path):
+    make(tmp_path, shards=8)
+    before = file_bytes(tmp_path)
+    with pytest.raises(InputError, match="already holds sample data.*--overwrite"):
+        make(tmp_path, seed=1)
+    assert file_bytes(tmp_path) == before
+    make(tmp_path, shards=2, seed=1, overwrite=True)
+    assert sorted(path.name for path in tmp_path.glob("train*")) == [
+        "train00000.tfrecord",
+        "train00001.tfrecord",
+    ]
+
+
+def test_overwriting_leaves_foreign_files_alone(tmp_path):
+    (tmp_path / "train_notes.txt").write_text("mine")
+    make(tmp_path)
+    make(tmp_path, overwrite=True)
+    assert (tmp_path / "train_notes.txt").read_text() == "mine"
+
+
+def test_an_interrupted_file_does_not_appear(tmp_path, monkeypatch):
+    def fail(video):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(make_sample_data, "_serialize_frames", fail)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_videos": 0}, "num_videos must be at least 1. Received: 0"),
+        ({"num_eval_videos": 0}, "num_eval_videos must be at least 1"),
+        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"max_frames": 0, "min_frames": None}, "max_frames must be at least 1"),
+        ({"shards": 0}, "shards must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"min_frames": 13}, "min_frames must not be above max_frames. Received: 13 and 12"),
+        ({"shards": 101}, "shards must not be more than num_videos.* Received: 101 and 100"),
+        ({"level": "segment"}, "level must be one of frame, video. Received: 'segment'"),
+        ({"feature_names": ("rgb",)}, "as many feature_names as feature_sizes.* rgb and 8, 4"),
+        ({"feature_names": ("rgb", "rgb")}, "feature_names must be distinct names"),
+        ({"feature_names": (), "feature_sizes": ()}, "feature_names must be distinct names"),
+        ({"feature_sizes": (8, 0)}, "feature_sizes must be at least 1. Received: 8, 0"),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        make(tmp_path / "new", **changes)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write to the directory '.*file/inside'"):
+        make(tmp_path / "file" / "inside")
+
+
+def parsed(*arguments):
+    flag_values = flags.FlagValues()
+    make_sample_data.define_flags(flag_values)
+    flag_values(["make_sample_data.py", *arguments])
+    return flag_values
+
+
+def test_the_program_obeys_its_flags(tmp_path, frame_dir):
+    make_sample_data.main(
+        parsed(
+            f"--output_dir={tmp_path}",
+            "--num_videos=100",
+            "--num_eval_videos=20",
+            "--num_classes=12",
+            "--feature_sizes=8,4",
+            "--max_frames=12",
+            "--min_frames=3",
+        )
+    )
+    assert file_bytes(tmp_path) == file_bytes(frame_dir)
+
+
+def test_the_program_asks_for_an_output_directory():
+    with pytest.raises(InputError, match="--output_dir must be given"):
+        make_sample_data.main(parsed())

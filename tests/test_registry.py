@@ -1,0 +1,333 @@
+import re
+import sys
+
+import pytest
+from absl import flags
+
+import frame_level_models
+import program
+import registry
+import video_level_models
+from utils import InputError
+
+SIZES = {"num_classes": 3, "feature_sizes": (4, 2)}
+FRAME_LEVEL_ARGUMENTS = {"iterations", "sample_random_frames", "video_level_classifier_model"}
+MOE_ARGUMENTS = {"moe_num_mixtures", "moe_l2", "moe_prob_gating"}
+
+
+@pytest.fixture(autouse=True)
+def _registered_models_stay_as_they_were(monkeypatch):
+    monkeypatch.setattr(registry, "_MODELS", registry.models())
+
+
+@pytest.fixture
+def pooled_model():
+    """A frame-level model with an argument of its own and another default for its classifier."""
+
+    @registry.register
+    class PooledModel(frame_level_models.FrameLevelLogisticModel):
+        """Pools.
+
+        Args:
+            power: float. Exponent of the
+                pooling.
+        """
+
+        def __init__(
+            self,
+            *,
+            power=2.0,
+            moe_num_mixtures=5,
+            video_level_classifier_model="MoeModel",
+            **kwargs,
+        ):
+            super().__init__(
+                moe_num_mixtures=moe_num_mixtures,
+                video_level_classifier_model=video_level_classifier_model,
+                **kwargs,
+            )
+            self.power = power
+
+    return PooledModel
+
+
+def defaults(name, classifier=None):
+    parameters = registry.hyperparameters(name, classifier)
+    return {key: parameter.default for key, parameter in parameters.items()}
+
+
+def test_models_are_found_by_class_name_and_sorted():
+    models = registry.models()
+    assert list(models) == sorted(models)
+    assert models["MoeModel"] is video_level_models.MoeModel
+    assert registry.model_class("DbofModel") is frame_level_models.DbofModel
+
+
+def test_model_in_a_new_file_is_found_without_editing_another(tmp_path, monkeypatch):
+    (tmp_path / "newcomers_models.py").write_text(
+        "import registry, video_level_models\n"
+        "@registry.register\n"
+        "class NewcomerModel(video_level_models.LogisticModel):\n"
+        "    pass\n"
+    )
+    monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    try:
+        assert registry.model_class("NewcomerModel").__module__ == "newcomers_models"
+    finally:
+        sys.modules.pop("newcomers_models", None)
+
+
+def test_hyperparameters_are_the_keyword_arguments_with_their_defaults():
+    assert defaults("MoeModel") == {
+        "moe_num_mixtures": 2,
+        "moe_l2": 1e-8,
+        "moe_prob_gating": False,
+    }
+
+
+def test_hyperparameters_of_a_frame_level_model_include_those_of_its_classifier():
+    assert set(defaults("GruModel")) == (
+        FRAME_LEVEL_ARGUMENTS | MOE_ARGUMENTS | {"gru_cells", "gru_layers"}
+    )
+    assert set(defaults("FrameLevelLogisticModel")) == FRAME_LEVEL_ARGUMENTS | {"l2_penalty"}
+
+
+def test_hyperparameters_follow_the_chosen_classifier():
+    found = defaults("FrameLevelLogisticModel", classifier="MoeModel")
+    assert set(found) == FRAME_LEVEL_ARGUMENTS | MOE_ARGUMENTS
+
+
+def test_default_of_a_derived_class_wins_over_that_of_its_base():
+    assert defaults("LstmModel")["iterations"] == 0
+    assert defaults("DbofModel")["iterations"] == 30
+
+
+def test_default_of_a_frame_level_model_wins_over_that_of_its_classifier(pooled_model):
+    assert defaults("PooledModel")["moe_num_mixtures"] == 5
+    assert registry.build_model("PooledModel", **SIZES).classifier.num_mixtures == 5
+    model = registry.build_model("PooledModel", **SIZES, moe_num_mixtures=3)
+    assert model.classifier.num_mixtures == 3
+
+
+def test_description_comes_from_the_docstring_on_one_line(pooled_model):
+    parameters = registry.hyperparameters("PooledModel")
+    assert parameters["power"].help == "float. Exponent of the pooling."
+
+
+def test_description_of_an_argument_with_a_new_default_is_that_of_the_base():
+    described = {
+        name: registry.hyperparameters(name)["video_level_classifier_model"].help
+        for name in ("FrameLevelLogisticModel", "LstmModel")
+    }
+    assert described["FrameLevelLogisticModel"] == described["LstmModel"]
+
+
+@pytest.mark.parametrize("name", list(registry.models()))
+def test_every_hyperparameter_is_described_with_its_type(name):
+    wrong = [
+        key
+        for key, parameter in registry.hyperparameters(name).items()
+        if not re.match(rf"{type(parameter.default).__name__}\. \S", parameter.help)
+    ]
+    assert wrong == []
+
+
+def test_unknown_model_lists_what_there_is():
+    with pytest.raises(InputError, match=r"unknown model 'Moe'.*LogisticModel, LstmModel, MoeM"):
+        registry.model_class("Moe")
+
+
+def test_resolve_overrides_the_defaults():
+    assert registry.resolve("MoeModel", {"moe_num_mixtures": 4}) == {
+        "moe_num_mixtures": 4,
+        "moe_l2": 1e-8,
+        "moe_prob_gating": False,
+    }
+
+
+def test_resolve_accepts_hyperparameters_of_the_chosen_classifier():
+    given = {"video_level_classifier_model": "MoeModel", "moe_num_mixtures": 4}
+    resolved = registry.resolve("FrameLevelLogisticModel", given)
+    assert resolved["moe_num_mixtures"] == 4
+    assert resolved["moe_l2"] == 1e-8
+    assert "l2_penalty" not in resolved
+
+
+def test_hyperparameter_of_another_classifier_is_refused_naming_what_is_taken():
+    message = r"GruModel does not take l2_penalty\. It takes: gru_cells, gru_layers, .*moe_l2"
+    with pytest.raises(InputError, match=message):
+        registry.resolve("GruModel", {"l2_penalty": 0.1})
+
+
+def test_all_unknown_hyperparameters_are_named():
+    with pytest.raises(InputError, match="LogisticModel does not take cells, depth"):
+        registry.resolve("LogisticModel", {"depth": 1, "cells": 2, "l2_penalty": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "expected"),
+    [
+        ("moe_num_mixtures", 2.0, "int"),
+        ("moe_num_mixtures", True, "int"),
+        ("moe_l2", "1e-6", "float"),
+        ("moe_l2", None, "float"),
+        ("moe_prob_gating", 1, "bool"),
+    ],
+)
+def test_hyperparameter_of_wrong_type_is_refused(parameter, value, expected):
+    with pytest.raises(InputError) as error:
+        registry.resolve("MoeModel", {parameter: value})
+    assert str(error.value) == (
+        f"hyper-parameter '{parameter}' must be of type {expected}. Received: {value!r}"
+    )
+
+
+def test_integer_stands_for_a_float():
+    value = registry.resolve("MoeModel", {"moe_l2": 1})["moe_l2"]
+    assert (type(value), value) == (float, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 0}, r"num_classes must be positive integers. Received: \[0\]"),
+        ({"num_classes": 3.0}, r"num_classes must be positive integers. Received: \[3.0\]"),
+        ({"feature_sizes": ()}, r"feature_sizes must be positive integers. Received: \[\]"),
+        ({"feature_sizes": (4, 0)}, r"feature_sizes must be positive .* Received: \[4, 0\]"),
+        ({"iterations": -1}, "DbofModel: iterations must be 0 or more. Received: -1"),
+        ({"dbof_cluster_size": 0}, "DbofModel: dbof_cluster_size must be at least 1. Received: 0"),
+        ({"dbof_hidden_size": 0}, "DbofModel: dbof_hidden_size must be at least 1. Received: 0"),
+        ({"dbof_pooling_method": "sum"}, "must be 'max' or 'average'. Received: 'sum'"),
+        ({"moe_num_mixtures": 0}, "moe_num_mixtures must be at least 1. Received: 0"),
+        ({"moe_l2": -0.5}, "moe_l2 must be 0 or more. Received: -0.5"),
+        ({"moe_l2": float("nan")}, "moe_l2 must be 0 or more. Received: nan"),
+        (
+            {"video_level_classifier_model": "GruModel"},
+            "video_level_classifier_model must be a video-level model. Received: GruModel",
+        ),
+        ({"video_level_classifier_model": "Moe"}, "unknown model 'Moe'. Registered models: "),
+    ],
+)
+def test_build_model_refuses_a_bad_value_by_name(arguments, message):
+    with pytest.raises(InputError, match=message):
+        registry.build_model("DbofModel", **{**SIZES, **arguments})
+
+
+@pytest.mark.parametrize("argument", ["lstm_cells", "lstm_layers", "gru_cells", "gru_layers"])
+def test_recurrent_models_refuse_zero_units_and_layers(argument):
+    name = {"lstm": "LstmModel", "gru": "GruModel"}[argument.partition("_")[0]]
+    with pytest.raises(InputError, match=f"{name}: {argument} must be at least 1. Received: 0"):
+        registry.build_model(name, **SIZES, **{argument: 0})
+
+
+def test_built_model_has_its_weights():
+    assert registry.build_model("LogisticModel", **SIZES).count_params() == 6 * 3 + 3
+
+
+def test_name_of_another_files_model_is_refused():
+    class MoeModel(video_level_models.MoeModel):
+        pass
+
+    message = "'MoeModel' is registered already, by video_level_models.py. Choose another"
+    with pytest.raises(ValueError, match=message):
+        registry.register(MoeModel)
+    assert registry.model_class("MoeModel") is video_level_models.MoeModel
+
+
+def test_positional_argument_is_refused():
+    class PositionalModel(video_level_models.LogisticModel):
+        def __init__(self, cells=4, **kwargs):
+            super().__init__(**kwargs)
+
+    with pytest.raises(ValueError, match="'cells' of PositionalModel must be keyword-only"):
+        registry.register(PositionalModel)
+    assert "PositionalModel" not in registry.models()
+
+
+@pytest.mark.parametrize("default", [None, (1, 2), [3], len])
+def test_default_that_no_flag_can_have_is_refused(default):
+    class UndescribableModel(video_level_models.LogisticModel):
+        def __init__(self, *, cells=default, **kwargs):
+            super().__init__(**kwargs)
+
+    with pytest.raises(ValueError, match="'cells' of UndescribableModel must have a default of"):
+        registry.register(UndescribableModel)
+    assert "UndescribableModel" not in registry.models()
+
+
+def test_argument_without_a_default_is_refused():
+    class DemandingModel(video_level_models.LogisticModel):
+        def __init__(self, *, cells, **kwargs):
+            super().__init__(**kwargs)
+
+    with pytest.raises(ValueError, match="'cells' of DemandingModel must have a default of"):
+        registry.register(DemandingModel)
+
+
+def parsed_flags(*arguments):
+    flag_values = flags.FlagValues()
+    program.define_model_flags(flag_values)
+    flag_values(["program", *arguments])
+    return flag_values
+
+
+def test_every_hyperparameter_has_one_flag_and_there_is_no_other():
+    names = {name for model in registry.models() for name in registry.hyperparameters(model)}
+    assert set(parsed_flags()) == names
+
+
+def test_flag_of_a_new_model_is_derived(pooled_model):
+    assert program.given_model_flags(parsed_flags("--power=3")) == {"power": 3.0}
+
+
+def test_help_shows_description_and_default_of_each_model():
+    assert parsed_flags()["iterations"].help == (
+        "int. Frames sampled of each video, in training and in prediction; 0 takes all. Default: "
+        "30 in DbofModel; 0 in FrameLevelLogisticModel, GruModel, LstmModel."
+    )
+
+
+def test_values_of_flags_are_of_the_type_of_the_default():
+    flag_values = parsed_flags(
+        "--moe_num_mixtures=4",
+        "--moe_l2=1e-6",
+        "--moe_prob_gating",
+        "--nosample_random_frames",
+        "--dbof_pooling_method=average",
+    )
+    given = program.given_model_flags(flag_values)
+    assert given == {
+        "dbof_pooling_method": "average",
+        "moe_l2": 1e-6,
+        "moe_num_mixtures": 4,
+        "moe_prob_gating": True,
+        "sample_random_frames": False,
+    }
+    for name in ("moe_l2", "moe_num_mixtures", "moe_prob_gating"):
+        assert type(given[name]) is type(defaults("MoeModel")[name])
+
+
+@pytest.mark.parametrize(
+    "argument", ["--moe_num_mixtures=2.5", "--moe_l2=small", "--moe_prob_gating=maybe"]
+)
+def test_flag_of_wrong_type_is_refused(argument):
+    with pytest.raises(flags.IllegalFlagValueError, match=argument.partition("=")[2]):
+        parsed_flags(argument)
+
+
+def test_only_flags_on_the_command_line_are_given():
+    assert program.given_model_flags(parsed_flags()) == {}
+    # Also where the value is that of the default.
+    assert program.given_model_flags(parsed_flags("--iterations=0")) == {"iterations": 0}
+
+
+def test_flag_whose_models_disagree_on_its_type_is_refused():
+    @registry.register
+    class OddModel(video_level_models.LogisticModel):
+        def __init__(self, *, gru_cells=0.5, **kwargs):
+            super().__init__(**kwargs)
+
+    message = "'gru_cells' has defaults of different types in GruModel, OddModel. Use one type."
+    with pytest.raises(ValueError, match=message):
+        program.define_model_flags(flags.FlagValues())

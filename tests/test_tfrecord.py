@@ -1,0 +1,288 @@
+"""Reads good files as TensorFlow does, and damaged ones as far as they go."""
+
+import gzip
+import re
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import logging
+from sample_records import write_records
+
+import tfrecord
+from utils import InputError
+
+HEADER_BYTES, TRAILER_BYTES = 12, 4
+
+
+def random_payloads(sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.bytes(size) for size in sizes]
+
+
+def read_all(path, allowed=0):
+    """Payloads of a file and its damage log."""
+    damage = tfrecord.DamageLog(allowed)
+    with tfrecord.TFRecordFile(path, damage) as file:
+        payloads = []
+        while (record := file.read()) is not None:
+            payloads.append(record[1])
+    return payloads, damage
+
+
+def change_byte(path, offset):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        value = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([value ^ 0x10]))
+
+
+def refusal(path, allowed=0):
+    """The message with which a file is refused."""
+    with pytest.raises(InputError) as caught:
+        read_all(path, allowed)
+    return str(caught.value)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file of three records, which begin at bytes 0, 36 and 66 and end at byte 132."""
+    return write_records(tmp_path / "a.tfrecord", random_payloads([20, 14, 50]))
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """The warnings that are logged, as text."""
+    logged = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: logged.append(text % values))
+    return logged
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"], ids=["local", "by TensorFlow"])
+def test_a_good_file_is_read_as_tensorflow_reads_it(tmp_path, prefix):
+    payloads = random_payloads([0, 1, 100, 5000, (1 << 15) - 16, 1 << 15, 300_000, 0, 70_000])
+    path = prefix + write_records(tmp_path / "a.tfrecord", payloads)
+    read, damage = read_all(path)
+    assert read == payloads
+    assert read == list(tf.data.TFRecordDataset(path).as_numpy_iterator())
+    assert damage.count == 0
+
+
+def test_a_record_knows_its_place(path):
+    with tfrecord.TFRecordFile(path, tfrecord.DamageLog()) as file:
+        places = [file.read()[0] for _ in range(3)]
+    assert [(place.index, place.offset) for place in places] == [(0, 0), (1, 36), (2, 66)]
+    assert str(places[1]) == f"record 1 of {path} (byte 36)"
+
+
+def test_an_empty_file_has_no_records(tmp_path):
+    assert read_all(write_records(tmp_path / "empty", []))[0] == []
+
+
+@pytest.mark.parametrize("where", [0, 13, 17], ids=["first byte", "last byte", "checksum"])
+def test_a_flipped_bit_names_file_and_record(path, where):
+    change_byte(path, 36 + HEADER_BYTES + where)
+    expected = f"record 1 of {path} (byte 36): its content does not match its checksum"
+    assert refusal(path).startswith(expected)
+
+
+def test_a_flipped_bit_costs_one_record(path, warnings):
+    before, _ = read_all(path)
+    change_byte(path, 36 + HEADER_BYTES)
+    read, damage = read_all(path, allowed=1)
+    assert read == [before[0], before[2]]
+    assert damage.count == 1
+    assert warnings == [
+        f"skipped record 1 of {path} (byte 36): its content does not match its checksum "
+        "(1 of 1 allowed)"
+    ]
+
+
+@pytest.mark.parametrize("where", range(HEADER_BYTES))
+def test_a_damaged_length_costs_the_rest(path, where):
+    before, _ = read_all(path)
+    change_byte(path, 36 + where)
+    expected = (
+        f"record 1 of {path} (byte 36): its length does not match its checksum, so the rest of "
+        "the file is lost"
+    )
+    assert refusal(path).startswith(expected)
+    read, damage = read_all(path, allowed=1)
+    assert read == before[:1]
+    assert damage.count == 1
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_truncation_at_any_byte_is_noticed(path, allowed):
+    before, _ = read_all(path)
+    with open(path, "rb") as file:
+        content = file.read()
+    ends = [0, 36, 66, len(content)]
+    for size in range(len(content)):
+        with open(path, "wb") as file:
+            file.write(content[:size])
+        whole = sum(end <= size for end in ends[1:])
+        if size in ends:  # Nothing is left that could tell.
+            assert read_all(path)[0] == before[:whole]
+        elif allowed:
+            read, damage = read_all(path, allowed)
+            assert (read, damage.count) == (before[:whole], 1), f"{size} bytes"
+        else:
+            rest = size - ends[whole]
+            reason = "the file ends inside" if rest < HEADER_BYTES else "the file is truncated"
+            expected = f"record {whole} of {path} (byte {ends[whole]}): {reason}"
+            assert refusal(path).startswith(expected)
+
+
+def test_a_truncated_record_tells_both_sizes(path):
+    with open(path, "r+b") as file:
+        file.truncate(100)
+    assert "the file is truncated: 100 bytes, the record ends at byte 132" in refusal(path)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_noticed(tmp_path):
+    path = write_records(tmp_path / "a", random_payloads([100_000, 100_000]))
+    damage = tfrecord.DamageLog(1)
+    with tfrecord.TFRecordFile(path, damage) as file:
+        assert file.read() is not None
+        with open(path, "r+b") as other:
+            other.truncate(150_000)
+        assert file.read() is None
+        assert file.read() is None
+    assert damage.count == 1
+
+
+@pytest.mark.parametrize("content", [b"not records at all", b"\x00" * 100, b"{}" * 40])
+def test_another_kind_of_file_is_refused(tmp_path, content):
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(content)
+    expected = f"record 0 of {path} (byte 0): this is not a TFRecord file"
+    assert refusal(str(path)).startswith(expected)
+
+
+def test_a_short_file_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(b"hello")
+    assert "the file ends inside a record's header" in refusal(str(path))
+
+
+def test_a_compressed_file_is_refused_as_such(tmp_path, path):
+    packed = tmp_path / "packed"
+    with open(path, "rb") as file:
+        packed.write_bytes(gzip.compress(file.read()))
+    assert "the file is compressed by gzip; decompress it first" in refusal(str(packed))
+
+
+def test_a_directory_is_refused(tmp_path):
+    with pytest.raises(InputError, match=f"^cannot read {re.escape(str(tmp_path))}: "):
+        tfrecord.TFRecordFile(str(tmp_path), tfrecord.DamageLog(9))
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_a_missing_file_is_refused(tmp_path, prefix):
+    path = f"{prefix}{tmp_path}/missing"
+    with pytest.raises(InputError, match=f"^cannot read {re.escape(path)}: "):
+        tfrecord.TFRecordFile(path, tfrecord.DamageLog(9))
+
+
+@pytest.mark.parametrize("length", [10**9, 2**40, 2**63, 2**64 - 1])
+def test_a_huge_length_with_a_valid_checksum_takes_no_memory(tmp_path, length):
+    encoded = struct.pack("<Q", length)
+    path = tmp_path / "a"
+    path.write_bytes(encoded + struct.pack("<I", tfrecord.masked_crc32c(encoded)) + b"x" * 100)
+    tracemalloc.start()
+    message = refusal(str(path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert f"the file is truncated: 112 bytes, the record ends at byte {length + 16}" in message
+    assert peak < 1 << 20
+
+
+def test_checksums_are_those_that_tensorflow_writes(path):
+    with open(path, "rb") as file:
+        content = file.read()
+    assert struct.unpack("<I", content[8:12])[0] == tfrecord.masked_crc32c(content[:8])
+    assert struct.unpack("<I", content[32:36])[0] == tfrecord.masked_crc32c(content[12:32])
+
+
+def test_one_damaged_record_more_than_allowed_is_refused(tmp_path):
+    path = write_records(tmp_path / "a", random_payloads([10] * 6))
+    for index in (1, 2, 4):
+        change_byte(path, 26 * index + HEADER_BYTES)
+    assert read_all(path, allowed=3)[1].count == 3
+    message = refusal(path, allowed=2)
+    assert message.startswith(f"record 4 of {path} (byte 104): its content")
+    assert message.endswith(
+        "2 damaged records were skipped before; to skip more, pass --skip_corrupt_records with a "
+        "number above 2."
+    )
+
+
+def test_a_damaged_record_that_is_met_again_counts_once(path, warnings):
+    change_byte(path, 36 + HEADER_BYTES)
+    damage = tfrecord.DamageLog(1)
+    for _ in range(3):
+        with tfrecord.TFRecordFile(path, damage) as file:
+            assert file.read()[0].index == 0
+            assert file.read()[0].index == 2
+            assert file.read() is None
+    assert damage.count == 1
+    assert len(warnings) == 1
+
+
+def test_equal_records_of_two_files_count_each(tmp_path):
+    damage = tfrecord.DamageLog(2)
+    for name in ("a", "b"):
+        path = write_records(tmp_path / name, random_payloads([10]))
+        change_byte(path, HEADER_BYTES)
+        with tfrecord.TFRecordFile(path, damage) as file:
+            assert file.read() is None
+    assert damage.count == 2
+
+
+def test_skimming_finds_every_place_and_seeking_returns_there(tmp_path):
+    payloads = random_payloads([10, 100_000, 0, 50_000])
+    path = write_records(tmp_path / "a", payloads)
+    with tfrecord.TFRecordFile(path, tfrecord.DamageLog()) as file:
+        places = []
+        while (place := file.skim()) is not None:
+            places.append(place)
+        assert [place.index for place in places] == [0, 1, 2, 3]
+        for index in (2, 0, 3, 1):
+            file.seek(places[index])
+            assert file.read() == (places[index], payloads[index])
+        assert file.read() == (places[2], payloads[2])
+
+
+def test_reading_goes_on_where_skimming_stopped(path):
+    before, _ = read_all(path)
+    with tfrecord.TFRecordFile(path, tfrecord.DamageLog()) as file:
+        file.skim()
+        assert file.read()[1] == before[1]
+        file.skim()
+        assert file.read() is None
+
+
+def test_skimming_notices_a_truncated_end_but_not_a_flipped_bit(path):
+    change_byte(path, HEADER_BYTES)
+    with open(path, "r+b") as file:
+        file.truncate(100)
+    damage = tfrecord.DamageLog(1)
+    with tfrecord.TFRecordFile(path, damage) as file:
+        assert [file.skim().index, file.skim().index] == [0, 1]
+        assert file.skim() is None
+    assert damage.count == 1
+
+
+def test_bytes_read_add_up_to_the_size_also_of_a_damaged_file(path):
+    with tfrecord.TFRecordFile(path, tfrecord.DamageLog(9)) as file:
+        file.read()
+        assert file.take_bytes_read() == 36
+        assert file.take_bytes_read() == 0
+        change_byte(path, 66)
+        while file.read() is not None:
+            pass
+        assert file.take_bytes_read() == 132 - 36
