@@ -41,9 +41,9 @@ def expand_patterns(patterns):
     return sorted(found)
 
 
-def open_binary(path, buffering=-1):
-    """Opens a file for reading bytes."""
-    return gfile.GFile(path, "rb") if is_remote(path) else open(path, "rb", buffering)
+def open_binary(path, mode="rb", buffering=-1):
+    """Opens a file for reading or writing bytes."""
+    return gfile.GFile(path, mode) if is_remote(path) else open(path, mode, buffering)
 
 
 def file_size(path):
@@ -52,24 +52,42 @@ def file_size(path):
 
 
 @contextlib.contextmanager
-def atomic_write(path):
-    """Opens a text file that appears under `path` only when it was written whole.
+def atomic_path(path):
+    """Gives a path to write to, `path + ".partial"`, renamed to `path` at the end.
 
-    The text goes to `path + ".partial"`, which is renamed at the end and removed after an error.
-    A path that ends in `.gz` is compressed.
+    After an error it is removed, so that a file under `path` is always whole.
 
     Raises:
         InputError: if the file cannot be created.
     """
-    partial, raw = _create_partial(path)
+    partial = f"{path}.partial"
+    check_writable(path)
     try:
-        with raw, _compressed(raw) if path.endswith(".gz") else contextlib.nullcontext(raw) as file:
-            yield codecs.getwriter("utf-8")(file)
+        yield partial
         gfile.rename(partial, path, overwrite=True)
     except BaseException:
         with contextlib.suppress(OSError, *REMOTE_ERRORS):
             gfile.remove(partial)
         raise
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """Opens a text file that appears under `path` only when it was written whole.
+
+    A path that ends in `.gz` is compressed.
+
+    Raises:
+        InputError: if the file cannot be created.
+    """
+    compress = _compressed if path.endswith(".gz") else contextlib.nullcontext
+    with atomic_path(path) as partial, open_binary(partial, "wb") as raw, compress(raw) as file:
+        yield codecs.getwriter("utf-8")(file)
+
+
+def _compressed(raw):
+    # No name and no time inside, so that equal content gives equal files.
+    return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
 
 
 def check_writable(path):
@@ -78,26 +96,15 @@ def check_writable(path):
     Raises:
         InputError: if a file cannot be created there.
     """
-    partial, file = _create_partial(path)
-    file.close()
-    gfile.remove(partial)
-
-
-def _create_partial(path):
     partial = f"{path}.partial"
     try:
         if gfile.isdir(path):
             raise OSError("it is a directory")
         gfile.makedirs(os.path.dirname(path) or ".")
-        file = gfile.GFile(partial, "wb") if is_remote(path) else open(partial, "wb")  # noqa: SIM115
+        open_binary(partial, "wb").close()
+        gfile.remove(partial)
     except (OSError, *REMOTE_ERRORS) as error:
         raise InputError(f"cannot write {path}: {error}") from error
-    return partial, file
-
-
-def _compressed(raw):
-    # No name and no time inside, so that equal content gives equal files.
-    return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
 
 
 def write_json(path, value):

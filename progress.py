@@ -35,6 +35,10 @@ class Progress:
     def __exit__(self, *_):
         self._bar.close()
 
+    def advance(self):
+        """Counts one more unit."""
+        self._bar.update()
+
     def advance_to(self, done):
         """Sets the units that are done."""
         self._bar.update(done - self._bar.n)

@@ -481,13 +481,20 @@ class _Interleaved:
 
     def _open(self, path):
         """Starts to read a file ahead and returns an iterator over its entries."""
-        file = tfrecord.TFRecordFile(path, self._reader.damage)
-        return self._entries(file, self._pool.submit(self._portion, file))
+        entries = self._entries(path)
+        next(entries)
+        return entries
 
-    def _entries(self, file, ahead):
-        with file:
-            while portion := ahead.result():
+    def _entries(self, path):
+        """Yields None when the file is open, so that leaving early closes it; then its entries."""
+        with tfrecord.TFRecordFile(path, self._reader.damage) as file:
+            ahead = self._pool.submit(self._portion, file)
+            yield None
+            while True:
+                portion = ahead.result()
                 self._reader.bytes_read += file.take_bytes_read()
+                if not portion:
+                    return
                 ahead = self._pool.submit(self._portion, file)
                 yield from portion
 

@@ -88,7 +88,7 @@ class TFRecordFile:
         self._taken = 0
         try:
             self._size = files.file_size(path)
-            self._file = files.open_binary(path, _BUFFER_BYTES)
+            self._file = files.open_binary(path, buffering=_BUFFER_BYTES)
         except (OSError, *files.REMOTE_ERRORS) as error:
             raise InputError(f"cannot read {path}: {error}") from error
 

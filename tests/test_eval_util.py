@@ -1,5 +1,6 @@
 """Compares the metrics with plain loops over exact fractions, written from the definitions."""
 
+import itertools
 import math
 import random
 from fractions import Fraction
@@ -101,7 +102,7 @@ def accumulated(predictions, labels, top_k, top_n=None, cuts=(), losses=None):
     losses = np.zeros(len(predictions)) if losses is None else losses
     metrics = eval_util.EvaluationMetrics(predictions.shape[1], top_k, top_n)
     edges = [0, *cuts, len(predictions)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         part = slice(begin, end)
         metrics.accumulate(predictions[part], labels[part], losses[part])
     return metrics
@@ -446,5 +447,5 @@ def test_sizes_must_be_positive_ints(bad):
 
 @pytest.mark.parametrize("bad", [[3, -1], [6], [np.nan], [[1, 2]]])
 def test_class_prior_gap_refuses_impossible_counts(bad):
-    with pytest.raises(ValueError, match="positives must be .* from 0 to num_videos=5"):
+    with pytest.raises(ValueError, match=r"positives must be .* from 0 to num_videos=5"):
         eval_util.class_prior_gap(bad, 5)

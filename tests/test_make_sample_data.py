@@ -1,5 +1,6 @@
 """Claims about the sample data: their format, their story and how the program refuses bad input."""
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow as tf
 from absl import flags
 
 import make_sample_data
+import sample_world
 import utils
 from utils import InputError
 
@@ -53,14 +55,14 @@ def frame_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def frame_examples(frame_dir):
-    splits = make_sample_data.SPLITS
+    splits = sample_world.SPLITS
     return {split: records(frame_dir, split, tf.train.SequenceExample) for split in splits}
 
 
 def generated(num_videos, seed=0, num_classes=40, sizes=(24, 6), max_frames=30):
-    world = make_sample_data.World(seed, num_classes, sizes)
+    world = sample_world.World(seed, num_classes, sizes)
     names = ("rgb", "audio")
-    videos = make_sample_data.Generator(world, seed, names, 6, max_frames).videos("train")
+    videos = sample_world.Generator(world, seed, names, 6, max_frames).videos("train")
     return world, [next(videos) for _ in range(num_videos)]
 
 
@@ -70,10 +72,13 @@ def test_frame_records_hold_one_byte_string_per_frame_and_feature(frame_examples
         assert set(example.context.feature) == {"id", "labels"}
         assert set(example.feature_lists.feature_list) == {"rgb", "audio"}
         rgb, audio = frames(example, "rgb"), frames(example, "audio")
-        assert rgb.shape[1:] == (8,) and audio.shape[1:] == (4,)
+        assert rgb.shape[1:] == (8,)
+        assert audio.shape[1:] == (4,)
         assert len(rgb) == len(audio)
         lengths.add(len(rgb))
-    assert min(lengths) == 3 and max(lengths) == 12 and len(lengths) > 5
+    assert min(lengths) == 3
+    assert max(lengths) == 12
+    assert len(lengths) > 5
 
 
 def test_feature_values_are_centred_and_rarely_clipped():
@@ -107,7 +112,7 @@ def test_ids_are_unique_across_splits_and_videos_differ(frame_examples):
 
 
 def test_labels_are_one_to_five_distinct_classes_of_the_vocabulary(frame_examples):
-    for example in sum(frame_examples.values(), []):
+    for example in itertools.chain.from_iterable(frame_examples.values()):
         _, labels = context(example.context)
         assert 1 <= len(labels) <= 5
         assert labels == sorted(set(labels))
@@ -125,21 +130,21 @@ def test_labels_number_about_three_and_follow_a_zipf_law():
 
 
 def test_a_tenth_of_the_labels_is_noise():
-    world = make_sample_data.World(0, 1000, (2, 2))
+    world = sample_world.World(0, 1000, (2, 2))
     rng = np.random.default_rng(0)
-    shown = make_sample_data._draw_classes(world, rng, np.full(5000, 10))
-    labels = make_sample_data._draw_labels(world, rng, shown)
+    shown = sample_world._draw_classes(world, rng, np.full(5000, 10))
+    labels = sample_world._draw_labels(world, rng, shown)
     kept = sum(len(set(row) & set(true)) for row, true in zip(labels, shown.tolist(), strict=True))
     assert 0.89 < kept / (shown >= 0).sum() < 0.93
     assert 0.93 < kept / sum(map(len, labels)) < 0.97
 
 
 def test_every_class_of_a_video_gets_a_frame_and_lengths_add_up():
-    world = make_sample_data.World(0, 30, (2, 2))
+    world = sample_world.World(0, 30, (2, 2))
     rng = np.random.default_rng(0)
     num_frames = rng.integers(1, 9, size=500)
-    shown = make_sample_data._draw_classes(world, rng, num_frames)
-    classes, lengths = make_sample_data._draw_runs(world, rng, shown, num_frames)
+    shown = sample_world._draw_classes(world, rng, num_frames)
+    classes, lengths = sample_world._draw_runs(world, rng, shown, num_frames)
     assert (lengths.sum(axis=1) == num_frames).all()
     assert (lengths[:, 1::2][shown >= 0] >= 1).all()
     assert (lengths[:, 1::2][shown < 0] == 0).all()
@@ -147,21 +152,21 @@ def test_every_class_of_a_video_gets_a_frame_and_lengths_add_up():
 
 
 def test_scenes_of_different_classes_share_words():
-    world = make_sample_data.World(0, 120, (64, 16))
+    world = sample_world.World(0, 120, (64, 16))
     classes_of_word = [set() for _ in world.words[0]]
     for number, scenes in enumerate(world.scenes):
         for word in scenes.ravel():
             classes_of_word[word].add(number)
-    background = make_sample_data.BACKGROUND_WORDS
+    background = sample_world.BACKGROUND_WORDS
     assert all(owners == {120} for owners in classes_of_word[:background] if owners)
     assert np.median([len(owners) for owners in classes_of_word[background:]]) >= 3
 
 
 def test_sound_is_the_class_word_in_about_half_of_the_runs():
-    world = make_sample_data.World(0, 10, (4, 16))
+    world = sample_world.World(0, 10, (4, 16))
     classes = np.full(2000, 7)
     rng = np.random.default_rng(0)
-    sound = make_sample_data._draw_frames(world, rng, classes, np.ones(2000, int))[1]
+    sound = sample_world._draw_frames(world, rng, classes, np.ones(2000, int))[1]
     values = utils.dequantize(sound.astype(np.float32))
     distances = np.linalg.norm(values[:, None] - world.words[1], axis=2)
     share = np.mean(distances.argmin(axis=1) == world.sounds[0][7])
@@ -285,7 +290,7 @@ def test_the_summary_counts_what_was_written(tmp_path):
 def test_existing_records_are_refused_unless_overwriting(tmp_path):
     make(tmp_path, shards=8)
     before = file_bytes(tmp_path)
-    with pytest.raises(InputError, match="already holds sample data.*--overwrite"):
+    with pytest.raises(InputError, match=r"already holds sample data.*--overwrite"):
         make(tmp_path, seed=1)
     assert file_bytes(tmp_path) == before
     make(tmp_path, shards=2, seed=1, overwrite=True)
@@ -313,7 +318,7 @@ def test_an_interrupted_file_does_not_appear(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"num_videos": 0}, "num_videos must be at least 1. Received: 0"),
         ({"num_eval_videos": 0}, "num_eval_videos must be at least 1"),
@@ -338,7 +343,7 @@ def test_bad_arguments_are_named_before_anything_is_written(tmp_path, changes, m
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write to the directory '.*file/inside'"):
+    with pytest.raises(InputError, match=r"cannot write to the directory '.*file/inside'"):
         make(tmp_path / "file" / "inside")
 
 
