@@ -199,17 +199,17 @@ class DbofModel(FrameLevelModel):
         )
         self.input_norm = self.clusters_norm = self.hidden_norm = None
         if dbof_add_batch_norm:
-            self.input_norm = nonlocal_vlad.batch_norm("input_norm")
-            self.clusters_norm = nonlocal_vlad.batch_norm("clusters_norm")
-            self.hidden_norm = nonlocal_vlad.batch_norm("hidden_norm")
+            self.input_norm = nonlocal_vlad.BatchNorm(name="input_norm")
+            self.clusters_norm = nonlocal_vlad.BatchNorm(name="clusters_norm")
+            self.hidden_norm = nonlocal_vlad.BatchNorm(name="hidden_norm")
 
     def encode(self, frames, frame_weights, training):
         """Hidden layer over the pooled clusters, `[B, dbof_hidden_size]`."""
         if self.input_norm is not None:
-            frames = self.input_norm(frames, training=training, mask=frame_weights)
+            frames = self.input_norm(frames, frame_weights, training=training)
         x = self.clusters(frames)
         if self.clusters_norm is not None:
-            x = self.clusters_norm(x, training=training, mask=frame_weights)
+            x = self.clusters_norm(x, frame_weights, training=training)
         # relu6 is not negative, so 0 at the padding changes no maximum.
         x = ops.relu6(x) * frame_weights[..., None]
         if self.pooling_method == "max":

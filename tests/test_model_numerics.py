@@ -314,16 +314,23 @@ def test_dbof_model_equals_its_formula(pooling, batch_norm, training):
     assert_close(call(model, frames, num_frames, training), expected)
 
 
-def test_moving_averages_take_a_thousandth_of_the_statistics_of_the_real_frames():
+@pytest.mark.parametrize(
+    ("updates", "decay"), [(0, 1 / 10), (8, 1 / 2), (90, 0.91), (8990, 0.999), (10**6, 0.999)]
+)
+def test_moving_averages_follow_faster_at_first_and_then_by_a_thousandth(updates, decay):
     model = build("DbofModel", iterations=0, dbof_cluster_size=6, dbof_hidden_size=4)
     frames, num_frames = make_videos()
+    model.input_norm.num_updates.assign(updates)
     before = sub_weights(weights_of(model), "input_norm")
     call(model, frames, num_frames, training=True)
     after = sub_weights(weights_of(model), "input_norm")
     rows = [frame for video in reference_frames(frames, num_frames) for frame in video]
     means, variances = (np.array(values) for values in reference_statistics(rows))
-    assert_close(after["moving_mean"], 0.999 * before["moving_mean"] + 0.001 * means)
-    assert_close(after["moving_variance"], 0.999 * before["moving_variance"] + 0.001 * variances)
+    assert_close(after["moving_mean"], decay * before["moving_mean"] + (1 - decay) * means)
+    assert_close(
+        after["moving_variance"], decay * before["moving_variance"] + (1 - decay) * variances
+    )
+    assert after["num_updates"] == updates + 1
 
 
 def test_inference_leaves_the_moving_averages_alone():

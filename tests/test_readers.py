@@ -284,11 +284,13 @@ def test_batches_run_across_epochs(tmp_path):
     assert batches == [["v0", "v1", "v2"], ["v3", "v4", "v0"], ["v1", "v2", "v3"], ["v4"]]
 
 
-def test_drop_remainder_leaves_out_a_short_last_batch(tmp_path):
+@pytest.mark.parametrize(("batch_size", "num_batches"), [(2, 5), (3, 3), (4, 2), (5, 2)])
+def test_drop_remainder_leaves_out_a_short_last_batch(tmp_path, batch_size, num_batches):
     reader = frame_reader(write_videos(tmp_path / "a", make_videos(5)))
-    sizes = [len(batch.labels) for batch in reader.batches(3, num_epochs=2, drop_remainder=True)]
-    assert sizes == [3, 3, 3]
-    assert len(list(reader.batches(5, drop_remainder=True))) == 1
+    batches = reader.batches(batch_size, num_epochs=2, drop_remainder=True)
+    assert [len(batch.labels) for batch in batches] == [batch_size] * num_batches
+    full = frame_reader(reader.paths[0]).batches(3, drop_remainder=True)
+    assert [len(batch.labels) for batch in full] == [3]
 
 
 def test_num_epochs_none_never_ends(tmp_path):
@@ -332,11 +334,16 @@ def test_the_order_does_not_depend_on_the_speed_of_threads(pattern, monkeypatch)
     assert read_ids(frame_reader(pattern), shuffle=True) == expected
 
 
-def test_a_shuffled_video_can_come_far_from_its_neighbours(tmp_path):
+@pytest.mark.parametrize("buffer_size", [100, 1000])
+def test_a_large_buffer_makes_all_places_alike(tmp_path, buffer_size):
     path = write_videos(tmp_path / "a", make_videos(100))
-    order = [int(name[1:]) for name in read_ids(frame_reader(path), shuffle=True)]
-    moved = np.abs(np.array(order) - np.arange(100))
-    assert moved.mean() > 20  # A third of 100 in the mean, if all orders are alike.
+    options = {"num_epochs": 40, "shuffle": True, "shuffle_buffer_size": buffer_size}
+    ids = read_ids(frame_reader(path), 100, **options)
+    order = np.array([int(name[1:]) for name in ids]).reshape(40, 100)
+    assert len({tuple(epoch) for epoch in order.tolist()}) == 40
+    # The mean of 40 draws from 0..99 has a standard deviation of 4.6.
+    np.testing.assert_allclose(order.mean(axis=0), 49.5, atol=5 * 4.6)
+    assert abs(np.corrcoef(order.ravel(), np.tile(np.arange(100), 40))[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 11])
@@ -400,7 +407,7 @@ def test_a_damaged_record_behind_the_skipped_ones_is_skipped_too(tmp_path):
     flip_bit_of_content(path, [7])
     reader = frame_reader(path, skip_corrupt_records=1)
     ids = read_ids(reader, 2, shuffle=True, shuffle_buffer_size=20, skip_batches=1)
-    assert len(set(ids)) == 7
+    assert len(ids) == len(set(ids)) == 7
     assert "v7" not in ids
     assert reader.damage.count == 1
 
@@ -457,11 +464,13 @@ def test_keras_fits_a_video_level_dataset(tmp_path):
     records = [
         video_record(f"v{n}", [n], mean_rgb=[n / 4] * 8, mean_audio=[1.0] * 4) for n in range(5)
     ]
-    dataset = video_reader(write_records(tmp_path / "a", records)).dataset(2)
-    assert [len(inputs) for inputs, _ in dataset] == [2, 2, 1]
+    reader = video_reader(write_records(tmp_path / "a", records))
+    assert [len(inputs) for inputs, _ in reader.dataset(2)] == [2, 2, 1]
     model = keras.Sequential([keras.Input([12]), keras.layers.Dense(NUM_CLASSES)])
     model.compile("sgd", "mse")
-    assert np.isfinite(model.fit(dataset, shuffle=False, verbose=0).history["loss"]).all()
+    dataset = reader.dataset(2, num_epochs=None)
+    history = model.fit(dataset, steps_per_epoch=4, shuffle=False, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
 
 
 def test_a_failing_dataset_is_explained(tmp_path):
@@ -707,6 +716,19 @@ def test_many_damaged_records_in_a_row_do_not_end_a_file(tmp_path, monkeypatch, 
     assert read_ids(reader, num_epochs=2) == expected * 2
     assert reader.damage.count == 130
     assert refusal(frame_reader(path, skip_corrupt_records=129)).startswith("record 179 of")
+
+
+@pytest.mark.parametrize("portion_bytes", [1, 1000])
+def test_many_records_without_a_video_in_a_row_do_not_end_a_file(
+    tmp_path, monkeypatch, portion_bytes
+):
+    monkeypatch.setattr(readers, "_PORTION_BYTES", portion_bytes)
+    no_id = raw_frame_record({}, rgb=[bytes_feature(b"abcd")])
+    good = frame_record("good", [1], rgb=[b"abcd"])
+    path = write_records(tmp_path / "a", [no_id] * 50 + [good] + [no_id] * 50 + [good])
+    reader = frame_reader(path, {"rgb": 4}, skip_corrupt_records=100)
+    assert read_ids(reader) == ["good", "good"]
+    assert reader.damage.count == 100
 
 
 def test_damaged_records_at_the_end_of_one_file_leave_the_others(tmp_path):

@@ -277,6 +277,12 @@ def test_a_feature_of_another_kind_holds_no_floats(feature):
     assert wire.float_values(feature.SerializeToString()) is None
 
 
+@pytest.mark.parametrize("size", [1, 3, 5, 6, 7])
+def test_packed_floats_with_a_part_of_one_are_refused(size):
+    with pytest.raises(DecodeError):
+        wire.float_values(field(2, field(1, b"x" * size)))
+
+
 def test_a_float_list_without_values_is_empty():
     assert wire.float_values(float_feature([]).SerializeToString()).shape == (0,)
 
