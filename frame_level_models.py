@@ -44,8 +44,7 @@ class FrameLevelModel(keras.Model):
         **classifier_hyperparameters,
     ):
         super().__init__(name=name or type(self).__name__)
-        if iterations < 0:
-            raise ValueError(f"iterations must be 0 or more. Received: {iterations}")
+        utils.check_at_least(0, iterations=iterations)
         classifier = registry.model_class(video_level_classifier_model)
         if classifier.frame_level:
             raise ValueError(
@@ -139,7 +138,7 @@ def normalize(frames, frame_weights):
     """Dequantised frames of length 1, float32 `[B, T, D]`; those of weight 0 become 0."""
     values = utils.dequantize(ops.cast(frames, "float32"))
     real = ops.cast(frame_weights > 0, "float32")
-    return ops.normalize(values, axis=-1) * real[..., None]
+    return nonlocal_vlad.l2_normalize(values) * real[..., None]
 
 
 @registry.register
@@ -171,7 +170,7 @@ class DbofModel(FrameLevelModel):
         dbof_add_batch_norm: bool. Whether to normalise input, clusters and hidden layer; if not,
             clusters and hidden layer have a bias.
 
-    Reference: [Abu-El-Haija et al., 2016](https://arxiv.org/abs/1609.08675), section 4.1.2.
+    Reference: [Abu-El-Haija et al., 2016](https://arxiv.org/abs/1609.08675).
     """
 
     def __init__(
@@ -189,7 +188,9 @@ class DbofModel(FrameLevelModel):
             raise ValueError(
                 f"dbof_pooling_method must be 'max' or 'average'. Received: {dbof_pooling_method!r}"
             )
-        check_at_least_one(dbof_cluster_size=dbof_cluster_size, dbof_hidden_size=dbof_hidden_size)
+        utils.check_at_least(
+            1, dbof_cluster_size=dbof_cluster_size, dbof_hidden_size=dbof_hidden_size
+        )
         self.pooling_method = dbof_pooling_method
         self.clusters = _projection(
             "clusters", sum(self.feature_sizes), dbof_cluster_size, dbof_add_batch_norm
@@ -232,13 +233,6 @@ def _projection(name, fan_in, units, normalized):
     )
 
 
-def check_at_least_one(**arguments):
-    """Refuses an argument below 1."""
-    for name, value in arguments.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1. Received: {value}")
-
-
 @registry.register
 class LstmModel(FrameLevelModel):
     """A stack of LSTMs over all frames in order; the last layer's final state is classified.
@@ -250,7 +244,7 @@ class LstmModel(FrameLevelModel):
 
     def __init__(self, *, lstm_cells=1024, lstm_layers=2, **kwargs):
         super().__init__(**kwargs)
-        check_at_least_one(lstm_cells=lstm_cells, lstm_layers=lstm_layers)
+        utils.check_at_least(1, lstm_cells=lstm_cells, lstm_layers=lstm_layers)
         self.recurrent_layers = [
             keras.layers.LSTM(
                 lstm_cells, return_sequences=True, return_state=True, name=f"lstm_{number}"
@@ -279,7 +273,7 @@ class GruModel(FrameLevelModel):
 
     def __init__(self, *, gru_cells=1200, gru_layers=2, **kwargs):
         super().__init__(**kwargs)
-        check_at_least_one(gru_cells=gru_cells, gru_layers=gru_layers)
+        utils.check_at_least(1, gru_cells=gru_cells, gru_layers=gru_layers)
         self.recurrent_layers = [
             keras.layers.GRU(
                 gru_cells,

@@ -98,8 +98,8 @@ def make_sample_data(
         num_eval_videos = max(1, num_videos // 10)
     if min_frames is None:
         min_frames = max(1, max_frames // 5)
-    _check_at_least(0, seed=seed)
-    _check_at_least(
+    utils.check_at_least(0, seed=seed)
+    utils.check_at_least(
         1,
         num_videos=num_videos,
         num_eval_videos=num_eval_videos,
@@ -118,12 +118,6 @@ def make_sample_data(
     plan = _plan_files(output_dir, num_videos, num_eval_videos, shards)
     serialize = _serialize_frames if level == "frame" else _serialize_means
     return _write_all(generator, plan, serialize, output_dir)
-
-
-def _check_at_least(least, **numbers):
-    for name, value in numbers.items():
-        if value < least:
-            raise InputError(f"{name} must be at least {least}. Received: {value}")
 
 
 def _check_together(min_frames, max_frames, shards, num_videos):

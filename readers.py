@@ -286,7 +286,8 @@ class RecordReader:
         )
 
     def _assemble(self, videos, pad_to_max_frames):
-        labels = np.zeros((len(videos), self.num_classes), np.float32)
+        labels = _aligned_empty((len(videos), self.num_classes), np.float32)
+        labels[...] = 0.0
         for row, video in enumerate(videos):
             labels[row, video.labels] = 1.0
         ids = [video.video_id for video in videos]
@@ -333,7 +334,7 @@ class YT8MFrameFeatureReader(RecordReader):
     def _inputs(self, videos, pad_to_max_frames):
         num_frames = np.array([len(video.features[0]) for video in videos], np.int32)
         longest = self.max_frames if pad_to_max_frames else num_frames.max()
-        frames = _aligned_empty((len(videos), longest, sum(self.feature_sizes)))
+        frames = _aligned_empty((len(videos), longest, sum(self.feature_sizes)), np.uint8)
         for row, video in enumerate(videos):
             column = 0
             for feature in video.features:
@@ -523,12 +524,12 @@ def _load(reader, place):
     return reader.parse(*record) if record is not None and record[0] == place else None
 
 
-def _aligned_empty(shape):
-    """An uninitialised uint8 array that TensorFlow takes over without a copy."""
-    size = int(np.prod(shape))
+def _aligned_empty(shape, dtype):
+    """An uninitialised array that TensorFlow takes over without a copy."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].reshape(shape)
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _keep_freed_memory():

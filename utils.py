@@ -32,3 +32,14 @@ def quantize(values):
 def listing(names):
     """Names for an error message: `a, b, c`, or `none`."""
     return ", ".join(str(name) for name in names) or "none"
+
+
+def check_at_least(least, **arguments):
+    """Refuses numbers that are too small, or not numbers.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    for name, value in arguments.items():
+        if not value >= least:
+            raise InputError(f"{name} must be at least {least}. Received: {value}")

@@ -9,6 +9,7 @@ from keras import ops
 
 import nonlocal_vlad
 import registry
+import utils
 
 
 class VideoLevelModel(keras.Model):
@@ -38,7 +39,7 @@ class VideoLevelModel(keras.Model):
     def call(self, inputs, training=False):
         """Probabilities, float32 `[B, C]`, of float32 `[B, D]`."""
         if self.l2_normalize_input:
-            inputs = ops.normalize(inputs, axis=-1)
+            inputs = nonlocal_vlad.l2_normalize(inputs)
         return self.classify(inputs, training)
 
     def classify(self, x, training):
@@ -84,13 +85,12 @@ class MoeModel(VideoLevelModel):
         moe_l2: float. Weight of the L2 penalty, half the sum of squares of gates and experts.
         moe_prob_gating: bool. Whether context gating of the probabilities follows.
 
-    Reference: [Abu-El-Haija et al., 2016](https://arxiv.org/abs/1609.08675), section 4.1.3.
+    Reference: [Abu-El-Haija et al., 2016](https://arxiv.org/abs/1609.08675).
     """
 
     def __init__(self, *, moe_num_mixtures=2, moe_l2=1e-8, moe_prob_gating=False, **kwargs):
         super().__init__(**kwargs)
-        if moe_num_mixtures < 1:
-            raise ValueError(f"moe_num_mixtures must be at least 1. Received: {moe_num_mixtures}")
+        utils.check_at_least(1, moe_num_mixtures=moe_num_mixtures)
         self.num_mixtures = moe_num_mixtures
         self.gates = keras.layers.Dense(
             self.num_classes * (moe_num_mixtures + 1),
@@ -121,6 +121,5 @@ class MoeModel(VideoLevelModel):
 
 def half_l2(name, weight):
     """Keras regularizer for `weight * sum(w^2) / 2`, the penalty of the starter code."""
-    if not weight >= 0:
-        raise ValueError(f"{name} must be 0 or more. Received: {weight}")
+    utils.check_at_least(0, **{name: weight})
     return keras.regularizers.L2(weight / 2)

@@ -95,7 +95,7 @@ def baseline_dataset(paths, batch_size, num_readers):
 def ways_to_read(paths, batch_size, num_readers):
     """What is compared: a dict from name to a function that reads all files once.
 
-    Each function returns the number of videos.
+    Each function returns the number of videos. Datasets are made once, as in training.
     """
     reader = readers.YT8MFrameFeatureReader(
         paths,
@@ -113,11 +113,13 @@ def ways_to_read(paths, batch_size, num_readers):
         return sum(len(batch.labels) for batch in reader.batches(batch_size, **options))
 
     baseline = baseline_dataset(paths, batch_size, num_readers)
+    plain = reader.dataset(batch_size)
+    shuffled = reader.dataset(batch_size, shuffle=True)
     records = tf.data.TFRecordDataset(paths, num_parallel_reads=num_readers)
     return {
         BASELINE: lambda: read_dataset(baseline),
-        "dataset()": lambda: read_dataset(reader.dataset(batch_size)),
-        "dataset(), shuffled": lambda: read_dataset(reader.dataset(batch_size, shuffle=True)),
+        "dataset()": lambda: read_dataset(plain),
+        "dataset(), shuffled": lambda: read_dataset(shuffled),
         "batches()": read_batches,
         "batches(), shuffled": lambda: read_batches(shuffle=True),
         "bare records": lambda: sum(1 for _ in records),

@@ -333,6 +333,17 @@ def test_moving_averages_follow_faster_at_first_and_then_by_a_thousandth(updates
     assert after["num_updates"] == updates + 1
 
 
+def test_batch_norm_counts_a_row_as_often_as_its_weight_says():
+    layer, rows = nonlocal_vlad.BatchNorm(), make_vectors(rows=4, size=3)
+    layer(rows)
+    randomize(layer)
+    repeats = [2, 0, 1, 3]
+    repeated = np.repeat(rows, repeats, axis=0)
+    expected = reference_batch_norm(repeated.tolist(), weights_of(layer), training=True)
+    actual = layer(rows, np.array(repeats, np.float32), training=True)
+    assert_close(np.repeat(actual, repeats, axis=0), expected)
+
+
 def test_inference_leaves_the_moving_averages_alone():
     model = build("DbofModel", iterations=0, dbof_cluster_size=6, dbof_hidden_size=4)
     before = model.get_weights()

@@ -31,10 +31,17 @@ def lstm_parameters(width, cells):
     return 4 * cells * (width + cells + 1)
 
 
-# Weights of the default model for 3862 classes of 1024 + 128 features, counted by hand. Batch
-# normalisation has four for each entry, two of which are statistics.
+def batch_norm_parameters(width):
+    # Scale, offset, mean and variance, and the number of updates.
+    return 4 * width + 1
+
+
+# Weights of the default model for 3862 classes of 1024 + 128 features, counted by hand.
 PARAMETER_COUNTS = {
-    "DbofModel": 1152 * 8192 + 8192 * 1024 + 4 * (1152 + 8192 + 1024) + moe_parameters(1024, 3862),
+    "DbofModel": 1152 * 8192
+    + 8192 * 1024
+    + sum(batch_norm_parameters(width) for width in (1152, 8192, 1024))
+    + moe_parameters(1024, 3862),
     "FrameLevelLogisticModel": 1152 * 3862 + 3862,
     "GruModel": gru_parameters(1152, 1200)
     + gru_parameters(1200, 1200)

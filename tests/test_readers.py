@@ -235,10 +235,11 @@ def test_pad_to_max_frames_makes_t_the_same_in_every_batch(tmp_path):
         np.testing.assert_array_equal(batch.inputs["frames"], expected)
 
 
-def test_frames_begin_at_an_address_that_tensorflow_takes_over(pattern):
+def test_arrays_begin_at_an_address_that_tensorflow_takes_over(pattern):
     for batch in frame_reader(pattern).batches(3):
-        assert batch.inputs["frames"].ctypes.data % 64 == 0
-        assert batch.inputs["frames"].flags.c_contiguous
+        for array in (batch.inputs["frames"], batch.labels):
+            assert array.ctypes.data % 64 == 0
+            assert array.flags.c_contiguous
 
 
 def test_read_file_yields_the_videos_of_one_file(tmp_path):
@@ -784,8 +785,8 @@ def test_an_error_in_a_thread_reaches_the_caller(pattern, monkeypatch, error, nu
 
 
 def test_an_error_while_a_batch_is_put_together_reaches_the_caller(pattern, monkeypatch):
-    def broken(shape):
-        raise MemoryError(str(shape))
+    def broken(shape, dtype):
+        raise MemoryError(f"{shape} {dtype}")
 
     monkeypatch.setattr(readers, "_aligned_empty", broken)
     with pytest.raises(MemoryError):
