@@ -6,6 +6,7 @@ values.
 """
 
 import collections
+import re
 import sys
 
 from absl import app, flags, logging
@@ -72,10 +73,10 @@ def define_model_flags(flag_values):
         for parameter in registry.hyperparameters(model).values():
             owners[parameter.name].append((model, parameter))
     for name, uses in sorted(owners.items()):
-        kinds = {type(parameter.default) for _, parameter in uses}
+        kinds = {parameter.type for _, parameter in uses}
         if len(kinds) > 1:
             raise ValueError(
-                f"hyper-parameter {name!r} has defaults of different types in "
+                f"hyper-parameter {name!r} has different types in "
                 f"{listing(model for model, _ in uses)}. Use one type."
             )
         define = {
@@ -95,6 +96,7 @@ def given_model_flags(flag_values):
 
 def _model_flag_help(uses):
     text = next((parameter.help for _, parameter in uses if parameter.help), "")
+    text = re.sub(r"^(bool|int|float|str)\b[^.]*\. ", "", text)  # absl shows the type itself.
     by_default = collections.defaultdict(list)
     for model, parameter in uses:
         by_default[parameter.default].append(model)

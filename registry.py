@@ -13,6 +13,7 @@ import importlib
 import inspect
 import pathlib
 import re
+import typing
 
 from utils import InputError, listing
 
@@ -27,24 +28,24 @@ _MODELS = {}
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameter:
-    """One keyword-only constructor argument: its name, default and description."""
+    """One keyword-only constructor argument: its name, type, default and description."""
 
     name: str
-    default: bool | int | float | str
+    type: type
+    default: bool | int | float | str | None
     help: str
 
     def check(self, value):
-        """Returns `value` in the type of the default.
+        """Returns `value` in the type of the argument.
 
         Raises:
             InputError: if the value is of another type.
         """
-        expected = type(self.default)
-        if expected is float and type(value) is int:
+        if self.type is float and type(value) is int:
             return float(value)
-        if type(value) is not expected:
+        if type(value) is not self.type and (value is not None or self.default is not None):
             raise InputError(
-                f"hyper-parameter {self.name!r} must be of type {expected.__name__}. "
+                f"hyper-parameter {self.name!r} must be of type {self.type.__name__}. "
                 f"Received: {value!r}"
             )
         return value
@@ -55,7 +56,7 @@ def register(cls):
 
     Raises:
         ValueError: if another class has the name, or an argument is not keyword-only with a
-            default of type bool, int, float or str.
+            default of type bool, int, float or str, or None with an annotation.
     """
     existing = _MODELS.get(cls.__name__)
     if existing is not None and existing.__module__ != cls.__module__:
@@ -92,12 +93,15 @@ def hyperparameters(name, classifier=None):
 
     They include those of the video-level model that classifies the encoding of a frame-level
     model: of `classifier`, or else of the default one. Where both have an argument, the
-    frame-level model's default counts.
+    frame-level model's default counts, unless `classifier` does not take it.
     """
     own = _own_hyperparameters(model_class(name))
     if CLASSIFIER_ARGUMENT not in own:
         return own
-    return {**hyperparameters(classifier or own[CLASSIFIER_ARGUMENT].default), **own}
+    usual = hyperparameters(own[CLASSIFIER_ARGUMENT].default)
+    chosen = hyperparameters(classifier) if classifier else usual
+    fitting = {key: own[key] for key in own if key in chosen or key not in usual}
+    return {**chosen, **fitting}
 
 
 def resolve(name, given):
@@ -123,6 +127,41 @@ def resolve(name, given):
         key: parameter.check(given[key]) if key in given else parameter.default
         for key, parameter in accepted.items()
     }
+
+
+def build_classifier(name, *, num_classes, **given):
+    """Builds the video-level model that classifies the encoding of a frame-level model.
+
+    Hyper-parameters that only other video-level models take are left out, so that a frame-level
+    model can have defaults for one classifier and work with another.
+
+    Args:
+        name: str. A registered video-level model.
+        num_classes: int. Size of the vocabulary.
+        **given: hyper-parameters.
+
+    Raises:
+        InputError: if it is no video-level model, or no such model takes a hyper-parameter.
+    """
+    cls = model_class(name)
+    if cls.frame_level:
+        raise InputError(f"{CLASSIFIER_ARGUMENT} must be a video-level model. Received: {name}")
+    known = {
+        key
+        for other, kind in models().items()
+        if not kind.frame_level
+        for key in hyperparameters(other)
+    }
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise InputError(f"no video-level model takes {listing(unknown)}")
+    taken = hyperparameters(name)
+    return cls(
+        num_classes=num_classes,
+        l2_normalize_input=False,
+        name="classifier",
+        **{key: value for key, value in given.items() if key in taken},
+    )
 
 
 def build_model(name, *, num_classes, feature_sizes, **given):
@@ -183,12 +222,16 @@ def _own_hyperparameters(cls):
 
 
 def _hyperparameter(cls, parameter, text):
-    if type(parameter.default) not in (bool, int, float, str):
+    kinds = [type(parameter.default)]
+    if parameter.default is None:  # Declared as `name: float | None = None`, say.
+        kinds = [kind for kind in typing.get_args(parameter.annotation) if kind is not type(None)]
+    if len(kinds) != 1 or kinds[0] not in (bool, int, float, str):
         raise ValueError(
-            f"argument {parameter.name!r} of {cls.__name__} must have a default of type bool, "
-            f"int, float or str. Received: {parameter.default!r}"
+            f"argument {parameter.name!r} of {cls.__name__} must have a default of type bool, int, "
+            f"float or str, or None and an annotation as 'float | None'. "
+            f"Received: {parameter}"
         )
-    return Hyperparameter(parameter.name, parameter.default, text)
+    return Hyperparameter(parameter.name, kinds[0], parameter.default, text)
 
 
 def _described_arguments(docstring):

@@ -283,7 +283,7 @@ def test_flag_of_a_new_model_is_derived(pooled_model):
 
 def test_help_shows_description_and_default_of_each_model():
     assert parsed_flags()["iterations"].help == (
-        "int. Frames sampled of each video, in training and in prediction; 0 takes all. Default: "
+        "Frames sampled of each video, in training and in prediction; 0 takes all. Default: "
         "30 in DbofModel; 0 in FrameLevelLogisticModel, GruModel, LstmModel."
     )
 
@@ -328,6 +328,6 @@ def test_flag_whose_models_disagree_on_its_type_is_refused():
         def __init__(self, *, gru_cells=0.5, **kwargs):
             super().__init__(**kwargs)
 
-    message = "'gru_cells' has defaults of different types in GruModel, OddModel. Use one type."
+    message = "'gru_cells' has different types in GruModel, OddModel. Use one type."
     with pytest.raises(ValueError, match=message):
         program.define_model_flags(flags.FlagValues())
