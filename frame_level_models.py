@@ -441,12 +441,15 @@ class LFNLNetVLADModel(FrameLevelModel):
         def make_block(number):
             if not nonlocal_block:
                 return None
-            return nonlocal_vlad.NonLocalBlock(
-                embeddings[number],
-                scale=nonlocal_scale,
-                pairwise=nonlocal_pairwise,
-                name="nonlocal_block",
-            )
+            try:
+                return nonlocal_vlad.NonLocalBlock(
+                    embeddings[number],
+                    scale=nonlocal_scale,
+                    pairwise=nonlocal_pairwise,
+                    name="nonlocal_block",
+                )
+            except ValueError as error:  # Names an argument of the layer.
+                raise ValueError(f"nonlocal_{error}") from error
 
         self.encoder = StreamEncoder(
             streams,

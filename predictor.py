@@ -18,6 +18,7 @@ class Predictor:
         config: the `RunConfig` of the run.
         model: the `keras.Model`.
         step: step of the checkpoint that was restored last; None before.
+        predict: function from the inputs of a `readers.Batch` to probabilities `[B, C]`.
     """
 
     def __init__(self, train_dir, seed=0):
@@ -26,9 +27,7 @@ class Predictor:
         self.step = None
         self._train_dir = train_dir
         self._seed = seed
-        self._predict = tf.function(
-            lambda inputs: self.model(inputs, training=False), reduce_retracing=True
-        )
+        self.predict = prediction_function(self.model)
 
     def restore(self, checkpoint=None):
         """Restores a checkpoint, by default the newest, and begins the sampling of frames anew.
@@ -42,6 +41,8 @@ class Predictor:
             state.assign([self._seed, number])
         self.step = checkpoints.step_of(path)
 
-    def predict(self, inputs):
-        """Probabilities, a float32 array `[B, C]`, of the inputs of a `readers.Batch`."""
-        return self._predict(tf.nest.map_structure(tf.convert_to_tensor, inputs)).numpy()
+
+def prediction_function(model):
+    """A function from the inputs of a `readers.Batch` to probabilities, float32 `[B, C]`."""
+    run = tf.function(lambda inputs: model(inputs, training=False), reduce_retracing=True)
+    return lambda inputs: run(tf.nest.map_structure(tf.convert_to_tensor, inputs)).numpy()

@@ -16,13 +16,12 @@ from absl import flags, logging
 
 import checkpoints
 import files
-import losses
 import program
-import registry
+import recipe_flags
 import trainer
 from progress import Progress
 from run_config import FILE_NAME, RunConfig
-from utils import InputError, listing
+from utils import InputError
 
 # What training and evaluation write into a train directory, and --start_new_model removes.
 _OWN_FILES = (
@@ -92,7 +91,6 @@ def train(
         train_data_pattern, num_readers=num_readers, skip_corrupt_records=skip_corrupt_records
     )
     next(reader.read_file(reader.paths[0]), None)  # Unsuitable data show before anything is made.
-    prepare_train_dir(train_dir, config, start_new_model)
 
     keras.utils.set_random_seed(config.seed)
     strategy = tf.distribute.get_strategy()
@@ -100,6 +98,7 @@ def train(
         model = config.build_model()
         optimizer = trainer.build_optimizer(config)
         optimizer.build(model.trainable_variables)
+    prepare_train_dir(train_dir, config, start_new_model)
     stepper = trainer.Trainer(config, model, optimizer, strategy)
     manager = tf.train.CheckpointManager(
         checkpoints.training_state(model, optimizer),
@@ -183,83 +182,12 @@ def prepare_train_dir(train_dir, config, start_new_model):
 
 
 def define_flags(flag_values):
-    """Defines the flags of this program, the models' among them."""
-    program.define_flags(
-        flag_values,
-        "train_dir",
-        "batch_size",
-        "seed",
-        "num_readers",
-        "skip_corrupt_records",
-        "num_classes",
-        "feature_sizes",
-        "max_frames",
-    )
-    settings = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    """Defines the flags of this program, those that a recipe sets among them."""
+    recipe_flags.define_flags(flag_values)
+    program.define_flags(flag_values, "train_dir", "num_readers", "skip_corrupt_records")
     own = {"flag_values": flag_values}
-    flags.DEFINE_string("model", None, f"Model to train: {listing(registry.models())}.", **own)
     flags.DEFINE_string(
         "train_data_pattern", None, "Globs of training records, comma-separated; quote them.", **own
-    )
-    flags.DEFINE_list(
-        "feature_names",
-        None,
-        "Features to read; by default rgb,audio at frame level and mean_rgb,mean_audio at video "
-        "level.",
-        **own,
-    )
-    flags.DEFINE_boolean(
-        "frame_features",
-        None,
-        "Whether the data are at frame level. The model decides it; if given, it must agree.",
-        **own,
-    )
-    flags.DEFINE_enum(
-        "label_loss", settings["label_loss"], list(losses.LOSSES), "Loss of the labels.", **own
-    )
-    flags.DEFINE_string(
-        "optimizer", settings["optimizer"], "Keras optimizer, as Adam or SGD.", **own
-    )
-    flags.DEFINE_float(
-        "base_learning_rate", settings["base_learning_rate"], "Learning rate at the start.", **own
-    )
-    flags.DEFINE_float(
-        "learning_rate_decay",
-        settings["learning_rate_decay"],
-        "Factor on the learning rate after every --learning_rate_decay_examples videos.",
-        **own,
-    )
-    flags.DEFINE_integer(
-        "learning_rate_decay_examples",
-        settings["learning_rate_decay_examples"],
-        "Videos between two decays of the learning rate.",
-        **own,
-    )
-    flags.DEFINE_float(
-        "clip_gradient_norm",
-        settings["clip_gradient_norm"],
-        "Norm that the gradient of each variable is clipped to; 0 for no clipping.",
-        **own,
-    )
-    flags.DEFINE_float(
-        "regularization_penalty",
-        settings["regularization_penalty"],
-        "Factor on the regularisation losses of the model.",
-        **own,
-    )
-    flags.DEFINE_integer(
-        "shuffle_buffer_size",
-        settings["shuffle_buffer_size"],
-        "Videos among which the next one is drawn; at full size 1024 frame-level videos take "
-        "350 MB.",
-        **own,
-    )
-    flags.DEFINE_integer("num_epochs", 5, "How often to use every video.", **own)
-    flags.DEFINE_integer(
-        "max_steps",
-        None,
-        "Steps of the whole run, those before a restart included; by default no limit.",
-        **own,
     )
     flags.DEFINE_boolean(
         "start_new_model",
@@ -267,13 +195,6 @@ def define_flags(flag_values):
         "Removes an earlier run from --train_dir (only files that these programs wrote).",
         **own,
     )
-    flags.DEFINE_integer("export_model_steps", 1000, "Steps between two checkpoints.", **own)
-    flags.DEFINE_integer("keep_checkpoints", 5, "Newest checkpoints to keep; 0 for all.", **own)
-    flags.DEFINE_integer("log_steps", 10, "Steps between two log lines.", **own)
-    flags.DEFINE_integer(
-        "metrics_steps", 100, "Steps between log lines with Hit@1, PERR, GAP of a batch.", **own
-    )
-    program.define_model_flags(flag_values)
 
 
 def config_from_flags(flag_values):
@@ -283,26 +204,8 @@ def config_from_flags(flag_values):
         InputError: if a flag has no usable value or is not one of the model.
     """
     program.require_flags(flag_values, "model", "train_data_pattern", "train_dir")
-    program.require_positive(
-        flag_values,
-        *("batch_size", "max_frames", "base_learning_rate", "learning_rate_decay"),
-        *("learning_rate_decay_examples", "shuffle_buffer_size", "num_epochs", "max_steps"),
-        *("export_model_steps", "log_steps", "metrics_steps", "num_readers"),
-    )
-    settings = {field.name for field in dataclasses.fields(RunConfig)} - {"hyperparameters"}
-    values = {name: flag_values[name].value for name in settings}
-    values["feature_sizes"] = program.integer_list(flag_values, "feature_sizes")
-    config = RunConfig.create(
-        hyperparameters=program.given_model_flags(flag_values),
-        **values,
-    )
-    if flag_values.frame_features not in (None, config.frame_level):
-        level = "frames" if config.frame_level else "video-level features"
-        raise InputError(
-            f"--frame_features={flag_values.frame_features} does not fit: {config.model} takes "
-            f"{level}."
-        )
-    return config
+    program.require_positive(flag_values, "num_readers")
+    return recipe_flags.config_from_flags(flag_values)
 
 
 def main(flag_values):

@@ -1,11 +1,14 @@
 """Compares the models with plain loops in float64, written from their formulas."""
 
+import functools
 import math
 
 import keras
+import layer_references as references
 import numpy as np
 import pytest
 import tensorflow as tf
+from layer_references import linear, randomize, sigmoid, sub_weights, unit_vector, weights_of
 
 import frame_level_models
 import nonlocal_vlad
@@ -16,7 +19,29 @@ FEATURE_SIZES = (5, 2)
 D = sum(FEATURE_SIZES)
 NUM_CLASSES = 3
 NUM_FRAMES = (4, 1, 6, 3)
-EPSILON = 1e-3
+# Streams of the features above, mixtures, and scale in the non-local block: None is 1 / sqrt(D).
+NETVLAD_MODELS = {
+    "LFNLNetVLADModel": (FEATURE_SIZES, 8, 1 / 64),
+    "LFNLNetRVLADModel": (FEATURE_SIZES, 4, None),
+    "EFNLNetVLADModel": ((D,), 2, None),
+}
+SMALL_NETVLAD = {
+    "iterations": 0,
+    "netvlad_cluster_size": "4,3",
+    "netvlad_hidden_size": 4,
+    "nonlocal_embedding": "2,3",
+}
+SMALL_SOFT_BOF = {
+    "iterations": 0,
+    "soft_bof_cluster_size": "6,3",
+    "soft_bof_hidden_size": 4,
+}
+# Models that ignore the order of the frames, and count sampled frames where they stand.
+SMALL_COUNTING_MODELS = {
+    **dict.fromkeys(NETVLAD_MODELS, SMALL_NETVLAD),
+    "SoftBoFModel": SMALL_SOFT_BOF,
+}
+EVERY_COUNTING_MODEL = pytest.mark.parametrize("name", SMALL_COUNTING_MODELS)
 BOTH_MODES = pytest.mark.parametrize("training", [False, True])
 
 
@@ -24,38 +49,16 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=1e-5, atol=1e-7)
 
 
-def build(name, **hyperparameters):
-    """A model whose weights are all random, so that none of them can be left out unnoticed."""
-    model = registry.build_model(
-        name, num_classes=NUM_CLASSES, feature_sizes=FEATURE_SIZES, **hyperparameters
+build_once = functools.cache(registry.build_model)  # As building takes its time.
+
+
+def build(name, feature_sizes=FEATURE_SIZES, **hyperparameters):
+    """A model whose weights are all random, and the same ones in every test."""
+    model = build_once(
+        name, num_classes=NUM_CLASSES, feature_sizes=feature_sizes, **hyperparameters
     )
     randomize(model)
     return model
-
-
-def randomize(layer):
-    rng = np.random.default_rng(4)
-    for weight in layer.weights:
-        if weight.name in ("gamma", "moving_variance"):
-            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-        else:
-            weight.assign(rng.normal(0, 0.7, weight.shape))
-
-
-def weights_of(layer):
-    """Weights in float64 by path, without the name of the layer itself."""
-    return {
-        weight.path.partition("/")[2]: np.asarray(weight.value).astype(np.float64)
-        for weight in layer.weights
-    }
-
-
-def sub_weights(weights, name):
-    return {
-        path.removeprefix(f"{name}/"): value
-        for path, value in weights.items()
-        if path.startswith(f"{name}/")
-    }
 
 
 def make_videos():
@@ -74,57 +77,14 @@ def call(model, frames, num_frames, training=False):
     return model(inputs, training=training)
 
 
-def sigmoid(x):
-    return 1.0 / (1.0 + math.exp(-x))
-
-
-def reference_unit_vector(values):
-    values = [float(value) for value in values]
-    length = math.sqrt(sum(value * value for value in values))
-    return [value / length for value in values]
-
-
 def reference_frames(frames, num_frames):
     """A list of real frames per video, dequantised and of length 1."""
     return [
         [
-            reference_unit_vector([int(byte) * 4 / 255 + 4 / 512 - 2 for byte in frame])
+            unit_vector([int(byte) * 4 / 255 + 4 / 512 - 2 for byte in frame])
             for frame in video[:length]
         ]
         for video, length in zip(frames, num_frames, strict=True)
-    ]
-
-
-def reference_linear(vector, kernel, bias=None):
-    return [
-        sum(vector[i] * kernel[i, j] for i in range(len(vector)))
-        + (0.0 if bias is None else bias[j])
-        for j in range(kernel.shape[1])
-    ]
-
-
-def reference_statistics(rows):
-    """Mean and variance, over the number of rows, of every entry."""
-    means, variances = [], []
-    for column in zip(*rows, strict=True):
-        mean = sum(column) / len(column)
-        means.append(mean)
-        variances.append(sum((value - mean) ** 2 for value in column) / len(column))
-    return means, variances
-
-
-def reference_batch_norm(rows, weights, training):
-    if training:
-        means, variances = reference_statistics(rows)
-    else:
-        means, variances = weights["moving_mean"], weights["moving_variance"]
-    return [
-        [
-            weights["gamma"][i] * (row[i] - means[i]) / math.sqrt(variances[i] + EPSILON)
-            + weights["beta"][i]
-            for i in range(len(row))
-        ]
-        for row in rows
     ]
 
 
@@ -132,8 +92,8 @@ def reference_moe(vectors, weights, mixtures, training=False):
     """Probabilities, with gating of them where the weights have it."""
     predictions = []
     for vector in vectors:
-        gates = reference_linear(vector, weights["gates/kernel"])
-        experts = reference_linear(vector, weights["experts/kernel"], weights["experts/bias"])
+        gates = linear(vector, weights["gates/kernel"])
+        experts = linear(vector, weights["experts/kernel"], weights["experts/bias"])
         row = []
         for c in range(NUM_CLASSES):
             scores = [math.exp(gates[c * (mixtures + 1) + m]) for m in range(mixtures + 1)]
@@ -143,16 +103,7 @@ def reference_moe(vectors, weights, mixtures, training=False):
         predictions.append(row)
     if "prob_gating/gate/kernel" not in weights:
         return predictions
-    return reference_gating(predictions, sub_weights(weights, "prob_gating"), training)
-
-
-def reference_gating(rows, weights, training):
-    linear = [reference_linear(row, weights["gate/kernel"]) for row in rows]
-    gates = reference_batch_norm(linear, sub_weights(weights, "gate_norm"), training)
-    return [
-        [value * sigmoid(gate) for value, gate in zip(row, gate_row, strict=True)]
-        for row, gate_row in zip(rows, gates, strict=True)
-    ]
+    return references.context_gating(predictions, sub_weights(weights, "prob_gating"), training)
 
 
 def reference_dbof(videos, weights, pooling, batch_norm, training):
@@ -161,16 +112,16 @@ def reference_dbof(videos, weights, pooling, batch_norm, training):
     def project(rows, name):
         kernel = weights[f"{name}/kernel"]
         if not batch_norm:
-            return [reference_linear(row, kernel, weights[f"{name}/bias"]) for row in rows]
-        rows = [reference_linear(row, kernel) for row in rows]
-        return reference_batch_norm(rows, sub_weights(weights, f"{name}_norm"), training)
+            return [linear(row, kernel, weights[f"{name}/bias"]) for row in rows]
+        rows = [linear(row, kernel) for row in rows]
+        return references.batch_norm(rows, sub_weights(weights, f"{name}_norm"), training)
 
     def relu6(rows):
         return [[min(max(value, 0.0), 6.0) for value in row] for row in rows]
 
     rows = [frame for video in videos for frame in video]
     if batch_norm:
-        rows = reference_batch_norm(rows, sub_weights(weights, "input_norm"), training)
+        rows = references.batch_norm(rows, sub_weights(weights, "input_norm"), training)
     rows = relu6(project(rows, "clusters"))
     pooled = []
     for video in videos:
@@ -182,13 +133,64 @@ def reference_dbof(videos, weights, pooling, batch_norm, training):
     return relu6(project(pooled, "hidden"))
 
 
+def reference_streams(videos, weights, pool, streams, training):
+    """Hidden vectors of lists of frames: each stream pooled, all reduced, and gated if it is so.
+
+    Args:
+        pool: function of a stream's number, its frames, their weights and the mode.
+    """
+    frames = np.zeros((len(videos), max(map(len, videos)), sum(streams)))
+    frame_weights = np.zeros(frames.shape[:2])
+    for row, video in enumerate(videos):
+        frames[row, : len(video)] = video
+        frame_weights[row, : len(video)] = 1
+    norm = sub_weights(weights, "input_norm")
+    frames = references.batch_norm(frames, norm, training, frame_weights)
+    ends = np.cumsum(streams)
+    pooled = [
+        pool(number, frames[..., end - size : end], frame_weights, training)
+        for number, (size, end) in enumerate(zip(streams, ends, strict=True))
+    ]
+    hidden = [
+        linear(row, weights["hidden/kernel"], weights["hidden/bias"])
+        for row in np.concatenate(pooled, axis=-1)
+    ]
+    if "hidden_gating/gate/kernel" not in weights:
+        return hidden
+    return references.context_gating(hidden, sub_weights(weights, "hidden_gating"), training)
+
+
+def reference_netvlad_model(model, videos, streams, mixtures, training=False, **block_options):
+    weights = weights_of(model)
+    encoder = sub_weights(weights, "encoder")
+
+    def pool(number, frames, frame_weights, training):
+        own = sub_weights(encoder, f"netvlad_{number}")
+        return references.netvlad(frames, frame_weights, own, training, **block_options)
+
+    encodings = reference_streams(videos, encoder, pool, streams, training)
+    return reference_moe(encodings, sub_weights(weights, "classifier"), mixtures, training)
+
+
+def reference_soft_bof_model(model, videos, streams, training):
+    weights = weights_of(model)
+    encoder = sub_weights(weights, "encoder")
+
+    def pool(number, frames, frame_weights, training):
+        own = sub_weights(encoder, f"soft_bof_{number}")
+        return references.soft_bag_of_features(frames, frame_weights, own, training)
+
+    encodings = reference_streams(videos, encoder, pool, streams, training)
+    return reference_moe(encodings, sub_weights(weights, "classifier"), 2, training)
+
+
 def reference_lstm(frames, weights):
     """Hidden states after each frame; the order of the gates is input, forget, cell, output."""
     units = weights["recurrent_kernel"].shape[0]
     hidden, cell, states = [0.0] * units, [0.0] * units, []
     for frame in frames:
-        inputs = reference_linear(frame, weights["kernel"], weights["bias"])
-        recurrent = reference_linear(hidden, weights["recurrent_kernel"])
+        inputs = linear(frame, weights["kernel"], weights["bias"])
+        recurrent = linear(hidden, weights["recurrent_kernel"])
         total = [a + b for a, b in zip(inputs, recurrent, strict=True)]
         for u in range(units):
             new = math.tanh(total[2 * units + u])
@@ -204,11 +206,11 @@ def reference_gru(frames, weights):
     update, reset, candidate = np.split(weights["recurrent_kernel"], 3, axis=1)
     hidden, states = [0.0] * units, []
     for frame in frames:
-        inputs = reference_linear(frame, weights["kernel"], weights["bias"])
-        z = [sigmoid(inputs[u] + v) for u, v in enumerate(reference_linear(hidden, update))]
-        r = [sigmoid(inputs[units + u] + v) for u, v in enumerate(reference_linear(hidden, reset))]
+        inputs = linear(frame, weights["kernel"], weights["bias"])
+        z = [sigmoid(inputs[u] + v) for u, v in enumerate(linear(hidden, update))]
+        r = [sigmoid(inputs[units + u] + v) for u, v in enumerate(linear(hidden, reset))]
         # The reset gate comes before the recurrent product.
-        kept = reference_linear([a * b for a, b in zip(r, hidden, strict=True)], candidate)
+        kept = linear([a * b for a, b in zip(r, hidden, strict=True)], candidate)
         new = [math.tanh(inputs[2 * units + u] + v) for u, v in enumerate(kept)]
         hidden = [z[u] * hidden[u] + (1 - z[u]) * new[u] for u in range(units)]
         states.append(hidden)
@@ -231,8 +233,8 @@ def test_logistic_model_equals_its_formula():
     expected = [
         [
             sigmoid(score)
-            for score in reference_linear(
-                reference_unit_vector(vector), weights["logistic/kernel"], weights["logistic/bias"]
+            for score in linear(
+                unit_vector(vector), weights["logistic/kernel"], weights["logistic/bias"]
             )
         ]
         for vector in vectors
@@ -243,14 +245,14 @@ def test_logistic_model_equals_its_formula():
 @pytest.mark.parametrize("mixtures", [1, 2, 4])
 def test_moe_model_equals_its_formula(mixtures):
     model, vectors = build("MoeModel", moe_num_mixtures=mixtures), make_vectors()
-    units = [reference_unit_vector(vector) for vector in vectors]
+    units = [unit_vector(vector) for vector in vectors]
     assert_close(model(vectors), reference_moe(units, weights_of(model), mixtures))
 
 
 @BOTH_MODES
 def test_moe_model_with_gated_probabilities_equals_its_formula(training):
     model, vectors = build("MoeModel", moe_prob_gating=True), make_vectors(rows=6)
-    units = [reference_unit_vector(vector) for vector in vectors]
+    units = [unit_vector(vector) for vector in vectors]
     expected = reference_moe(units, weights_of(model), 2, training)
     assert_close(model(vectors, training=training), expected)
 
@@ -264,22 +266,13 @@ def test_classifier_of_an_encoding_does_not_normalise_it():
     expected = [
         [
             sigmoid(score)
-            for score in reference_linear(
+            for score in linear(
                 vector.tolist(), weights["logistic/kernel"], weights["logistic/bias"]
             )
         ]
         for vector in vectors
     ]
     assert_close(model(vectors), expected)
-
-
-@BOTH_MODES
-def test_context_gating_equals_its_formula(training):
-    layer, vectors = nonlocal_vlad.ContextGating(), make_vectors(rows=5, size=6)
-    layer(vectors)
-    randomize(layer)
-    expected = reference_gating(vectors.tolist(), weights_of(layer), training)
-    assert_close(layer(vectors, training=training), expected)
 
 
 def test_frame_level_logistic_model_classifies_the_mean_of_the_real_frames():
@@ -290,7 +283,7 @@ def test_frame_level_logistic_model_classifies_the_mean_of_the_real_frames():
     expected = []
     for video in reference_frames(frames, num_frames):
         mean = [sum(column) / len(video) for column in zip(*video, strict=True)]
-        expected.append([sigmoid(score) for score in reference_linear(mean, kernel, bias)])
+        expected.append([sigmoid(score) for score in linear(mean, kernel, bias)])
     assert_close(call(model, frames, num_frames), expected)
 
 
@@ -325,23 +318,12 @@ def test_moving_averages_follow_faster_at_first_and_then_by_a_thousandth(updates
     call(model, frames, num_frames, training=True)
     after = sub_weights(weights_of(model), "input_norm")
     rows = [frame for video in reference_frames(frames, num_frames) for frame in video]
-    means, variances = (np.array(values) for values in reference_statistics(rows))
+    means, variances = references.statistics(rows)
     assert_close(after["moving_mean"], decay * before["moving_mean"] + (1 - decay) * means)
     assert_close(
         after["moving_variance"], decay * before["moving_variance"] + (1 - decay) * variances
     )
     assert after["num_updates"] == updates + 1
-
-
-def test_batch_norm_counts_a_row_as_often_as_its_weight_says():
-    layer, rows = nonlocal_vlad.BatchNorm(), make_vectors(rows=4, size=3)
-    layer(rows)
-    randomize(layer)
-    repeats = [2, 0, 1, 3]
-    repeated = np.repeat(rows, repeats, axis=0)
-    expected = reference_batch_norm(repeated.tolist(), weights_of(layer), training=True)
-    actual = layer(rows, np.array(repeats, np.float32), training=True)
-    assert_close(np.repeat(actual, repeats, axis=0), expected)
 
 
 def test_inference_leaves_the_moving_averages_alone():
@@ -382,6 +364,187 @@ def test_gru_model_classifies_the_states_of_all_layers_after_the_last_real_frame
     assert_close(call(model, frames, num_frames), expected)
 
 
+@BOTH_MODES
+@pytest.mark.parametrize("name", NETVLAD_MODELS)
+def test_netvlad_models_equal_their_formula(name, training):
+    streams, mixtures, scale = NETVLAD_MODELS[name]
+    model = build(name, **SMALL_NETVLAD)
+    videos = reference_frames(*make_videos())
+    expected = reference_netvlad_model(model, videos, streams, mixtures, training, scale=scale)
+    assert_close(call(model, *make_videos(), training), expected)
+
+
+@pytest.mark.parametrize("pairwise", ["gaussian", "dot_product"])
+def test_netvlad_model_with_another_pairwise_function_equals_its_formula(pairwise):
+    options = {"pairwise": pairwise, "scale": 0.7}
+    model = build(
+        "LFNLNetVLADModel", **SMALL_NETVLAD, nonlocal_pairwise=pairwise, nonlocal_scale=0.7
+    )
+    videos = reference_frames(*make_videos())
+    expected = reference_netvlad_model(model, videos, FEATURE_SIZES, 8, **options)
+    assert_close(call(model, *make_videos()), expected)
+
+
+@pytest.mark.parametrize("name", NETVLAD_MODELS)
+def test_netvlad_model_without_block_and_gating_is_the_plain_one(name):
+    streams, _, _ = NETVLAD_MODELS[name]
+    off = {"nonlocal_block": False, "gating": False, "moe_prob_gating": False}
+    model = build(name, **SMALL_NETVLAD, **off, moe_num_mixtures=3)
+    extras = [path for path in weights_of(model) if "nonlocal" in path or "gating" in path]
+    assert extras == []
+    expected = reference_netvlad_model(model, reference_frames(*make_videos()), streams, 3)
+    assert_close(call(model, *make_videos()), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "feature_sizes", "streams"),
+    [
+        ("LFNLNetVLADModel", (D,), (D,)),
+        ("LFNLNetVLADModel", (3, 2, 2), (3, 2, 2)),
+        ("EFNLNetVLADModel", (3, 2, 2), (D,)),
+    ],
+)
+def test_netvlad_model_takes_any_number_of_features(name, feature_sizes, streams):
+    _, mixtures, scale = NETVLAD_MODELS[name]
+    model = build(name, feature_sizes, **SMALL_NETVLAD)
+    kernels = [
+        value.shape for path, value in weights_of(model).items() if "assignment/kernel" in path
+    ]
+    # The last number of clusters serves all further streams.
+    assert kernels == list(zip(streams, (4, 3, 3), strict=False))
+    videos = reference_frames(*make_videos())
+    expected = reference_netvlad_model(model, videos, streams, mixtures, scale=scale)
+    assert_close(call(model, *make_videos()), expected)
+
+
+def test_netvlad_model_of_256_clusters_equals_its_formula():
+    clusters = {"netvlad_cluster_size": "256", "nonlocal_embedding": "16"}
+    model = build("EFNLNetVLADModel", **{**SMALL_NETVLAD, **clusters})
+    frames, num_frames = (array[:2] for array in make_videos())
+    expected = reference_netvlad_model(model, reference_frames(frames, num_frames), (D,), 2)
+    assert_close(call(model, frames, num_frames), expected)
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("gating", [False, True])
+@pytest.mark.parametrize("streams", [FEATURE_SIZES, (D,), (3, 2, 2)])
+def test_soft_bof_model_equals_its_formula(streams, gating, training):
+    model = build("SoftBoFModel", streams, **SMALL_SOFT_BOF, gating=gating)
+    videos = reference_frames(*make_videos())
+    expected = reference_soft_bof_model(model, videos, streams, training)
+    assert_close(call(model, *make_videos(), training), expected)
+
+
+FRAMES_OF_THE_PAPER = {
+    "iterations": 300,
+    "sample_random_frames": True,
+    "video_level_classifier_model": "MoeModel",
+    "moe_l2": 1e-6,
+}
+NETVLAD_OF_THE_PAPER = {
+    **FRAMES_OF_THE_PAPER,
+    "netvlad_hidden_size": 1024,
+    "nonlocal_block": True,
+    "nonlocal_pairwise": "embedded_gaussian",
+    "gating": True,
+    "moe_prob_gating": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "LFNLNetVLADModel",
+            {
+                **NETVLAD_OF_THE_PAPER,
+                "early_fusion": False,
+                "netvlad_cluster_size": "64,32",
+                "netvlad_centers": True,
+                "nonlocal_embedding": "64,32",
+                "nonlocal_scale": 1 / 64,
+                "moe_num_mixtures": 8,
+            },
+        ),
+        (
+            "LFNLNetRVLADModel",
+            {
+                **NETVLAD_OF_THE_PAPER,
+                "early_fusion": False,
+                "netvlad_cluster_size": "64,32",
+                "netvlad_centers": False,
+                "nonlocal_embedding": "512,64",
+                "nonlocal_scale": None,
+                "moe_num_mixtures": 4,
+            },
+        ),
+        (
+            "EFNLNetVLADModel",
+            {
+                **NETVLAD_OF_THE_PAPER,
+                "early_fusion": True,
+                "netvlad_cluster_size": "64",
+                "netvlad_centers": True,
+                "nonlocal_embedding": "64",
+                "nonlocal_scale": None,
+                "moe_num_mixtures": 2,
+            },
+        ),
+        (
+            "SoftBoFModel",
+            {
+                **FRAMES_OF_THE_PAPER,
+                "soft_bof_cluster_size": "4000,500",
+                "soft_bof_hidden_size": 1024,
+                "gating": False,
+                "moe_num_mixtures": 2,
+                "moe_prob_gating": False,
+            },
+        ),
+        (
+            "GruModel",
+            {
+                **FRAMES_OF_THE_PAPER,
+                "iterations": 0,
+                "gru_cells": 1200,
+                "gru_layers": 2,
+                "moe_num_mixtures": 2,
+                "moe_prob_gating": False,
+            },
+        ),
+    ],
+)
+def test_defaults_are_those_of_the_paper(name, expected):
+    assert registry.resolve(name, {}) == expected
+
+
+def permuted(frames, num_frames):
+    """The videos with their real frames in another order; padding stays where it is."""
+    frames = frames.copy()
+    for row, count in enumerate(num_frames):
+        frames[row, :count] = np.roll(frames[row, :count], 1, axis=0)
+    return frames, num_frames
+
+
+@BOTH_MODES
+@EVERY_COUNTING_MODEL
+def test_order_of_the_frames_does_not_change_the_prediction(name, training):
+    model, videos = build(name, **SMALL_COUNTING_MODELS[name]), make_videos()
+    expected = call(model, *videos, training)
+    assert_close(call(model, *permuted(*videos), training), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"), [("GruModel", "gru_cells"), ("LstmModel", "lstm_cells")]
+)
+def test_order_of_the_frames_changes_what_a_recurrent_model_predicts(name, cells):
+    model, videos = build(name, **{cells: 4}), make_videos()
+    difference = np.abs(call(model, *permuted(*videos)) - call(model, *videos)).max(axis=1)
+    several_frames = np.array(NUM_FRAMES) > 1
+    assert np.all(difference[several_frames] > 1e-3)
+    assert np.all(difference[~several_frames] == 0)
+
+
 def test_initial_bias_of_a_gru_opens_its_two_gates():
     layers = registry.build_model(
         "GruModel", num_classes=2, feature_sizes=(3,), gru_cells=4
@@ -420,6 +583,60 @@ def test_initial_projections_of_dbof_are_normal_by_their_fan_in(batch_norm):
     )
     assert_normal(model.clusters.kernel, 128**-0.5)
     assert_normal(model.hidden.kernel, 512**-0.5)
+
+
+@pytest.mark.parametrize("name", NETVLAD_MODELS)
+def test_initial_weights_of_netvlad_models_are_normal_by_their_fan_in(name):
+    keras.utils.set_random_seed(2)
+    model = registry.build_model(
+        name,
+        num_classes=2,
+        feature_sizes=(256, 192),
+        netvlad_cluster_size="64,49",
+        netvlad_hidden_size=8,
+        nonlocal_embedding="81,64",
+    )
+    weights = sub_weights(weights_of(model), "encoder")
+    streams = [(448, 81)] if name == "EFNLNetVLADModel" else [(256, 81), (192, 64)]
+    for number, (size, embedding) in enumerate(streams):
+        own = sub_weights(weights, f"netvlad_{number}")
+        by_size = {"assignment/kernel", "nonlocal_block/theta", "nonlocal_block/phi"}
+        by_size |= {"nonlocal_block/g"} | {"centers"} & set(own)
+        for path in by_size:
+            assert_normal(own[path], size**-0.5)
+        assert_normal(own["nonlocal_block/out"], embedding**-0.5)
+    assert_normal(weights["hidden/kernel"], 64**-0.5)
+    assert not np.any(weights["hidden/bias"])
+
+
+def test_initial_weights_of_soft_bof_are_normal_by_their_fan_in():
+    keras.utils.set_random_seed(2)
+    model = registry.build_model(
+        "SoftBoFModel",
+        num_classes=2,
+        feature_sizes=(64, 36),
+        soft_bof_cluster_size="400,225",
+        soft_bof_hidden_size=32,
+    )
+    weights = sub_weights(weights_of(model), "encoder")
+    assert_normal(weights["soft_bof_0/assignment/kernel"], 1 / 8)
+    assert_normal(weights["soft_bof_1/assignment/kernel"], 1 / 6)
+    assert_normal(weights["hidden/kernel"], 1 / 20)
+    assert not np.any(weights["hidden/bias"])
+
+
+def test_initial_batch_norm_scales_by_one_and_shifts_by_zero():
+    layer = nonlocal_vlad.BatchNorm()
+    layer.build((None, 5))
+    ones, zeros = [1.0] * 5, [0.0] * 5
+    initial = {path: value.tolist() for path, value in weights_of(layer).items()}
+    assert initial == {
+        "gamma": ones,
+        "beta": zeros,
+        "moving_mean": zeros,
+        "moving_variance": ones,
+        "num_updates": 0.0,
+    }
 
 
 def test_initial_gate_of_context_gating_is_normal_by_its_width():
@@ -597,3 +814,97 @@ def test_frames_are_sampled_anew_in_every_call():
     videos = numbered_videos([9], length=9)
     first, second = model.sample(*videos)[0], model.sample(*videos)[0]
     assert np.any(first != second)
+
+
+def counting_model(**arguments):
+    return registry.build_model(
+        "SoftBoFModel",
+        num_classes=2,
+        feature_sizes=(2,),
+        soft_bof_cluster_size="2",
+        soft_bof_hidden_size=2,
+        **arguments,
+    )
+
+
+def test_counts_of_sampled_frames_stand_at_their_places_and_sum_to_the_iterations():
+    model = counting_model(iterations=50)
+    frames, num_frames = numbered_videos([3, 1, 9], length=12)
+    taken, counts = model.sample(frames, num_frames)
+    np.testing.assert_array_equal(taken, frames)
+    np.testing.assert_array_equal(np.sum(counts, axis=1), [50, 50, 50])
+    np.testing.assert_array_equal(counts, np.rint(counts))
+    for row, count in zip(np.asarray(counts), [3, 1, 9], strict=True):
+        assert np.all(row[:count] > 0)
+        assert np.all(row[count:] == 0)
+
+
+def test_counts_are_those_of_the_positions_drawn():
+    model = counting_model(iterations=7)
+    frames, num_frames = numbered_videos([3, 1, 9], length=12)
+    model.sampling_seed.state.assign([3, 0])
+    _, counts = model.sample(frames, num_frames)
+    model.sampling_seed.state.assign([3, 0])
+    positions = frame_level_models.random_positions(num_frames, 7, model.sampling_seed)
+    expected = [np.bincount(row, minlength=12) for row in np.asarray(positions)]
+    np.testing.assert_array_equal(counts, expected)
+
+
+@pytest.mark.parametrize("num_frames", [2, 7, 300])
+def test_frames_are_counted_uniformly(num_frames):
+    model = counting_model(iterations=20)
+    frames = tf.zeros([1500, 300, 2], tf.uint8)
+    _, counts = model.sample(frames, tf.fill([1500], num_frames))
+    total = np.sum(counts, axis=0).astype(int)
+    assert np.all(total[num_frames:] == 0)
+    assert_uniform(np.repeat(np.arange(300), total), num_frames)
+
+
+def test_counts_repeat_under_a_seed_and_differ_between_calls_and_videos():
+    model, videos = counting_model(iterations=9), numbered_videos([50] * 4, length=50)
+
+    def sample_twice(seed):
+        model.sampling_seed.state.assign([seed, 0])
+        return [np.asarray(model.sample(*videos)[1]) for _ in range(2)]
+
+    first, second = sample_twice(6)
+    np.testing.assert_array_equal(sample_twice(6), [first, second])
+    assert np.any(sample_twice(7)[0] != first)
+    assert np.any(first != second)
+    assert len({tuple(row) for row in first}) == 4
+
+
+def test_run_of_frames_counts_consecutive_frames_once():
+    model = counting_model(iterations=4, sample_random_frames=False)
+    _, counts = model.sample(*numbered_videos([2, 4, 9, 9, 9], length=9))
+    counts = np.asarray(counts)
+    np.testing.assert_array_equal(counts[0], [1, 1, 0, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(counts[1], [1, 1, 1, 1, 0, 0, 0, 0, 0])
+    for row in counts[2:]:
+        start = int(np.argmax(row))
+        np.testing.assert_array_equal(row, np.isin(np.arange(9), range(start, start + 4)))
+
+
+def test_run_longer_than_the_batch_counts_every_frame_once():
+    model = counting_model(iterations=8, sample_random_frames=False)
+    _, counts = model.sample(*numbered_videos([2, 3], length=3))
+    np.testing.assert_array_equal(counts, [[1, 1, 0], [1, 1, 1]])
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("random_frames", [True, False])
+@EVERY_COUNTING_MODEL
+def test_counting_sampled_frames_predicts_as_copying_them(
+    name, random_frames, training, monkeypatch
+):
+    model = build(name, **SMALL_COUNTING_MODELS[name])
+    all_frames = call(model, *make_videos(), training)
+    monkeypatch.setattr(model, "iterations", 5)
+    monkeypatch.setattr(model, "sample_random_frames", random_frames)
+    predictions = []
+    for by_count in (True, False):
+        monkeypatch.setattr(type(model), "sample_by_count", by_count)
+        model.sampling_seed.state.assign([3, 0])
+        predictions.append(call(model, *make_videos(), training))
+    assert_close(*predictions)
+    assert not np.allclose(predictions[0], all_frames, rtol=1e-5)

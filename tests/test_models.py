@@ -1,6 +1,7 @@
 """What every registered model must do; a new model is added to the three tables."""
 
 import functools
+import inspect
 import json
 import math
 
@@ -36,31 +37,106 @@ def batch_norm_parameters(width):
     return 4 * width + 1
 
 
+def gating_parameters(width):
+    return width * width + batch_norm_parameters(width)
+
+
+def vlad_parameters(sizes, clusters, embeddings, mixtures, *, centers=True):
+    """Streams of the given sizes into 1024 hidden units, then gated, classified, gated again."""
+    streams = list(zip(sizes, clusters, embeddings, strict=True))
+    kernels = sum(size * count for size, count, _ in streams)
+    return (
+        batch_norm_parameters(1152)
+        + kernels * (2 if centers else 1)
+        + sum(batch_norm_parameters(count) for count in clusters)
+        # Theta, phi, g and out.
+        + sum(4 * size * embedding for size, _, embedding in streams)
+        + kernels * 1024
+        + 1024
+        + gating_parameters(1024)
+        + moe_parameters(1024, 3862, mixtures)
+        + gating_parameters(3862)
+    )
+
+
+def soft_bof_parameters(clusters):
+    return (
+        batch_norm_parameters(1152)
+        + sum(size * count for size, count in zip((1024, 128), clusters, strict=True))
+        + sum(batch_norm_parameters(count) for count in clusters)
+        + sum(clusters) * 1024
+        + 1024
+        + moe_parameters(1024, 3862)
+    )
+
+
 # Weights of the default model for 3862 classes of 1024 + 128 features, counted by hand.
 PARAMETER_COUNTS = {
     "DbofModel": 1152 * 8192
     + 8192 * 1024
     + sum(batch_norm_parameters(width) for width in (1152, 8192, 1024))
     + moe_parameters(1024, 3862),
+    "EFNLNetVLADModel": vlad_parameters([1152], [64], [64], 2),
     "FrameLevelLogisticModel": 1152 * 3862 + 3862,
     "GruModel": gru_parameters(1152, 1200)
     + gru_parameters(1200, 1200)
     + moe_parameters(2 * 1200, 3862),
+    "LFNLNetRVLADModel": vlad_parameters([1024, 128], [64, 32], [512, 64], 4, centers=False),
+    "LFNLNetVLADModel": vlad_parameters([1024, 128], [64, 32], [64, 32], 8),
     "LogisticModel": 1152 * 3862 + 3862,
     "LstmModel": lstm_parameters(1152, 1024)
     + lstm_parameters(1024, 1024)
     + moe_parameters(1024, 3862),
     "MoeModel": moe_parameters(1152, 3862),
+    "SoftBoFModel": soft_bof_parameters([4000, 500]),
+}
+
+# Size in MiB of the models of the paper, in its Table 1, and ours by arithmetic.
+PAPER_SIZES = {
+    "LFNLNetVLADModel": (593, PARAMETER_COUNTS["LFNLNetVLADModel"]),
+    "LFNLNetRVLADModel": (478, PARAMETER_COUNTS["LFNLNetRVLADModel"]),
+    "EFNLNetVLADModel": (427, PARAMETER_COUNTS["EFNLNetVLADModel"]),
+    "SoftBoFModel with 4000 clusters": (109, PARAMETER_COUNTS["SoftBoFModel"]),
+    "SoftBoFModel with 8000 clusters": (143, soft_bof_parameters([8000, 1000])),
+    "GruModel": (243, PARAMETER_COUNTS["GruModel"]),
+}
+
+SMALL_NETVLAD = {
+    "iterations": 0,
+    "netvlad_cluster_size": "4,3",
+    "netvlad_hidden_size": 5,
+    "nonlocal_embedding": "2,3",
+}
+CHANGED_NETVLAD = {
+    "iterations": 3,
+    "sample_random_frames": False,
+    "video_level_classifier_model": "LogisticModel",
+    "l2_penalty": 0.5,
+    "netvlad_cluster_size": "3,5",
+    "netvlad_hidden_size": 6,
+    "nonlocal_block": False,
+    "nonlocal_embedding": "3,2",
+    "nonlocal_scale": 0.5,
+    "nonlocal_pairwise": "dot_product",
+    "gating": False,
 }
 
 # Hyper-parameters of a model that is small, and otherwise as by default.
 SMALL = {
     "DbofModel": {"iterations": 0, "dbof_cluster_size": 8, "dbof_hidden_size": 5},
+    "EFNLNetVLADModel": SMALL_NETVLAD,
     "FrameLevelLogisticModel": {},
     "GruModel": {"gru_cells": 5},
+    "LFNLNetRVLADModel": SMALL_NETVLAD,
+    "LFNLNetVLADModel": SMALL_NETVLAD,
     "LogisticModel": {},
     "LstmModel": {"lstm_cells": 5},
     "MoeModel": {},
+    "SoftBoFModel": {
+        "iterations": 0,
+        "soft_bof_cluster_size": "6,4",
+        "soft_bof_hidden_size": 5,
+    },
 }
 
 # A small model with another value than the default for every hyper-parameter.
@@ -75,6 +151,7 @@ CHANGED = {
         "dbof_pooling_method": "average",
         "dbof_add_batch_norm": False,
     },
+    "EFNLNetVLADModel": {**CHANGED_NETVLAD, "early_fusion": False, "netvlad_centers": False},
     "FrameLevelLogisticModel": {
         "iterations": 3,
         "sample_random_frames": False,
@@ -91,6 +168,8 @@ CHANGED = {
         "gru_cells": 4,
         "gru_layers": 1,
     },
+    "LFNLNetRVLADModel": {**CHANGED_NETVLAD, "early_fusion": True, "netvlad_centers": True},
+    "LFNLNetVLADModel": {**CHANGED_NETVLAD, "early_fusion": True, "netvlad_centers": False},
     "LogisticModel": {"l2_penalty": 0.5},
     "LstmModel": {
         "iterations": 3,
@@ -101,6 +180,15 @@ CHANGED = {
         "lstm_layers": 1,
     },
     "MoeModel": {"moe_num_mixtures": 3, "moe_l2": 0.5, "moe_prob_gating": True},
+    "SoftBoFModel": {
+        "iterations": 3,
+        "sample_random_frames": False,
+        "video_level_classifier_model": "LogisticModel",
+        "l2_penalty": 0.5,
+        "soft_bof_cluster_size": "5",
+        "soft_bof_hidden_size": 6,
+        "gating": True,
+    },
 }
 
 MODELS = list(registry.models())
@@ -122,10 +210,17 @@ def build(name, variant="small", *, num_classes=NUM_CLASSES, feature_sizes=FEATU
     )
 
 
-@functools.cache
-def shared(name, variant="small", **arguments):
+def shared(name, variant="small", **other):
     """A model that tests share, as building takes its time; it must be left as it was."""
-    return build(name, variant, **arguments)
+    given = {"small": SMALL, "changed": CHANGED}[variant].get(name, {})
+    return _build_once(name, **registry.resolve(name, {**given, **other}))
+
+
+@functools.cache
+def _build_once(name, **arguments):
+    return registry.build_model(
+        name, num_classes=NUM_CLASSES, feature_sizes=FEATURE_SIZES, **arguments
+    )
 
 
 def without_sampling(name):
@@ -179,15 +274,50 @@ def test_changed_variant_differs_from_the_default_in_every_hyperparameter(name):
     assert unchanged == []
 
 
+@pytest.fixture
+def full_size(monkeypatch):
+    """Builds a model for 3862 classes of 1024 + 128 features, with weights of 0.
+
+    Random weights of full size take seconds.
+    """
+    for kind in ("GlorotUniform", "Orthogonal", "RandomNormal"):
+        zeros = keras.initializers.Zeros.__call__
+        monkeypatch.setattr(getattr(keras.initializers, kind), "__call__", zeros)
+    return functools.partial(registry.build_model, num_classes=3862, feature_sizes=(1024, 128))
+
+
 @EVERY_MODEL
-def test_default_model_has_the_exact_number_of_parameters(name, monkeypatch):
-    # Orthogonal matrices of full size take seconds.
-    zeros = keras.initializers.Zeros.__call__
-    monkeypatch.setattr(keras.initializers.Orthogonal, "__call__", zeros)
-    model = registry.build_model(name, num_classes=3862, feature_sizes=(1024, 128))
+def test_default_model_has_the_exact_number_of_parameters(name, full_size):
+    model = full_size(name)
     count = sum(math.prod(weight.shape) for weight in model.weights)
     # Seed generators have a state of two numbers each, which is no parameter.
     assert (count, model.count_params()) == (PARAMETER_COUNTS[name],) * 2
+
+
+def test_soft_bof_of_8000_clusters_has_the_exact_number_of_parameters(full_size):
+    model = full_size("SoftBoFModel", soft_bof_cluster_size="8000,1000")
+    assert model.count_params() == soft_bof_parameters([8000, 1000])
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (PARAMETER_COUNTS["LFNLNetVLADModel"], 154_970_737),
+        (PARAMETER_COUNTS["LFNLNetRVLADModel"], 125_099_545),
+        (PARAMETER_COUNTS["EFNLNetVLADModel"], 111_710_060),
+        (PARAMETER_COUNTS["SoftBoFModel"], 28_572_799),
+        (soft_bof_parameters([8000, 1000]), 37_358_799),
+        (PARAMETER_COUNTS["GruModel"], 63_466_124),
+    ],
+)
+def test_arithmetic_of_the_papers_models_comes_to_their_known_numbers(count, expected):
+    assert count == expected
+
+
+def test_papers_models_have_the_sizes_of_its_table():
+    sizes = {name: 4 * count / 2**20 for name, (_, count) in PAPER_SIZES.items()}
+    assert sizes == pytest.approx({name: size for name, (size, _) in PAPER_SIZES.items()}, rel=5e-3)
+    assert sum(sizes.values()) == pytest.approx(1988, rel=5e-3)
 
 
 @EVERY_MODEL
@@ -323,8 +453,17 @@ def test_model_rebuilt_from_its_resolved_hyperparameters_is_the_same(name, varia
     np.testing.assert_array_equal(rebuilt.losses, model.losses)
 
 
+def hyperparameters_of_its_own(name):
+    """Those of `CHANGED` that the model does not take just as another registered model does."""
+    model, *bases = inspect.getmro(registry.model_class(name))
+    if not any(base.__name__ in MODELS for base in bases):
+        return list(CHANGED[name])
+    return [key for key in CHANGED[name] if key in inspect.signature(model.__init__).parameters]
+
+
 @pytest.mark.parametrize(
-    ("name", "parameter"), [(name, parameter) for name in MODELS for parameter in CHANGED[name]]
+    ("name", "parameter"),
+    [(name, parameter) for name in MODELS for parameter in hyperparameters_of_its_own(name)],
 )
 def test_every_hyperparameter_has_an_effect(name, parameter):
     # The manner of sampling shows only where frames are sampled.
@@ -367,7 +506,7 @@ def test_fit_with_cross_entropy_lowers_the_loss(name):
     model = build(name)
     inputs, labels = make_inputs(name, (5, 2, 8, 1, 4, 6)), make_labels(6)
     model.compile(optimizer=keras.optimizers.Adam(0.01), loss=losses.CrossEntropyLoss())
-    data = tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(4)
+    data = tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(3)
     history = model.fit(data, epochs=8, shuffle=False, verbose=0).history["loss"]
     assert np.all(np.isfinite(history))
     assert history[-1] < history[0]

@@ -6,6 +6,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import documents
 import numpy as np
@@ -219,6 +220,30 @@ def test_eval_takes_a_step_and_keeps_one_entry_per_step(trained, frame_data):
     assert {40, 80} <= set(steps)
 
 
+def test_eval_without_run_once_waits_for_new_checkpoints(tmp_path, frame_data):
+    train_dir = tmp_path / "run"
+    run_small(train_dir, frame_data, "--max_steps=2")
+    command = ("eval.py", f"--train_dir={train_dir}", f"--eval_data_pattern={frame_data}")
+    with subprocess.Popen([sys.executable, *command], cwd=ROOT) as process:
+        try:
+            wait_for_steps(train_dir, [2])
+            run_small(train_dir, frame_data, "--max_steps=4")
+            wait_for_steps(train_dir, [2, 4])
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
+def wait_for_steps(train_dir, steps, seconds=120):
+    deadline = time.monotonic() + seconds
+    found = None
+    while found != steps and time.monotonic() < deadline:
+        time.sleep(0.2)
+        if (train_dir / "eval" / "metrics.json").exists():
+            found = [entry["step"] for entry in metrics_of(train_dir)]
+    assert found == steps
+
+
 def test_metrics_do_not_depend_on_the_batch_size(tmp_path, frame_data):
     train_dir = tmp_path / "run"
     run_small(train_dir, frame_data, "--max_steps=20", "--iterations=0")
@@ -294,10 +319,13 @@ def test_start_new_model_removes_the_old_run_and_nothing_else(tmp_path, frame_da
         assert (tmp_path / name).read_text() == "mine"
 
 
-def test_unsuitable_data_leave_an_old_run_alone(tmp_path, frame_data):
+@pytest.mark.parametrize(
+    "flag", ["--feature_sizes=9,4", "--dbof_pooling_method=median", "--optimizer=NoSuch"]
+)
+def test_bad_input_leaves_an_old_run_alone(tmp_path, frame_data, flag):
     run_small(tmp_path, frame_data, "--max_steps=3")
-    with pytest.raises(InputError, match="feature 'rgb' has size 8"):
-        run_small(tmp_path, frame_data, "--start_new_model", "--feature_sizes=9,4")
+    with pytest.raises(InputError):
+        run_small(tmp_path, frame_data, "--start_new_model", flag)
     assert (tmp_path / "model.ckpt-3.index").exists()
 
 

@@ -128,7 +128,7 @@ def test_every_hyperparameter_is_described_with_its_type(name):
     wrong = [
         key
         for key, parameter in registry.hyperparameters(name).items()
-        if not re.match(rf"{type(parameter.default).__name__}\. \S", parameter.help)
+        if not re.match(rf"{parameter.type.__name__}\. \S", parameter.help)
     ]
     assert wrong == []
 
@@ -152,6 +152,48 @@ def test_resolve_accepts_hyperparameters_of_the_chosen_classifier():
     assert resolved["moe_num_mixtures"] == 4
     assert resolved["moe_l2"] == 1e-8
     assert "l2_penalty" not in resolved
+
+
+NETVLAD_ARGUMENTS = FRAME_LEVEL_ARGUMENTS | {
+    "early_fusion",
+    "netvlad_cluster_size",
+    "netvlad_centers",
+    "netvlad_hidden_size",
+    "nonlocal_block",
+    "nonlocal_embedding",
+    "nonlocal_scale",
+    "nonlocal_pairwise",
+    "gating",
+}
+LOGISTIC = {"video_level_classifier_model": "LogisticModel"}
+
+
+@pytest.mark.parametrize("name", ["LFNLNetVLADModel", "LFNLNetRVLADModel", "EFNLNetVLADModel"])
+def test_defaults_for_one_classifier_are_left_out_with_another(name):
+    assert set(registry.resolve(name, {})) == NETVLAD_ARGUMENTS | MOE_ARGUMENTS
+    given = {**LOGISTIC, "l2_penalty": 0.5, "netvlad_cluster_size": "2", "nonlocal_embedding": "2"}
+    resolved = registry.resolve(name, given)
+    assert set(resolved) == NETVLAD_ARGUMENTS | {"l2_penalty"}
+    assert resolved["l2_penalty"] == 0.5
+    model = registry.build_model(name, **SIZES, **resolved)
+    assert type(model.classifier) is video_level_models.LogisticModel
+    assert model.classifier.logistic.kernel_regularizer.l2 == 0.25
+
+
+@pytest.mark.parametrize("wrong", ["l2_penaly", "moe_num_mixtures", "moe_l2", "gru_cells"])
+def test_hyperparameter_that_the_chosen_classifier_does_not_take_is_refused(wrong):
+    message = rf"LFNLNetVLADModel does not take {wrong}\. It takes: .*l2_penalty, netvlad"
+    with pytest.raises(InputError, match=message):
+        registry.build_model("LFNLNetVLADModel", **SIZES, **LOGISTIC, **{wrong: 1})
+
+
+def test_hyperparameter_that_no_classifier_takes_is_refused():
+    class MistypedModel(frame_level_models.FrameLevelLogisticModel):
+        def __init__(self, **kwargs):
+            super().__init__(l2_penaly=0.1, moe_num_mixture=2, moe_l2=0.1, **kwargs)
+
+    with pytest.raises(InputError, match=r"no video-level model takes l2_penaly, moe_num_mixture$"):
+        MistypedModel(**SIZES)
 
 
 def test_hyperparameter_of_another_classifier_is_refused_naming_what_is_taken():
@@ -214,6 +256,50 @@ def test_build_model_refuses_a_bad_value_by_name(arguments, message):
         registry.build_model("DbofModel", **{**SIZES, **arguments})
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "problem"),
+    [
+        ("iterations", -1, "must be at least 0. Received: -1"),
+        ("netvlad_cluster_size", "0", "must be at least 1. Received: 0"),
+        ("netvlad_cluster_size", "64,-2", "must be at least 1. Received: -2"),
+        ("netvlad_cluster_size", "64,x", "must be integers .*, one per stream. Received: '64,x'"),
+        ("netvlad_cluster_size", "64,", "must be integers .*, one per stream. Received: '64,'"),
+        ("netvlad_cluster_size", "", "must be integers .*, one per stream. Received: ''"),
+        ("netvlad_cluster_size", "6.5", "must be integers .*, one per stream. Received: '6.5'"),
+        ("netvlad_hidden_size", 0, "must be at least 1. Received: 0"),
+        ("nonlocal_embedding", "64,0", "must be at least 1. Received: 0"),
+        ("nonlocal_embedding", "64;32", "must be integers .*, one per stream. Received: '64;32'"),
+        ("nonlocal_scale", 0.0, "must be above 0. Received: 0.0"),
+        ("nonlocal_scale", -1.0, "must be above 0. Received: -1.0"),
+        (
+            "nonlocal_pairwise",
+            "concat",
+            "must be one of embedded_gaussian, gaussian, dot_product. Received: 'concat'",
+        ),
+        ("moe_num_mixtures", 0, "must be at least 1. Received: 0"),
+        ("moe_l2", -1.0, "must be at least 0. Received: -1.0"),
+    ],
+)
+@pytest.mark.parametrize("name", ["LFNLNetVLADModel", "LFNLNetRVLADModel", "EFNLNetVLADModel"])
+def test_netvlad_models_refuse_a_bad_value_by_name(name, argument, value, problem):
+    with pytest.raises(InputError, match=f"^{name}: {argument} {problem}$"):
+        registry.build_model(name, **SIZES, **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "problem"),
+    [
+        ("soft_bof_cluster_size", "0", "must be at least 1. Received: 0"),
+        ("soft_bof_cluster_size", "8,x", "must be integers .*, one per stream. Received: '8,x'"),
+        ("soft_bof_hidden_size", 0, "must be at least 1. Received: 0"),
+        ("moe_num_mixtures", 0, "must be at least 1. Received: 0"),
+    ],
+)
+def test_soft_bof_model_refuses_a_bad_value_by_name(argument, value, problem):
+    with pytest.raises(InputError, match=f"^SoftBoFModel: {argument} {problem}$"):
+        registry.build_model("SoftBoFModel", **SIZES, **{argument: value})
+
+
 @pytest.mark.parametrize("argument", ["lstm_cells", "lstm_layers", "gru_cells", "gru_layers"])
 def test_recurrent_models_refuse_zero_units_and_layers(argument):
     name = {"lstm": "LstmModel", "gru": "GruModel"}[argument.partition("_")[0]]
@@ -256,6 +342,41 @@ def test_default_that_no_flag_can_have_is_refused(default):
     assert "UndescribableModel" not in registry.models()
 
 
+def register_model_with_cells_of_none(annotation):
+    class UnsetModel(video_level_models.LogisticModel):
+        """Has no cells by default.
+
+        Args:
+            cells: Units.
+        """
+
+        def __init__(self, *, cells: annotation = None, **kwargs):
+            super().__init__(**kwargs)
+
+    return registry.register(UnsetModel)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"), [(int, 3, "3"), (float, 0.5, "0.5"), (str, "a", "a")]
+)
+def test_argument_that_is_none_by_default_is_of_its_annotated_type(kind, value, text):
+    register_model_with_cells_of_none(kind | None)
+    assert registry.hyperparameters("UnsetModel")["cells"].type is kind
+    assert registry.resolve("UnsetModel", {})["cells"] is None
+    assert registry.resolve("UnsetModel", {"cells": None})["cells"] is None
+    assert registry.resolve("UnsetModel", {"cells": value})["cells"] == value
+    assert program.given_model_flags(parsed_flags(f"--cells={text}")) == {"cells": value}
+    message = f"'cells' must be of type {kind.__name__}. Received: True"
+    with pytest.raises(InputError, match=message):
+        registry.resolve("UnsetModel", {"cells": True})
+
+
+@pytest.mark.parametrize("annotation", [int | str | None, list | None, type(None), float])
+def test_argument_that_is_none_by_default_needs_one_annotated_type(annotation):
+    with pytest.raises(ValueError, match=r"'cells' of UnsetModel .* annotation as 'float \| None'"):
+        register_model_with_cells_of_none(annotation)
+
+
 def test_argument_without_a_default_is_refused():
     class DemandingModel(video_level_models.LogisticModel):
         def __init__(self, *, cells, **kwargs):
@@ -284,7 +405,8 @@ def test_flag_of_a_new_model_is_derived(pooled_model):
 def test_help_shows_description_and_default_of_each_model():
     assert parsed_flags()["iterations"].help == (
         "Frames sampled of each video, in training and in prediction; 0 takes all. Default: "
-        "30 in DbofModel; 0 in FrameLevelLogisticModel, GruModel, LstmModel."
+        "30 in DbofModel; 300 in EFNLNetVLADModel, LFNLNetRVLADModel, LFNLNetVLADModel, "
+        "SoftBoFModel; 0 in FrameLevelLogisticModel, GruModel, LstmModel."
     )
 
 

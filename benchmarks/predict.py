@@ -1,0 +1,49 @@
+"""Measures the prediction of a full-size model on random frames.
+
+    python benchmarks/predict.py --model=LFNLNetVLADModel
+
+The batch lies in memory; predictions come back as an array, as in eval.py and inference.py.
+benchmarks/README.md tells how to read it.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+import keras
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import full_size
+
+import predictor
+import program
+
+
+def measure(config, rounds, steps):
+    """Seconds per batch in every round; two batches before the first are not counted."""
+    keras.utils.set_random_seed(config.seed)
+    predict = predictor.prediction_function(config.build_model())
+    inputs, _ = full_size.random_batch(config)
+    for _ in range(2):
+        predict(inputs)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(steps):
+            predict(inputs)
+        seconds.append((time.perf_counter() - start) / steps)
+    return seconds
+
+
+def main(flag_values):
+    """Runs the program."""
+    config = full_size.config_from_flags(flag_values)
+    values = full_size.summary(config, measure(config, flag_values.rounds, flag_values.steps))
+    as_json = flag_values.format == "json"
+    print(json.dumps(values, indent=2) if as_json else full_size.as_lines(values))
+
+
+if __name__ == "__main__":
+    program.run(main, full_size.define_flags)

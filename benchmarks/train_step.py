@@ -1,0 +1,51 @@
+"""Measures the training step of a full-size model on random frames.
+
+    python benchmarks/train_step.py --model=LFNLNetVLADModel
+
+The step is that of train.py; the batch lies in memory. benchmarks/README.md tells how to read it.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+import keras
+import tensorflow as tf
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import full_size
+
+import program
+import trainer
+
+
+def measure(config, rounds, steps):
+    """Seconds per training step in every round; two steps before the first are not counted."""
+    keras.utils.set_random_seed(config.seed)
+    model = config.build_model()
+    optimizer = trainer.build_optimizer(config)
+    stepper = trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
+    batch = tf.nest.map_structure(tf.constant, full_size.random_batch(config))
+    iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
+    stepper.run(iterator, 2)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        stepper.run(iterator, steps)
+        seconds.append((time.perf_counter() - start) / steps)
+    stepper.check_finite()
+    return seconds
+
+
+def main(flag_values):
+    """Runs the program."""
+    config = full_size.config_from_flags(flag_values)
+    values = full_size.summary(config, measure(config, flag_values.rounds, flag_values.steps))
+    as_json = flag_values.format == "json"
+    print(json.dumps(values, indent=2) if as_json else full_size.as_lines(values))
+
+
+if __name__ == "__main__":
+    program.run(main, full_size.define_flags)

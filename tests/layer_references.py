@@ -1,0 +1,153 @@
+"""The layers once more, as loops in float64 over the formulas: what their tests compare with.
+
+Every function is pure: weights come as a dict from path to array, so that tests can take its
+derivative by finite differences.
+"""
+
+import math
+
+import numpy as np
+
+EPSILON = 1e-3
+
+
+def weights_of(layer):
+    """Weights in float64 by path, without the name of the layer itself."""
+    return {
+        weight.path.partition("/")[2]: np.asarray(weight.value).astype(np.float64)
+        for weight in layer.weights
+    }
+
+
+def sub_weights(weights, name):
+    return {
+        path.removeprefix(f"{name}/"): value
+        for path, value in weights.items()
+        if path.startswith(f"{name}/")
+    }
+
+
+def randomize(layer):
+    """Makes all weights random, so that none of them can be left out unnoticed."""
+    rng = np.random.default_rng(4)
+    for weight in layer.weights:
+        if weight.name in ("gamma", "moving_variance"):
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+        else:
+            weight.assign(rng.normal(0, 0.7, weight.shape))
+
+
+def sigmoid(x):
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+def softmax(scores):
+    exponentials = [math.exp(score) for score in scores]
+    total = sum(exponentials)
+    return [value / total for value in exponentials]
+
+
+def unit_vector(values):
+    """The vector at length 1; 0 stays 0."""
+    length = math.sqrt(sum(value * value for value in values))
+    return np.array([value / length if length else 0.0 for value in values])
+
+
+def linear(vector, kernel, bias=None):
+    """Each output: the sum of the inputs times their weights, plus bias."""
+    return [
+        sum(vector[i] * kernel[i, j] for i in range(len(vector)))
+        + (0.0 if bias is None else bias[j])
+        for j in range(kernel.shape[1])
+    ]
+
+
+def statistics(rows, counts=None):
+    """Mean and variance of every column of `rows`; row i counts `counts[i]` times."""
+    counts = np.ones(len(rows)) if counts is None else counts
+    mean = sum(n * row for n, row in zip(counts, rows, strict=True)) / sum(counts)
+    squares = [n * (row - mean) ** 2 for n, row in zip(counts, rows, strict=True)]
+    return mean, sum(squares) / sum(counts)
+
+
+def batch_norm(x, weights, training, row_weights=None):
+    """Batch normalisation of the last axis of `x`, with any number of axes before."""
+    rows = np.reshape(x, (-1, np.shape(x)[-1]))
+    if training:
+        mean, variance = statistics(rows, None if row_weights is None else np.ravel(row_weights))
+    else:
+        mean, variance = weights["moving_mean"], weights["moving_variance"]
+    normalized = [
+        weights["gamma"] * (row - mean) / np.sqrt(variance + EPSILON) + weights["beta"]
+        for row in rows
+    ]
+    return np.reshape(normalized, np.shape(x))
+
+
+def context_gating(x, weights, training):
+    logits = np.array([linear(row, weights["gate/kernel"]) for row in x])
+    logits = batch_norm(logits, sub_weights(weights, "gate_norm"), training)
+    return np.array(
+        [
+            [value * sigmoid(logit) for value, logit in zip(*rows, strict=True)]
+            for rows in zip(x, logits, strict=True)
+        ]
+    )
+
+
+def soft_assignment(frames, frame_weights, weights, training):
+    logits = np.array([[linear(frame, weights["kernel"]) for frame in video] for video in frames])
+    logits = batch_norm(logits, sub_weights(weights, "norm"), training, frame_weights)
+    return np.array(
+        [
+            [n * np.array(softmax(scores)) for n, scores in zip(*video, strict=True)]
+            for video in zip(frame_weights, logits, strict=True)
+        ]
+    )
+
+
+def nonlocal_block(x, weights, scale=None, pairwise="embedded_gaussian"):
+    scale = 1 / math.sqrt(np.shape(x)[-1]) if scale is None else scale
+    return np.array([_attended(video, weights, scale, pairwise) for video in x])
+
+
+def _attended(descriptors, weights, scale, pairwise):
+    """The descriptors of one video after the non-local block."""
+    values = [np.array(linear(descriptor, weights["g"])) for descriptor in descriptors]
+    queries, keys = descriptors, descriptors
+    if pairwise != "gaussian":
+        queries = [linear(descriptor, weights["theta"]) for descriptor in descriptors]
+        keys = [linear(descriptor, weights["phi"]) for descriptor in descriptors]
+    outputs = []
+    for descriptor, query in zip(descriptors, queries, strict=True):
+        shares = [scale * np.dot(query, key) for key in keys]
+        if pairwise == "dot_product":
+            shares = [product / len(keys) for product in shares]
+        else:
+            shares = softmax(shares)
+        mean = sum(share * value for share, value in zip(shares, values, strict=True))
+        outputs.append(descriptor + linear(mean, weights["out"]))
+    return outputs
+
+
+def netvlad(frames, frame_weights, weights, training, **block_options):
+    """NetVLAD; with centres and with a non-local block if there are weights of them."""
+    assigned = soft_assignment(frames, frame_weights, sub_weights(weights, "assignment"), training)
+    clusters = assigned.shape[-1]
+    descriptors = np.zeros((len(frames), clusters, frames.shape[-1]))
+    for video in range(len(frames)):
+        for k in range(clusters):
+            center = weights["centers"][k] if "centers" in weights else 0.0
+            for i, frame in enumerate(frames[video]):
+                descriptors[video, k] += assigned[video, i, k] * (frame - center)
+    if "nonlocal_block/g" in weights:
+        block = sub_weights(weights, "nonlocal_block")
+        descriptors = nonlocal_block(descriptors, block, **block_options)
+    return np.array(
+        [unit_vector(np.concatenate([unit_vector(v) for v in video])) for video in descriptors]
+    )
+
+
+def soft_bag_of_features(frames, frame_weights, weights, training):
+    assigned = soft_assignment(frames, frame_weights, sub_weights(weights, "assignment"), training)
+    return np.array([unit_vector(sum(video)) for video in assigned])

@@ -1,0 +1,72 @@
+"""Runs models under JAX with the weights and inputs of a file: predicts, and takes gradients.
+
+    KERAS_BACKEND=jax python other_backend.py INPUT.npz OUTPUT.npz
+
+A program of its own, as a process has one backend only. INPUT has `models` and `sizes` in JSON: the
+hyper-parameters of each model, and what else `registry.build_model` takes; `frames`, `num_frames`,
+`vectors` and `labels`; and every weight by its path. OUTPUT has for each model `NAME/predictions`
+and, of a step of training, `NAME/gradients/PATH`; and `imported_tensorflow`.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import keras
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import losses
+import registry
+
+
+def main(input_path, output_path):
+    # Weights come from the file; random ones would take long to compile.
+    for kind in ("GlorotUniform", "Orthogonal", "RandomNormal"):
+        getattr(keras.initializers, kind).__call__ = keras.initializers.Zeros.__call__
+    with np.load(input_path) as file:
+        arrays = dict(file)
+    sizes = json.loads(str(arrays["sizes"]))
+    results = {}
+    for name, hyperparameters in json.loads(str(arrays["models"])).items():
+        model = registry.build_model(name, **sizes, **hyperparameters)
+        for weight in model.weights:
+            weight.assign(arrays[weight.path])
+        inputs = arrays["vectors"]
+        if model.frame_level:
+            inputs = {key: arrays[key] for key in ("frames", "num_frames")}
+        results[f"{name}/predictions"] = predict(model, inputs)
+        model.iterations = 4  # A frame-level model samples frames in the step of training.
+        gradients = training_gradients(model, inputs, arrays["labels"])
+        for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
+            results[f"{name}/gradients/{weight.path}"] = gradient
+    results["imported_tensorflow"] = "tensorflow" in sys.modules
+    np.savez(output_path, **results)
+
+
+def values(variables):
+    return [variable.value for variable in variables]
+
+
+def predict(model, inputs):
+    weights, state = values(model.trainable_variables), values(model.non_trainable_variables)
+    return jax.jit(model.stateless_call)(weights, state, inputs)[0]
+
+
+def training_gradients(model, inputs, labels):
+    """Gradient of the loss in a step of training, for each trainable weight."""
+    state = values(model.non_trainable_variables)
+
+    @jax.jit
+    @jax.grad
+    def gradients(weights):
+        predictions, _ = model.stateless_call(weights, state, inputs, training=True)
+        return losses.CrossEntropyLoss()(labels, predictions)
+
+    return gradients(values(model.trainable_variables))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

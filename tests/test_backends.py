@@ -1,0 +1,108 @@
+"""The models need no TensorFlow: under JAX they predict the same, and can be trained."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import layer_references as references
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import registry
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("jax") is None, reason="JAX is not installed"
+)
+
+SIZES = {"num_classes": 3, "feature_sizes": (5, 2)}
+# Of these a model gets what it takes.
+SMALL = {
+    "iterations": 0,
+    "dbof_cluster_size": 8,
+    "dbof_hidden_size": 5,
+    "gru_cells": 4,
+    "lstm_cells": 4,
+    "netvlad_cluster_size": "4,3",
+    "netvlad_hidden_size": 5,
+    "nonlocal_embedding": "2,3",
+    "soft_bof_cluster_size": "6,4",
+    "soft_bof_hidden_size": 5,
+}
+EVERY_MODEL = pytest.mark.parametrize("name", list(registry.models()))
+
+
+def small(name):
+    return {key: SMALL[key] for key in registry.hyperparameters(name) if key in SMALL}
+
+
+def make_data():
+    """Inputs of both kinds of model, and labels, of four videos."""
+    rng = np.random.default_rng(8)
+    num_frames = np.array([4, 1, 6, 3], np.int32)
+    return {
+        "frames": rng.integers(0, 256, (4, 6, 7), dtype=np.uint8),
+        "num_frames": num_frames,
+        "vectors": rng.normal(size=(4, 7)).astype(np.float32),
+        "labels": (rng.random((4, 3)) < 0.4).astype(np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Of all models: what TensorFlow predicts, and all that `other_backend.py` gives."""
+    data, weights, predictions = make_data(), {}, {}
+    for name in registry.models():
+        model = registry.build_model(name, **SIZES, **small(name))
+        references.randomize(model)
+        weights |= {weight.path: np.asarray(weight.value) for weight in model.weights}
+        inputs = {key: data[key] for key in ("frames", "num_frames")}
+        inputs = inputs if model.frame_level else data["vectors"]
+        predictions[f"{name}/tensorflow"] = model(tf.nest.map_structure(tf.constant, inputs))
+    directory = tmp_path_factory.mktemp("jax")
+    models = {name: small(name) for name in registry.models()}
+    np.savez(
+        directory / "input.npz",
+        models=json.dumps(models),
+        sizes=json.dumps(SIZES),
+        **data,
+        **weights,
+    )
+    program = pathlib.Path(__file__).with_name("other_backend.py")
+    completed = subprocess.run(
+        [sys.executable, program, directory / "input.npz", directory / "output.npz"],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": "jax",
+            "JAX_PLATFORMS": "cpu",
+            # Compiles in half of the time.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 0, completed.stderr
+    with np.load(directory / "output.npz") as file:
+        return {**predictions, **file}
+
+
+@EVERY_MODEL
+def test_jax_predicts_as_tensorflow_with_the_same_weights(name, results):
+    actual, expected = results[f"{name}/predictions"], results[f"{name}/tensorflow"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+@EVERY_MODEL
+def test_every_trainable_weight_gets_a_finite_gradient_under_jax(name, results):
+    prefix = f"{name}/gradients/"
+    gradients = {path: value for path, value in results.items() if path.startswith(prefix)}
+    assert gradients
+    assert [path for path, value in gradients.items() if not np.all(np.isfinite(value))] == []
+    assert [path for path, value in gradients.items() if not np.any(value)] == []
+
+
+def test_models_and_losses_do_not_import_tensorflow(results):
+    assert not results["imported_tensorflow"]

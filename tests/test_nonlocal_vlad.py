@@ -1,0 +1,385 @@
+"""Every layer against a loop in float64 over its formula: values, gradients, what leaves it be."""
+
+import layer_references as references
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nonlocal_vlad
+from utils import InputError
+
+SIZE = 3
+CLUSTERS = 4
+PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product")
+# Three videos; some frames count several times, some not at all.
+FRAME_WEIGHTS = np.array([[2, 0, 1, 3, 0], [1, 3, 0, 0, 2], [0, 0, 0, 6, 0]], np.float32)
+BOTH_MODES = pytest.mark.parametrize("training", [False, True])
+
+
+def netvlad(centers=True, block=False, **options):
+    block = nonlocal_vlad.NonLocalBlock(2, name="nonlocal_block", **options) if block else None
+    return nonlocal_vlad.NetVLAD(CLUSTERS, centers=centers, nonlocal_block=block)
+
+
+def reference_of_netvlad(**options):
+    return lambda *arguments: references.netvlad(*arguments, **options)
+
+
+# Layers called with frames, their weights and the mode, each with its reference.
+FRAME_LAYERS = {
+    "batch norm": (
+        nonlocal_vlad.BatchNorm,
+        lambda x, row_weights, weights, training: references.batch_norm(
+            x, weights, training, row_weights
+        ),
+    ),
+    "soft assignment": (
+        lambda: nonlocal_vlad.SoftAssignment(CLUSTERS),
+        references.soft_assignment,
+    ),
+    "NetVLAD": (netvlad, references.netvlad),
+    "NetRVLAD": (lambda: netvlad(centers=False), references.netvlad),
+    "non-local NetVLAD": (lambda: netvlad(block=True), references.netvlad),
+    "non-local NetRVLAD": (lambda: netvlad(centers=False, block=True), references.netvlad),
+    "non-local NetVLAD of dot products": (
+        lambda: netvlad(block=True, scale=0.3, pairwise="dot_product"),
+        reference_of_netvlad(scale=0.3, pairwise="dot_product"),
+    ),
+    "soft bag of features": (
+        lambda: nonlocal_vlad.SoftBagOfFeatures(CLUSTERS),
+        references.soft_bag_of_features,
+    ),
+}
+# Of these the output for a frame stands at the frame's place; the others sum over the frames.
+ONE_OUTPUT_PER_FRAME = ("batch norm", "soft assignment")
+SUMMING_LAYERS = [name for name in FRAME_LAYERS if name not in ONE_OUTPUT_PER_FRAME]
+EVERY_FRAME_LAYER = pytest.mark.parametrize("name", FRAME_LAYERS)
+BLOCKS = pytest.mark.parametrize(
+    "options",
+    [{"pairwise": form, "scale": scale} for form in PAIRWISE for scale in (None, 0.3)],
+    ids=lambda options: f"{options['pairwise']}-{options['scale']}",
+)
+
+
+def make(name):
+    """A layer with random weights."""
+    layer = FRAME_LAYERS[name][0]()
+    layer(make_frames(), FRAME_WEIGHTS)
+    references.randomize(layer)
+    return layer
+
+
+def make_frames(seed=0):
+    return np.random.default_rng(seed).normal(size=(*FRAME_WEIGHTS.shape, SIZE)).astype(np.float32)
+
+
+def make_block(**options):
+    """A non-local block with random weights, and descriptors for it."""
+    layer = nonlocal_vlad.NonLocalBlock(2, **options)
+    x = np.random.default_rng(3).normal(size=(2, CLUSTERS, SIZE)).astype(np.float32)
+    layer(x)
+    references.randomize(layer)
+    return layer, x
+
+
+def make_gating():
+    layer = nonlocal_vlad.ContextGating()
+    x = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
+    layer(x)
+    references.randomize(layer)
+    return layer, x
+
+
+def assert_close(actual, expected):
+    """Equal to a hundred-thousandth of each value, or, near 0, of the largest."""
+    largest = np.max(np.abs(expected))
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=1e-5, atol=1e-6 * largest)
+
+
+def assert_gradients_equal_finite_differences(layer, call, reference, x):
+    """Compares gradients of a random linear function of the output.
+
+    Args:
+        layer: with random weights.
+        call: function from the input to the output of the layer.
+        reference: function from input and dict of weights to the output, in float64.
+        x: the input.
+    """
+    x = tf.constant(x)
+    weights = references.weights_of(layer)
+    factors = np.random.default_rng(7).normal(size=call(x).shape)
+    variables = {weight.path.partition("/")[2]: weight for weight in layer.trainable_weights}
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        function = tf.reduce_sum(call(x) * factors.astype(np.float32))
+    sources = {"input": x, **{path: variable.value for path, variable in variables.items()}}
+    gradients = tape.gradient(function, sources)
+    for path, gradient in gradients.items():
+
+        def value(array, path=path):
+            if path == "input":
+                return np.sum(factors * reference(array, weights))
+            return np.sum(factors * reference(x.numpy().astype(float), {**weights, path: array}))
+
+        expected = central_differences(value, np.asarray(sources[path]).astype(np.float64))
+        largest = np.max(np.abs(expected))
+        assert largest > 1e-3
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5 * largest, err_msg=path)
+
+
+def central_differences(function, array, step=1e-5):
+    gradient = np.zeros_like(array)
+    for index in np.ndindex(array.shape):
+        changed = [array.copy(), array.copy()]
+        changed[0][index] += step
+        changed[1][index] -= step
+        gradient[index] = (function(changed[0]) - function(changed[1])) / (2 * step)
+    return gradient
+
+
+@EVERY_FRAME_LAYER
+@BOTH_MODES
+def test_layer_over_frames_equals_its_formula(name, training):
+    layer, reference = make(name), FRAME_LAYERS[name][1]
+    weights = references.weights_of(layer)
+    frames = make_frames()
+    actual = layer(frames, FRAME_WEIGHTS, training=training)
+    assert_close(actual, reference(frames.astype(float), FRAME_WEIGHTS, weights, training))
+
+
+@EVERY_FRAME_LAYER
+@BOTH_MODES
+def test_gradients_of_layer_over_frames_equal_finite_differences(name, training):
+    layer, reference = make(name), FRAME_LAYERS[name][1]
+    assert_gradients_equal_finite_differences(
+        layer,
+        lambda x: layer(x, FRAME_WEIGHTS, training=training),
+        lambda x, weights: reference(x, FRAME_WEIGHTS, weights, training),
+        make_frames(),
+    )
+
+
+@BOTH_MODES
+def test_batch_norm_of_rows_without_weights_equals_its_formula(training):
+    layer, rows = nonlocal_vlad.BatchNorm(), make_frames()[0]
+    layer(rows)
+    references.randomize(layer)
+    expected = references.batch_norm(rows.astype(float), references.weights_of(layer), training)
+    assert_close(layer(rows, training=training), expected)
+
+
+@BLOCKS
+def test_nonlocal_block_equals_its_formula(options):
+    layer, x = make_block(**options)
+    expected = references.nonlocal_block(x.astype(float), references.weights_of(layer), **options)
+    assert_close(layer(x), expected)
+
+
+@BLOCKS
+def test_gradients_of_nonlocal_block_equal_finite_differences(options):
+    layer, x = make_block(**options)
+    assert_gradients_equal_finite_differences(
+        layer, layer, lambda x, weights: references.nonlocal_block(x, weights, **options), x
+    )
+
+
+def test_gaussian_block_has_no_weights_that_it_does_not_use():
+    paths = {
+        pairwise: set(references.weights_of(make_block(pairwise=pairwise)[0]))
+        for pairwise in PAIRWISE
+    }
+    assert paths == {
+        "embedded_gaussian": {"theta", "phi", "g", "out"},
+        "gaussian": {"g", "out"},
+        "dot_product": {"theta", "phi", "g", "out"},
+    }
+
+
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_nonlocal_block_treats_descriptors_as_a_set(pairwise):
+    layer, x = make_block(pairwise=pairwise)
+    order = [2, 0, 3, 1]
+    assert_close(layer(x[:, order]), np.asarray(layer(x))[:, order])
+
+
+def test_nonlocal_block_lets_no_video_see_another():
+    layer, x = make_block()
+    assert_close(layer(x[:1]), layer(x)[:1])
+
+
+@BOTH_MODES
+def test_context_gating_equals_its_formula(training):
+    layer, x = make_gating()
+    expected = references.context_gating(x.astype(float), references.weights_of(layer), training)
+    assert_close(layer(x, training=training), expected)
+
+
+@BOTH_MODES
+def test_gradients_of_context_gating_equal_finite_differences(training):
+    layer, x = make_gating()
+    assert_gradients_equal_finite_differences(
+        layer,
+        lambda x: layer(x, training=training),
+        lambda x, weights: references.context_gating(x, weights, training),
+        x,
+    )
+
+
+def test_l2_normalize_makes_length_one_and_keeps_zero_and_its_gradient_finite():
+    x = make_frames()
+    x[1] = 0
+    expected = [[references.unit_vector(row) for row in rows] for rows in x.astype(float)]
+    tensor = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(tensor)
+        actual = nonlocal_vlad.l2_normalize(tensor)
+    assert_close(actual, expected)
+    assert np.all(np.isfinite(tape.gradient(actual, tensor)))
+
+
+def test_gradient_of_l2_normalize_equals_finite_differences():
+    x = tf.constant(make_frames()[0])
+    factors = np.random.default_rng(7).normal(size=x.shape)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        function = tf.reduce_sum(nonlocal_vlad.l2_normalize(x) * factors.astype(np.float32))
+    expected = central_differences(
+        lambda rows: np.sum(factors * [references.unit_vector(row) for row in rows]),
+        x.numpy().astype(float),
+    )
+    np.testing.assert_allclose(tape.gradient(function, x), expected, rtol=1e-4, atol=1e-5)
+
+
+@EVERY_FRAME_LAYER
+@BOTH_MODES
+def test_frame_of_weight_n_counts_as_n_frames(name, training):
+    layer, frames = make(name), make_frames()
+    counts = FRAME_WEIGHTS.astype(int)
+    repeated = np.array(
+        [np.repeat(video, count, axis=0) for video, count in zip(frames, counts, strict=True)]
+    )
+    expected = np.asarray(layer(repeated, np.ones(repeated.shape[:2]), training=training))
+    actual = np.asarray(layer(frames, FRAME_WEIGHTS, training=training))
+    if name in ONE_OUTPUT_PER_FRAME:
+        if name == "soft assignment":  # Whose output has the factor n.
+            actual = actual / np.maximum(FRAME_WEIGHTS, 1)[..., None]
+        actual = np.array(
+            [np.repeat(video, count, axis=0) for video, count in zip(actual, counts, strict=True)]
+        )
+    assert_close(actual, expected)
+
+
+@EVERY_FRAME_LAYER
+@BOTH_MODES
+def test_frame_of_weight_zero_counts_as_absent(name, training):
+    layer, frames = make(name), make_frames()
+    absent, present = [1, 4], [0, 2, 3]
+    frame_weights = FRAME_WEIGHTS.copy()
+    frame_weights[:, absent] = 0
+    frames[:, absent] = 1e3
+    expected = layer(frames[:, present], frame_weights[:, present], training=training)
+    actual = layer(frames, frame_weights, training=training)
+    if name in ONE_OUTPUT_PER_FRAME:
+        actual = np.asarray(actual)[:, present]
+    assert_close(actual, expected)
+
+
+def test_assignments_of_a_frame_sum_to_its_weight():
+    assigned = np.asarray(make("soft assignment")(make_frames(), FRAME_WEIGHTS))
+    assert_close(assigned.sum(axis=-1), FRAME_WEIGHTS)
+    assert np.all(assigned[FRAME_WEIGHTS > 0] > 0)
+
+
+@pytest.mark.parametrize("name", SUMMING_LAYERS)
+@BOTH_MODES
+def test_order_of_the_frames_changes_no_sum_over_them(name, training):
+    layer, frames = make(name), make_frames()
+    order = [3, 0, 4, 2, 1]
+    expected = layer(frames, FRAME_WEIGHTS, training=training)
+    actual = layer(frames[:, order], FRAME_WEIGHTS[:, order], training=training)
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", SUMMING_LAYERS)
+def test_sum_over_frames_is_a_vector_of_length_one(name):
+    output = make(name)(make_frames(), FRAME_WEIGHTS)
+    assert_close(np.linalg.norm(output, axis=-1), np.ones(len(FRAME_WEIGHTS)))
+
+
+def test_each_descriptor_has_the_same_length():
+    descriptors = np.reshape(
+        make("non-local NetVLAD")(make_frames(), FRAME_WEIGHTS), (-1, CLUSTERS, SIZE)
+    )
+    assert_close(np.linalg.norm(descriptors, axis=-1), np.full((3, CLUSTERS), CLUSTERS**-0.5))
+
+
+@pytest.mark.parametrize("name", [name for name in FRAME_LAYERS if name != "batch norm"])
+def test_averages_move_towards_the_weighted_statistics_of_the_products(name):
+    layer, frames = make(name), make_frames()
+
+    def weights():
+        found = references.weights_of(layer)
+        return {path.removeprefix("assignment/"): value for path, value in found.items()}
+
+    assignment = getattr(layer, "assignment", layer)
+    assignment.norm.num_updates.assign(8)  # At the ninth update half of the averages is kept.
+    before = weights()
+    layer(frames, FRAME_WEIGHTS, training=True)
+    after = weights()
+    products = [references.linear(frame, before["kernel"]) for frame in np.concatenate(frames)]
+    mean, variance = references.statistics(np.array(products), FRAME_WEIGHTS.ravel())
+    assert_close(after["norm/moving_mean"], (before["norm/moving_mean"] + mean) / 2)
+    assert_close(after["norm/moving_variance"], (before["norm/moving_variance"] + variance) / 2)
+    assert after["norm/num_updates"] == 9
+
+
+def test_inference_changes_no_weight():
+    for name in FRAME_LAYERS:
+        layer = make(name)
+        before = layer.get_weights()
+        layer(make_frames(), FRAME_WEIGHTS)
+        for old, new in zip(before, layer.get_weights(), strict=True):
+            np.testing.assert_array_equal(new, old, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nonlocal_vlad.SoftAssignment, nonlocal_vlad.NetVLAD, nonlocal_vlad.SoftBagOfFeatures],
+)
+@pytest.mark.parametrize("clusters", [0, -3])
+def test_fewer_clusters_than_one_are_refused(layer, clusters):
+    with pytest.raises(InputError, match=f"^clusters must be at least 1. Received: {clusters}$"):
+        layer(clusters)
+
+
+def test_embedding_of_size_zero_is_refused():
+    with pytest.raises(InputError, match=r"^embedding_dim must be at least 1. Received: 0$"):
+        nonlocal_vlad.NonLocalBlock(0)
+
+
+@pytest.mark.parametrize("scale", [0, 0.0, -0.5, float("nan")])
+def test_scale_that_is_not_above_zero_is_refused(scale):
+    with pytest.raises(ValueError, match=f"^scale must be above 0. Received: {scale}$"):
+        nonlocal_vlad.NonLocalBlock(2, scale=scale)
+
+
+def test_unknown_pairwise_function_is_refused_naming_what_there_is():
+    message = (
+        "^pairwise must be one of embedded_gaussian, gaussian, dot_product. Received: 'concat'$"
+    )
+    with pytest.raises(ValueError, match=message):
+        nonlocal_vlad.NonLocalBlock(2, pairwise="concat")
+
+
+def test_weights_have_the_shapes_of_the_formulas():
+    layer = make("non-local NetVLAD")
+    shapes = {path: value.shape for path, value in references.weights_of(layer).items()}
+    norm = dict.fromkeys(["gamma", "beta", "moving_mean", "moving_variance"], (CLUSTERS,))
+    assert shapes == {
+        "assignment/kernel": (SIZE, CLUSTERS),
+        **{f"assignment/norm/{weight}": shape for weight, shape in norm.items()},
+        "assignment/norm/num_updates": (),
+        "centers": (CLUSTERS, SIZE),
+        **{f"nonlocal_block/{weight}": (SIZE, 2) for weight in ("theta", "phi", "g")},
+        "nonlocal_block/out": (2, SIZE),
+    }
