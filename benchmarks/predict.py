@@ -16,9 +16,9 @@ import keras
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import full_size
-
 import predictor
 import program
+from full_size import define_flags
 
 
 def measure(config, rounds, steps):
@@ -46,4 +46,4 @@ def main(flag_values):
 
 
 if __name__ == "__main__":
-    program.run(main, full_size.define_flags)
+    program.run(main, define_flags)

@@ -7,11 +7,11 @@ import pathlib
 import subprocess
 import sys
 
-import layer_references as references
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import layer_references as references
 import registry
 
 pytestmark = pytest.mark.skipif(

@@ -3,10 +3,11 @@
 import importlib
 import re
 
-import documents
 import pytest
-import sample_records
 from absl import flags
+
+import documents
+import sample_records
 
 COMMANDS = [
     (path.name, command) for path in documents.SOURCES for command in documents.commands(path)

@@ -2,13 +2,13 @@
 
 import json
 
-import documents
 import keras
 import pytest
 import tensorflow as tf
 from absl import flags
 from keras import ops
 
+import documents
 import model_info
 import registry
 import train

@@ -4,16 +4,16 @@ import functools
 import math
 
 import keras
-import layer_references as references
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_references import linear, randomize, sigmoid, sub_weights, unit_vector, weights_of
 
 import frame_level_models
+import layer_references as references
 import nonlocal_vlad
 import registry
 import video_level_models
+from layer_references import linear, randomize, sigmoid, sub_weights, unit_vector, weights_of
 
 FEATURE_SIZES = (5, 2)
 D = sum(FEATURE_SIZES)

@@ -1,10 +1,10 @@
 """Every layer against a loop in float64 over its formula: values, gradients, what leaves it be."""
 
-import layer_references as references
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import layer_references as references
 import nonlocal_vlad
 from utils import InputError
 

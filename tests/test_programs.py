@@ -8,17 +8,17 @@ import subprocess
 import sys
 import time
 
-import documents
 import numpy as np
 import pytest
-import sample_records
 import tensorflow as tf
 from absl import flags
 
 import checkpoints
+import documents
 import eval as eval_program
 import inference
 import registry
+import sample_records
 import train
 from run_config import RunConfig
 from utils import InputError

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import logging
+
+import files
+import readers
 from sample_records import (
     bytes_feature,
     float_feature,
@@ -20,9 +23,6 @@ from sample_records import (
     video_record,
     write_records,
 )
-
-import files
-import readers
 from utils import InputError
 
 NUM_CLASSES = 10

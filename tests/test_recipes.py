@@ -5,11 +5,11 @@ import gc
 import importlib
 import re
 
-import documents
 import keras
 import pytest
 from absl import flags
 
+import documents
 import train
 
 RECIPES = {path.stem: path for path in sorted((documents.ROOT / "recipes").glob("*.flags"))}

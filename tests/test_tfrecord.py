@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import logging
-from sample_records import write_records
 
 import tfrecord
+from sample_records import write_records
 from utils import InputError
 
 HEADER_BYTES, TRAILER_BYTES = 12, 4

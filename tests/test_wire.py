@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from sample_records import bytes_feature, float_feature, frame_record, int64_feature, video_record
 
 import wire
+from sample_records import bytes_feature, float_feature, frame_record, int64_feature, video_record
 
 SEEDS = range(300)
 UTF8_NAMES = ["id", "labels", "rgb", "audio", "", "größe", "x" * 200]
