@@ -93,7 +93,7 @@ def multiply_adds(model, max_frames):
         return tf.TensorSpec([1, *(size or max_frames for size in sizes)], tensor.dtype)
 
     specs = tf.nest.map_structure(one_video, model.input_spec_tensors())
-    predict = tf.function(lambda inputs: model(inputs, training=False))
+    predict = tf.function(lambda inputs: model(inputs, training=False), autograph=False)
     traced = predict.get_concrete_function(specs)
     graph = traced.graph.as_graph_def(add_shapes=True)
     main = _Function(graph.node, [output.name for output in traced.outputs])

@@ -44,5 +44,7 @@ class Predictor:
 
 def prediction_function(model):
     """A function from the inputs of a `readers.Batch` to probabilities, float32 `[B, C]`."""
-    run = tf.function(lambda inputs: model(inputs, training=False), reduce_retracing=True)
+    run = tf.function(
+        lambda inputs: model(inputs, training=False), reduce_retracing=True, autograph=False
+    )
     return lambda inputs: run(tf.nest.map_structure(tf.convert_to_tensor, inputs)).numpy()

@@ -97,21 +97,28 @@ class Trainer:
         batch = iterator.get_next_as_optional()
         return self._run_step(*batch.get_value()) if batch.has_value() else None
 
-    @tf.function
+    @tf.function(autograph=False)
     def _run_steps(self, iterator, num_steps):
-        for _ in tf.range(num_steps):
-            # An exhausted iterator must change nothing, not even a counter of random numbers.
+        def run_next(done):
             batch = iterator.get_next_as_optional()
-            if batch.has_value():
-                self._run_step(*batch.get_value())
 
-    @tf.function
+            def run_batch():
+                self._run_step(*batch.get_value())
+                return done + 1
+
+            # An exhausted iterator must change nothing, not even a counter of random numbers.
+            return tf.cond(batch.has_value(), run_batch, lambda: num_steps)
+
+        tf.while_loop(lambda done: done < num_steps, run_next, [0])
+
+    @tf.function(autograph=False)
     def _run_step(self, inputs, labels):
         loss, predictions = self.strategy.run(self._replica_step, args=(inputs, labels))
         mean_loss = self.strategy.reduce("MEAN", loss, axis=None)
         self._loss_sum.assign_add(mean_loss)
-        if not tf.math.is_finite(mean_loss) and self._first_bad_step < 0:
-            self._first_bad_step.assign(tf.cast(self.optimizer.iterations.value, tf.int64))
+        is_first_bad = ~tf.math.is_finite(mean_loss) & (self._first_bad_step < 0)
+        step = tf.cast(self.optimizer.iterations.value, tf.int64)
+        self._first_bad_step.assign(tf.where(is_first_bad, step, self._first_bad_step))
         return predictions, labels
 
     def _replica_step(self, inputs, labels):
