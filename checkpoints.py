@@ -62,14 +62,28 @@ def find(train_dir, checkpoint=None):
     if path.isdecimal():
         path = os.path.join(train_dir, f"{FILE_PREFIX}-{path}")
     if not tf.io.gfile.exists(f"{path}.index"):
-        there = [os.path.basename(name)[: -len(".index")] for name in _index_files(train_dir)]
-        raise InputError(f"there is no checkpoint {path}. {train_dir} has: {listing(there)}.")
+        raise InputError(
+            f"there is no checkpoint {path}. {train_dir} has: {listing(names(train_dir))}."
+        )
     return path
 
 
+def names(train_dir):
+    """Names of the checkpoints in a directory, as `model.ckpt-1000`."""
+    paths = tf.io.gfile.glob(os.path.join(train_dir, f"{FILE_PREFIX}-*.index"))
+    return sorted(os.path.basename(path).removesuffix(".index") for path in paths)
+
+
 def step_of(path):
-    """The step at the end of a checkpoint's path."""
-    return int(path.rpartition("-")[2])
+    """The step at the end of a checkpoint's path.
+
+    Raises:
+        InputError: if there is none.
+    """
+    step = path.rpartition("-")[2]
+    if not step.isdecimal():
+        raise InputError(f"the name of a checkpoint must end in -STEP. Received: {path}")
+    return int(step)
 
 
 def load_model(train_dir, checkpoint=None):
@@ -143,7 +157,3 @@ def _by_path(variables):
 def _stored_name(path):
     # How tf.train.Checkpoint writes the entry `path` of the dict `weights`.
     return f"weights/{path.replace('.', '..').replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
-
-
-def _index_files(train_dir):
-    return sorted(tf.io.gfile.glob(os.path.join(train_dir, f"{FILE_PREFIX}-*.index")))

@@ -19,6 +19,7 @@ import losses
 import program
 from predictor import Predictor
 from progress import Progress
+from run_config import FILE_NAME
 from utils import InputError
 
 
@@ -148,6 +149,15 @@ def define_flags(flag_values):
     )
 
 
+def wait_for_run(train_dir):
+    """Returns when training has written the config of its run."""
+    path = os.path.join(train_dir, FILE_NAME)
+    if not files.gfile.exists(path):
+        logging.info("waiting for training to begin in %s", train_dir)
+    while not files.gfile.exists(path):
+        time.sleep(1.0)
+
+
 def checkpoints_to_evaluate(flag_values):
     """Paths or steps of checkpoints: the one asked for, or new ones as they come."""
     if flag_values.run_once or flag_values.checkpoint:
@@ -159,6 +169,13 @@ def main(flag_values):
     """Runs the program."""
     program.require_flags(flag_values, "train_dir", "eval_data_pattern")
     program.require_positive(flag_values, "batch_size", "num_readers", "top_k")
+    program.require_not_negative(flag_values, "skip_corrupt_records", "seed")
+    if flag_values.class_names and not flag_values.per_class_csv:
+        raise InputError("--class_names adds names to --per_class_csv, which is not given.")
+    if flag_values.per_class_csv:
+        files.check_writable(flag_values.per_class_csv)
+    if not (flag_values.run_once or flag_values.checkpoint):
+        wait_for_run(flag_values.train_dir)
     class_names = read_class_names(flag_values.class_names) if flag_values.class_names else None
     predictor = Predictor(flag_values.train_dir, flag_values.seed)
     for checkpoint in checkpoints_to_evaluate(flag_values):

@@ -12,8 +12,17 @@ from utils import InputError
 
 gfile = tf.io.gfile
 
-# What operations on a remote file raise in place of OSError.
-REMOTE_ERRORS = (tf.errors.OpError,)
+# What file operations of TensorFlow raise in place of OSError, with a message that tells the path.
+REMOTE_ERRORS = (
+    tf.errors.AlreadyExistsError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnauthenticatedError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
+)
 
 
 def is_remote(path):
@@ -29,7 +38,10 @@ def expand_patterns(patterns):
     """
     found = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        matches = [path for path in gfile.glob(pattern) if not gfile.isdir(path)]
+        try:
+            matches = [path for path in gfile.glob(pattern) if not gfile.isdir(path)]
+        except REMOTE_ERRORS as error:
+            raise InputError(f"cannot list the files that match {pattern!r}: {error}") from error
         if not matches:
             raise InputError(
                 f"no file matches {pattern!r} (working directory {os.getcwd()}). "
@@ -53,15 +65,15 @@ def file_size(path):
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """Gives a path to write to, `path + ".partial"`, renamed to `path` at the end.
+    """Gives a path to write to, in the same directory, renamed to `path` at the end.
 
     After an error it is removed, so that a file under `path` is always whole.
 
     Raises:
         InputError: if the file cannot be created.
     """
-    partial = f"{path}.partial"
     check_writable(path)
+    partial = _partial_path(path)
     try:
         yield partial
         gfile.rename(partial, path, overwrite=True)
@@ -90,13 +102,18 @@ def _compressed(raw):
     return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
 
 
+def _partial_path(path):
+    # With the process, so that two that write the same file leave each other's alone.
+    return f"{path}.{os.getpid()}.partial"
+
+
 def check_writable(path):
     """Refuses a path that cannot be written, before long work is begun.
 
     Raises:
         InputError: if a file cannot be created there.
     """
-    partial = f"{path}.partial"
+    partial = _partial_path(path)
     try:
         if gfile.isdir(path):
             raise OSError("it is a directory")

@@ -105,9 +105,10 @@ def real_weights(positions, num_frames):
 
 
 def random_positions(num_frames, count, seed):
-    """Positions of frames drawn uniformly and with replacement, int32 `[B, count]`."""
+    """Positions of frames drawn uniformly and with replacement, int32 `[B, count]`, ascending."""
     uniform = keras.random.uniform((ops.shape(num_frames)[0], count), seed=seed)
-    return _scaled_floor(uniform, num_frames)
+    # In order of time, for the models to which it matters.
+    return _scaled_floor(ops.sort(uniform, axis=1), num_frames)
 
 
 def random_run(num_frames, count, seed):

@@ -84,6 +84,7 @@ def main(flag_values):
     """Runs the program."""
     program.require_flags(flag_values, "train_dir", "input_data_pattern", "output_file")
     program.require_positive(flag_values, "batch_size", "num_readers", "top_k")
+    program.require_not_negative(flag_values, "skip_corrupt_records", "seed")
     files.check_writable(flag_values.output_file)
     predictor = Predictor(flag_values.train_dir, flag_values.seed)
     predictor.restore(flag_values.checkpoint)

@@ -24,6 +24,7 @@ from sample_world import Generator, World
 from utils import InputError, listing
 
 LEVELS = ("frame", "video")
+VOCABULARY = "vocabulary.csv"
 OWN_FILES = re.compile(r"(train|validate|test)\d{5,}\.tfrecord|vocabulary\.csv")
 VOCABULARY_COLUMNS = (
     "Index,TrainVideoCount,KnowledgeGraphId,Name,WikiUrl,"
@@ -149,6 +150,11 @@ def _prepare_directory(output_dir, overwrite):
     try:
         gfile.makedirs(output_dir)
         older = sorted(name for name in gfile.listdir(output_dir) if OWN_FILES.fullmatch(name))
+        if VOCABULARY in older and "/sample/0," not in _beginning(output_dir, VOCABULARY):
+            raise InputError(
+                f"{output_dir!r} holds the {VOCABULARY} of other data, which would be overwritten. "
+                "Choose another --output_dir."
+            )
         if older and not overwrite:
             raise InputError(
                 f"{output_dir!r} already holds sample data ({len(older)} files, as {older[0]}). "
@@ -158,6 +164,11 @@ def _prepare_directory(output_dir, overwrite):
             gfile.remove(os.path.join(output_dir, name))
     except tf.errors.OpError as error:
         raise InputError(f"cannot write to the directory {output_dir!r}: {error}") from error
+
+
+def _beginning(output_dir, name):
+    with gfile.GFile(os.path.join(output_dir, name)) as file:
+        return file.read(1000)
 
 
 def _plan_files(output_dir, num_videos, num_eval_videos, shards):
@@ -181,7 +192,7 @@ def _write_all(generator, plan, serialize, output_dir):
     with Progress(total, "video") as progress:
         for split, files in plan.items():
             label_counts[split] = _write_split(generator, split, files, serialize, progress)
-    _write_vocabulary(os.path.join(output_dir, "vocabulary.csv"), label_counts["train"])
+    _write_vocabulary(os.path.join(output_dir, VOCABULARY), label_counts["train"])
     paths = [path for files in plan.values() for path, _ in files]
     return Summary(
         videos=videos,

@@ -6,11 +6,14 @@ values.
 """
 
 import collections
+import os
 import re
 import sys
 
+import keras
 from absl import app, flags, logging
 
+import files
 import registry
 from utils import InputError, listing
 
@@ -74,6 +77,11 @@ def define_model_flags(flag_values):
             owners[parameter.name].append((model, parameter))
     for name, uses in sorted(owners.items()):
         kinds = {parameter.type for _, parameter in uses}
+        if name in flag_values:
+            raise InputError(
+                f"hyper-parameter {name!r} of {listing(model for model, _ in uses)} has the name "
+                "of a flag of this program. Give it another name."
+            )
         if len(kinds) > 1:
             raise ValueError(
                 f"hyper-parameter {name!r} has different types in "
@@ -138,6 +146,14 @@ def require_positive(flag_values, *names):
             raise InputError(f"--{name} must be above 0. Received: {value}")
 
 
+def require_not_negative(flag_values, *names):
+    """Refuses a value below 0 of the named flags; None is left alone."""
+    for name in names:
+        value = flag_values[name].value
+        if value is not None and not value >= 0:
+            raise InputError(f"--{name} must be 0 or more. Received: {value}")
+
+
 def run(main, define):
     """Runs a program: `define(flags.FLAGS)`, then `main(flags.FLAGS)`.
 
@@ -147,12 +163,29 @@ def run(main, define):
 
     def guarded(arguments):
         logging.set_verbosity(logging.INFO)
+        _expand_home(flags.FLAGS)
         try:
+            if keras.backend.backend() != "tensorflow":
+                raise InputError(
+                    f"the programs run on the TensorFlow backend of Keras, which is set to "
+                    f"{keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow."
+                )
             if len(arguments) > 1:
                 raise InputError(f"flags start with --. Received: {listing(arguments[1:])}")
             main(flags.FLAGS)
-        except (InputError, OSError, FloatingPointError) as error:
+        except (InputError, OSError, FloatingPointError, *files.REMOTE_ERRORS) as error:
             sys.exit(f"{sys.argv[0]}: error: {error}")
 
-    define(flags.FLAGS)
+    try:
+        define(flags.FLAGS)
+    except InputError as error:
+        sys.exit(f"{sys.argv[0]}: error: {error}")
     app.run(guarded)
+
+
+def _expand_home(flag_values):
+    """Replaces ~ at the beginning of a path, which the shell leaves alone in --flag=~/path."""
+    for name in flag_values:
+        value = flag_values[name].value
+        if isinstance(value, str) and value.startswith("~/"):
+            flag_values[name].value = os.path.expanduser(value)

@@ -118,6 +118,7 @@ class RecordReader:
         shuffle_buffer_size=1024,
         seed=0,
         shard=(0, 1),
+        first_epoch=0,
         skip_batches=0,
         drop_remainder=False,
         pad_to_max_frames=False,
@@ -134,6 +135,7 @@ class RecordReader:
             seed: int. Seed of the shuffling.
             shard: (index, count). Which of how many equal parts of the files to read: one for each
                 worker.
+            first_epoch: int. Number of the first epoch, which its order depends on.
             skip_batches: int. Batches to leave out at the beginning, quickly: what a resumed run
                 has seen. Damaged records among them are not noticed, and each of them shifts the
                 order by one video.
@@ -146,9 +148,10 @@ class RecordReader:
             InputError: if a record is damaged beyond what may be skipped, or does not fit, or the
                 data are too few.
         """
+        epochs = itertools.islice(itertools.count(first_epoch), num_epochs)
         order = _Order(
             self._shard(*shard),
-            num_epochs,
+            epochs,
             seed if shuffle else None,
             shuffle_buffer_size,
             min_videos=batch_size if drop_remainder else 1,
@@ -168,6 +171,9 @@ class RecordReader:
     def dataset(self, batch_size, **options):
         """A `tf.data.Dataset` of `(inputs, labels)`, as `keras.Model.fit` takes it.
 
+        Each time that it is iterated over, its epochs have new numbers, so that `shuffle` gives
+        another order in each epoch of `fit`.
+
         Args:
             batch_size: int. B.
             **options: as of `batches`.
@@ -179,12 +185,15 @@ class RecordReader:
             tf.TensorSpec([batch_dim, self.num_classes], tf.float32),
         )
 
+        first_epochs = itertools.count(step=options.get("num_epochs", 1) or 0)
+
         def generate():
             _keep_freed_memory()
             try:
-                for batch in self.batches(batch_size, **options):
+                first_epoch = next(first_epochs)
+                for batch in self.batches(batch_size, first_epoch=first_epoch, **options):
                     yield batch.inputs, batch.labels
-            except InputError as error:
+            except (InputError, OSError) as error:
                 self._failure = error
                 raise
 
@@ -256,8 +265,13 @@ class RecordReader:
         )
 
     def _labels(self, place, video_id, context):
-        values = tf.train.Feature.FromString(context.get("labels", b"")).int64_list.value
-        labels = np.array(values, np.int64)
+        feature = tf.train.Feature.FromString(context.get("labels", b""))
+        if feature.WhichOneof("kind") not in (None, "int64_list"):
+            raise InputError(
+                f"the labels of video {video_id!r} ({place}) are a {feature.WhichOneof('kind')}, "
+                "but an int64_list of class numbers is expected."
+            )
+        labels = np.array(feature.int64_list.value, np.int64)
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
         if wrong.size:
             raise InputError(
@@ -267,10 +281,11 @@ class RecordReader:
         if not labels.size and not self._warned_of_no_labels:
             self._warned_of_no_labels = True
             logging.warning(
-                "video %r (%s) has no label: it counts as a negative of every class. Further "
-                "videos without labels are not reported.",
+                "video %r (%s) has no label: it counts as a negative of every class. The record "
+                "has: %s. Further videos without labels are not reported.",
                 video_id,
                 place,
+                listing(sorted(context)),
             )
         return labels
 
@@ -394,9 +409,9 @@ class DamagedVideoError(Exception):
 class _Order:
     """The order in which the videos of the files come, epoch after epoch."""
 
-    def __init__(self, paths, num_epochs, seed, buffer_size, min_videos):
+    def __init__(self, paths, epochs, seed, buffer_size, min_videos):
         self._paths = paths
-        self._num_epochs = num_epochs
+        self._epochs = epochs
         self._seed = seed
         self._buffer_size = buffer_size
         self._min_videos = min_videos
@@ -404,8 +419,7 @@ class _Order:
     def videos(self, reader, pool, skip):
         """Yields `Video`s, without the first `skip`."""
         epoch_size = None
-        epochs = itertools.count() if self._num_epochs is None else range(self._num_epochs)
-        for epoch in epochs:
+        for epoch in self._epochs:
             if epoch_size is not None and skip >= epoch_size:
                 skip -= epoch_size
                 continue

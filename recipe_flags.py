@@ -108,6 +108,10 @@ def config_from_flags(flag_values):
         *("learning_rate_decay_examples", "shuffle_buffer_size", "num_epochs", "max_steps"),
         *("export_model_steps", "log_steps", "metrics_steps"),
     )
+    program.require_not_negative(
+        flag_values,
+        *("seed", "keep_checkpoints", "clip_gradient_norm", "regularization_penalty"),
+    )
     settings = {field.name for field in dataclasses.fields(RunConfig)} - {"hyperparameters"}
     values = {name: flag_values[name].value for name in settings}
     values["feature_sizes"] = program.integer_list(flag_values, "feature_sizes")

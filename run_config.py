@@ -80,9 +80,14 @@ class RunConfig:
         return cls(
             model=model,
             hyperparameters=registry.resolve(model, hyperparameters or {}),
-            feature_names=tuple(feature_names or _DEFAULT_FEATURE_NAMES[frame_level]),
+            feature_names=feature_names or _DEFAULT_FEATURE_NAMES[frame_level],
             **settings,
         )
+
+    def __post_init__(self):
+        """Makes tuples of lists, so that configs compare equal however they were made."""
+        for name in ("feature_names", "feature_sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def frame_level(self):
@@ -179,7 +184,4 @@ class RunConfig:
                 f"{path} does not fit this version. Unknown keys: {listing(unknown)}; missing "
                 f"keys: {listing(missing)}."
             )
-        for name in ("feature_names", "feature_sizes"):
-            if name in values:
-                values[name] = tuple(values[name])
         return cls.create(**values)

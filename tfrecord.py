@@ -18,7 +18,7 @@ from utils import InputError
 
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
-_BUFFER_BYTES = 1 << 15
+_BUFFER_BYTES = 1 << 12
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

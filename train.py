@@ -23,14 +23,15 @@ from progress import Progress
 from run_config import FILE_NAME, RunConfig
 from utils import InputError
 
-# What training and evaluation write into a train directory, and --start_new_model removes.
+# What training and evaluation write into a train directory, and --start_new_model removes; the
+# config last, so that after an interruption the directory still tells whose the rest is.
 _OWN_FILES = (
-    FILE_NAME,
     "checkpoint",
     f"{checkpoints.FILE_PREFIX}-*",
     "train/events.out.tfevents.*",
     "eval/events.out.tfevents.*",
     "eval/metrics.json",
+    FILE_NAME,
 )
 
 
@@ -125,7 +126,7 @@ def train(
             shuffle=True,
             shuffle_buffer_size=config.shuffle_buffer_size,
             seed=config.seed,
-            skip_batches=stepper.step,
+            skip_batches=stepper.step * context.num_replicas_in_sync // context.num_input_pipelines,
             drop_remainder=True,
         )
     )
@@ -163,7 +164,8 @@ def prepare_train_dir(train_dir, config, start_new_model):
     if start_new_model:
         for pattern in _OWN_FILES:
             for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
-                tf.io.gfile.remove(path)
+                # An interrupted save leaves a directory, model.ckpt-N_temp.
+                (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
     if tf.io.gfile.exists(os.path.join(train_dir, FILE_NAME)):
         differences = RunConfig.load(train_dir).differences(config)
         if differences:
@@ -174,7 +176,7 @@ def prepare_train_dir(train_dir, config, start_new_model):
                 f"{train_dir} holds a run with other settings ({changes}). Give it the same flags "
                 "to go on, another --train_dir, or --start_new_model to remove it and start over."
             )
-    elif tf.train.latest_checkpoint(train_dir) is not None:
+    elif checkpoints.names(train_dir):
         raise InputError(
             f"{train_dir} holds checkpoints, but no {FILE_NAME}. Choose another --train_dir, or "
             "--start_new_model to remove them."
@@ -205,6 +207,7 @@ def config_from_flags(flag_values):
     """
     program.require_flags(flag_values, "model", "train_data_pattern", "train_dir")
     program.require_positive(flag_values, "num_readers")
+    program.require_not_negative(flag_values, "skip_corrupt_records")
     return recipe_flags.config_from_flags(flag_values)
 
 

@@ -113,9 +113,9 @@ class Trainer:
 
     @tf.function(autograph=False)
     def _run_step(self, inputs, labels):
-        loss, predictions = self.strategy.run(self._replica_step, args=(inputs, labels))
+        label_loss, loss, predictions = self.strategy.run(self._replica_step, args=(inputs, labels))
+        self._loss_sum.assign_add(self.strategy.reduce("MEAN", label_loss, axis=None))
         mean_loss = self.strategy.reduce("MEAN", loss, axis=None)
-        self._loss_sum.assign_add(mean_loss)
         is_first_bad = ~tf.math.is_finite(mean_loss) & (self._first_bad_step < 0)
         step = tf.cast(self.optimizer.iterations.value, tf.int64)
         self._first_bad_step.assign(tf.where(is_first_bad, step, self._first_bad_step))
@@ -131,7 +131,7 @@ class Trainer:
         gradients = tape.gradient(loss, weights)
         self._warn_of_unused(weights, gradients)
         self.optimizer.apply(self._merge_and_clip(gradients), weights)
-        return label_loss, predictions
+        return label_loss, loss, predictions
 
     def _merge_and_clip(self, gradients):
         """Mean over replicas, each variable's clipped; the optimizer sums over the replicas."""
@@ -251,15 +251,16 @@ def save(trainer, manager):
     """Saves a checkpoint of the current step, if there is none.
 
     Raises:
-        FloatingPointError: if a weight is not finite; nothing is saved then.
+        FloatingPointError: if a weight or the optimizer's state is not finite; then nothing is
+            saved.
     """
     latest = manager.latest_checkpoint
     if latest is not None and checkpoints.step_of(latest) == trainer.step:
         return
-    for path, weight in checkpoints.weights(trainer.model).items():
-        if not tf.reduce_all(tf.math.is_finite(weight)):
+    for variable in [*trainer.model.weights, *trainer.optimizer.variables]:
+        if variable.dtype == "float32" and not tf.reduce_all(tf.math.is_finite(variable.value)):
             raise FloatingPointError(
-                f"weight {path} is not finite at step {trainer.step}, which is not saved. Try a "
+                f"{variable.path} is not finite at step {trainer.step}, which is not saved. Try a "
                 "lower --base_learning_rate or --clip_gradient_norm."
             )
     manager.save(checkpoint_number=trainer.step)

@@ -2,8 +2,8 @@
 # From nothing to a trained model, its GAP and a prediction file, on generated data.
 # Results go to the directory demo, or to the one given as argument.
 set -euo pipefail
+demo="$(realpath -m "${1:-$(dirname "$0")/../demo}")"
 cd "$(dirname "$0")/.."
-demo="${1:-demo}"
 . scripts/environment.sh requirements.txt
 
 echo "== 1. Generating YouTube-8M records of invented videos"

@@ -1,7 +1,8 @@
 # Sourced by the scripts: makes sure of a virtual environment with the given requirement files.
 # An active environment is used as it is; else .venv is made in the project's directory.
 
-if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+# Conda's base environment does not count: it is everybody's.
+if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
   if [ ! -e .venv/bin/activate ]; then
     echo "Creating a virtual environment in $PWD/.venv"
     "${PYTHON:-python3}" -m venv .venv

@@ -403,13 +403,14 @@ def test_levels_of_data_and_model_must_agree(tmp_path, frame_data, video_data):
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path, frame_data):
-    for program, flag in ((eval_program, "eval"), (inference, "input")):
+    output = f"--output_file={tmp_path / 'p.csv'}"
+    for program, flag, more in ((eval_program, "eval", "--run_once"), (inference, "input", output)):
         with pytest.raises(InputError, match=r"has no model_flags\.json"):
             run(
                 program,
                 f"--train_dir={tmp_path}",
                 f"--{flag}_data_pattern={frame_data}",
-                *([f"--output_file={tmp_path / 'p.csv'}"] if program is inference else []),
+                more,
             )
 
 
@@ -556,7 +557,9 @@ def test_the_readme_model_in_a_new_file_is_a_model_with_flags_in_all_programs(tm
 
 
 def test_bad_input_ends_a_program_with_one_line_and_status_1(tmp_path):
-    result = run_command("eval.py", f"--train_dir={tmp_path}", "--eval_data_pattern=x")
+    result = run_command(
+        "eval.py", f"--train_dir={tmp_path}", "--eval_data_pattern=x", "--run_once"
+    )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("eval.py: error: ")
@@ -569,3 +572,57 @@ def test_help_teaches_every_hyperparameter_with_its_default():
         for name, parameter in registry.hyperparameters(model).items():
             assert f"{name}: " in text
             assert repr(parameter.default) in text
+
+
+def test_start_new_model_also_removes_what_an_interrupted_save_left(tmp_path, frame_data):
+    run_small(tmp_path, frame_data, "--max_steps=2")
+    left = tmp_path / "model.ckpt-3_temp"
+    left.mkdir()
+    (left / "part-00000-of-00001.data").write_text("half")
+    run_small(tmp_path, frame_data, "--max_steps=1", "--start_new_model")
+    assert not left.exists()
+    assert {path.stem for path in tmp_path.glob("*.index")} == {"model.ckpt-1"}
+
+
+@pytest.mark.parametrize("flag", ["--seed=-1", "--keep_checkpoints=-1", "--clip_gradient_norm=-1"])
+def test_negative_values_are_refused(tmp_path, frame_data, flag):
+    name, _, value = flag.partition("=")
+    with pytest.raises(InputError, match=rf"{name} must be 0 or more\. Received: {value}"):
+        run_small(tmp_path, frame_data, flag)
+
+
+def test_a_checkpoint_without_a_step_in_its_name_is_refused(trained, frame_data, tmp_path):
+    for path in trained.glob("model.ckpt-40.*"):
+        (tmp_path / path.name.replace("40", "best")).write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match="must end in -STEP"):
+        run(
+            eval_program,
+            f"--train_dir={trained}",
+            f"--eval_data_pattern={frame_data}",
+            f"--checkpoint={tmp_path / 'model.ckpt-best'}",
+        )
+
+
+def test_eval_refuses_an_unwritable_table_and_names_without_a_table_at_once(trained):
+    arguments = (f"--train_dir={trained}", "--eval_data_pattern=/no/such/file", "--run_once")
+    with pytest.raises(InputError, match="cannot write /proc/none/classes"):
+        run(eval_program, *arguments, "--per_class_csv=/proc/none/classes.csv")
+    with pytest.raises(InputError, match="--per_class_csv, which is not given"):
+        run(eval_program, *arguments, "--class_names=vocabulary.csv")
+
+
+def test_a_config_made_with_lists_is_the_one_that_was_saved(tmp_path):
+    config = RunConfig.create(
+        "DbofModel", feature_names=["rgb", "audio"], feature_sizes=[8, 4], num_classes=10
+    )
+    config.save(str(tmp_path))
+    assert RunConfig.load(str(tmp_path)) == config
+    assert not config.differences(RunConfig.load(str(tmp_path)))
+
+
+def test_programs_refuse_another_backend_of_keras(tmp_path):
+    code = "import keras, sys; keras.backend.backend = lambda: 'jax'; import program; "
+    code += "sys.argv = ['x.py']; program.run(lambda flags: None, lambda flags: None)"
+    result = run_command("-c", code)
+    assert result.returncode == 1
+    assert "KERAS_BACKEND=tensorflow" in result.stderr.splitlines()[-1]

@@ -698,7 +698,7 @@ def test_a_video_without_labels_is_a_negative_and_warned_of_once(tmp_path, warni
     assert batch.labels.sum(axis=1).tolist() == [0, 0, 1]
     assert warnings == [
         f"video 'abc' (record 0 of {path} (byte 0)) has no label: it counts as a negative of every "
-        "class. Further videos without labels are not reported."
+        "class. The record has: id. Further videos without labels are not reported."
     ]
 
 
@@ -824,3 +824,31 @@ def test_files_are_closed_when_batches_are_closed_early(pattern, monkeypatch):
     batches.close()
     assert len(opened) == 8
     assert all(file.closed for file in opened)
+
+
+def test_every_pass_over_a_shuffled_dataset_has_another_order(tmp_path):
+    rng = np.random.default_rng(0)
+    path = write_records(
+        tmp_path / "a.tfrecord",
+        [frame_record(str(i), [i], rgb=random_frames(rng, 1, 4)) for i in range(9)],
+    )
+    reader = readers.YT8MFrameFeatureReader(
+        [path], feature_names=("rgb",), feature_sizes=(4,), num_classes=9
+    )
+    dataset = reader.dataset(9, shuffle=True, seed=1)
+    passes = [labels.numpy().argmax(axis=1).tolist() for _ in range(2) for _, labels in dataset]
+    assert passes[0] != passes[1]
+    assert sorted(passes[0]) == sorted(passes[1]) == list(range(9))
+    both = reader.dataset(9, shuffle=True, seed=1, num_epochs=2)
+    assert passes == [labels.numpy().argmax(axis=1).tolist() for _, labels in both]
+
+
+def test_labels_of_another_kind_are_refused(tmp_path):
+    example = tf.train.SequenceExample.FromString(frame_record("abc", [], rgb=[b"1234"]))
+    example.context.feature["labels"].float_list.value.append(1.0)
+    path = write_records(tmp_path / "a.tfrecord", [example.SerializeToString()])
+    reader = readers.YT8MFrameFeatureReader(
+        [path], feature_names=("rgb",), feature_sizes=(4,), num_classes=9
+    )
+    with pytest.raises(InputError, match=r"labels of video 'abc' .* are a float_list"):
+        list(reader.batches(1))

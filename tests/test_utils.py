@@ -72,7 +72,7 @@ def test_file_appears_only_when_it_was_written_whole(tmp_path):
     with files.atomic_write(str(path)) as file:
         file.write("x" * 100_000)
         assert not path.exists()
-        assert os.listdir(tmp_path) == ["out.csv.partial"]
+        assert os.listdir(tmp_path) == [f"out.csv.{os.getpid()}.partial"]
     assert path.stat().st_size == 100_000
 
 
