@@ -1,6 +1,7 @@
 """What the benchmarks of models share: random full-size batches and the circumstances."""
 
 import importlib.metadata
+import json
 import os
 import resource
 import statistics
@@ -41,6 +42,13 @@ def random_batch(config):
         return rng.standard_normal((size, width), dtype=np.float32), labels
     frames = rng.integers(0, 256, (size, config.max_frames, width), dtype=np.uint8)
     return {"frames": frames, "num_frames": np.full(size, config.max_frames, np.int32)}, labels
+
+
+def report(measure, flag_values):
+    """Prints what `measure(config, rounds, steps)`, seconds per batch in each round, comes to."""
+    config = config_from_flags(flag_values)
+    values = summary(config, measure(config, flag_values.rounds, flag_values.steps))
+    print(json.dumps(values, indent=2) if flag_values.format == "json" else as_lines(values))
 
 
 def summary(config, seconds):

@@ -5,7 +5,6 @@
 The step is that of train.py; the batch lies in memory. benchmarks/README.md tells how to read it.
 """
 
-import json
 import pathlib
 import sys
 import time
@@ -41,10 +40,7 @@ def measure(config, rounds, steps):
 
 def main(flag_values):
     """Runs the program."""
-    config = full_size.config_from_flags(flag_values)
-    values = full_size.summary(config, measure(config, flag_values.rounds, flag_values.steps))
-    as_json = flag_values.format == "json"
-    print(json.dumps(values, indent=2) if as_json else full_size.as_lines(values))
+    full_size.report(measure, flag_values)
 
 
 if __name__ == "__main__":
