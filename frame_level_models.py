@@ -3,12 +3,16 @@
 The way of a frame: stored as uint8 -> sampled -> dequantised -> normalised to length 1 -> encoded
 into one vector per video -> classified by a video-level model. `FrameLevelModel` does all but the
 encoding, which is what a model adds.
+
+Training samples the frames of a video once. Prediction may average over several samplings: a model
+that counts sampled frames where they stand computes what depends on a frame alone only once.
 """
 
 import keras
 from keras import ops
 
 import nonlocal_vlad
+import recurrent
 import registry
 import utils
 
@@ -16,9 +20,14 @@ import utils
 class FrameLevelModel(keras.Model):
     """Base of the models that classify frames: a subclass implements `encode`.
 
-    Input: a dict of `frames`, uint8 `[B, T, D]` with the features side by side, and `num_frames`,
-    int `[B]`; frames from `num_frames` on are padding and never count. Output: probabilities,
-    float32 `[B, C]`.
+    Input: a dict of
+
+    - `frames`: uint8 `[B, T, D]` with the features side by side, or float32 from `normalize`;
+    - `num_frames`: int `[B]`; frames from there on are padding and never count;
+    - `positions`: optional, int32 `[B, N, S]`, the frames that each of N samplings takes, as from
+      `draw_positions`. Without them the model draws one sampling, a new one at each call.
+
+    Output: probabilities, float32 `[B, C]`, the mean over the samplings.
 
     Args:
         num_classes: int. C.
@@ -32,7 +41,8 @@ class FrameLevelModel(keras.Model):
 
     frame_level = True
     # Whether sampled frames are counted where they stand, instead of being copied: the same for a
-    # model that ignores their order, and cheaper unless few are drawn.
+    # model that ignores their order, and cheaper unless few are drawn. Its `encode` must also take
+    # the counts of several samplings, `[B, N, T]`.
     sample_by_count = False
 
     def __init__(
@@ -46,7 +56,7 @@ class FrameLevelModel(keras.Model):
         name=None,
         **classifier_hyperparameters,
     ):
-        super().__init__(name=name or type(self).__name__)
+        super().__init__(name=name or type(self).__name__, autocast=False)
         utils.check_at_least(0, iterations=iterations)
         self.num_classes = num_classes
         self.feature_sizes = tuple(feature_sizes)
@@ -66,96 +76,155 @@ class FrameLevelModel(keras.Model):
 
     def call(self, inputs, training=False):
         """Probabilities, float32 `[B, C]`."""
-        frames, frame_weights = self.sample(inputs["frames"], inputs["num_frames"])
+        frames, num_frames = inputs["frames"], ops.cast(inputs["num_frames"], "int32")
+        positions = inputs.get("positions")
+        if positions is None:
+            positions = self.draw_positions(num_frames, 1, self.sampling_seed)
+        num_samplings = 1 if positions is None else positions.shape[1]
+        frames, frame_weights = self.sample(frames, num_frames, positions)
         encoding = self.encode(normalize(frames, frame_weights), frame_weights, training)
-        return self.classifier(encoding, training=training)
+        probabilities = self.classifier(encoding, training=training)
+        if num_samplings == 1:
+            return probabilities
+        samplings = ops.reshape(probabilities, (-1, num_samplings, self.num_classes))
+        return ops.mean(samplings, axis=1)
 
     def encode(self, frames, frame_weights, training):
         """One vector per video.
 
         Args:
-            frames: float32 `[B, T, D]`, of length 1 each; padding is 0.
+            frames: float32 `[B, T, D]`, of length 1 each; padding is 0. Of several samplings that
+                copy the frames, each is a video here.
             frame_weights: float32 `[B, T]`, how often a frame counts: 0 for padding, 1 for others,
-                or how often it was sampled if the model has `sample_by_count`.
+                or how often it was sampled if the model has `sample_by_count`; of several
+                samplings then `[B, N, T]`.
             training: bool. Whether batch normalisation uses the statistics of the batch.
 
         Returns:
-            A float tensor of two axes, `[B, any]`.
+            A float tensor of two axes, `[B, any]`; of weights `[B, N, T]`, `[B * N, any]`.
         """
         raise NotImplementedError
 
-    def sample(self, frames, num_frames):
-        """Frames to use and how often each counts: uint8 `[B, S, D]`, float32 `[B, S]`."""
-        num_frames = ops.cast(num_frames, "int32")
-        length = ops.shape(frames)[1]
+    def draw_positions(self, num_frames, num_samplings, seed):
+        """Draws the frames that samplings take.
+
+        Args:
+            num_frames: int32 `[B]`.
+            num_samplings: int. N.
+            seed: int or `keras.random.SeedGenerator`.
+
+        Returns:
+            int32 `[B, N, iterations]`; None for a model that takes all frames.
+        """
         if not self.iterations:
-            return frames, real_weights(ops.arange(length, dtype="int32"), num_frames)
-        draw = random_positions if self.sample_random_frames else random_run
-        positions = draw(num_frames, self.iterations, self.sampling_seed)
+            return None
+        draw = random_positions if self.sample_random_frames else random_runs
+        return draw(num_frames, num_samplings, self.iterations, seed)
+
+    def sample(self, frames, num_frames, positions):
+        """Frames to use and how often each counts.
+
+        Args:
+            frames: `[B, T, D]`.
+            num_frames: int32 `[B]`.
+            positions: int32 `[B, N, S]`, or None for all frames.
+
+        Returns:
+            `(frames, weights)`: those given and float32 `[B, T]`, or of several samplings
+            `[B, N, T]`; without `sample_by_count`, copies `[B * N, S, D]` and `[B * N, S]`.
+        """
+        length = ops.shape(frames)[1]
+        if positions is None:
+            return frames, real_weights(ops.arange(length, dtype="int32")[None], num_frames)
+        num_samplings, count = positions.shape[1:]
+        positions = ops.reshape(positions, (-1, count or ops.shape(positions)[2]))
+        num_frames = ops.repeat(num_frames, num_samplings, axis=0)
         weights = real_weights(positions, num_frames)
         positions = ops.minimum(positions, length - 1)
-        if self.sample_by_count:
-            return frames, count_frames(positions, weights, length)
-        return take_frames(frames, positions), weights
+        if not self.sample_by_count:
+            return take_frames(frames, positions, num_samplings), weights
+        counts = count_frames(positions, weights, length)
+        if num_samplings > 1:
+            counts = ops.reshape(counts, (-1, num_samplings, length))
+        return frames, counts
+
+    def values_per_video(self, num_frames, num_samplings):
+        """About how many floats prediction holds at once per video; it limits the batch.
+
+        Args:
+            num_frames: int or int tensor. T.
+            num_samplings: int. N.
+        """
+        copies = 1 if self.sample_by_count else num_samplings
+        return 2 * copies * num_frames * sum(self.feature_sizes)
 
 
 def real_weights(positions, num_frames):
-    """1 for positions inside a video and 0 past its end: float32 `[B, S]`, of `[S]` or `[B, S]`."""
+    """1 for positions inside a video and 0 past its end: float32 `[B, S]`, of `[B or 1, S]`."""
     return ops.cast(positions < num_frames[:, None], "float32")
 
 
-def random_positions(num_frames, count, seed):
-    """Positions of frames drawn uniformly and with replacement, int32 `[B, count]`, ascending."""
-    uniform = keras.random.uniform((ops.shape(num_frames)[0], count), seed=seed)
+def all_positions(num_frames, length):
+    """Every frame once, in the form of one sampling: int32 `[B, 1, length]`."""
+    return ops.zeros_like(num_frames)[:, None, None] + ops.arange(length, dtype="int32")
+
+
+def random_positions(num_frames, num_samplings, count, seed):
+    """Positions of frames drawn uniformly, with replacement: int32 `[B, N, count]`, ascending."""
+    shape = (ops.shape(num_frames)[0], num_samplings, count)
     # In order of time, for the models to which it matters.
-    return _scaled_floor(ops.sort(uniform, axis=1), num_frames)
+    return _scaled_floor(ops.sort(keras.random.uniform(shape, seed=seed), axis=-1), num_frames)
 
 
-def random_run(num_frames, count, seed):
-    """Positions of consecutive frames from a random start, int32 `[B, count]`.
+def random_runs(num_frames, num_samplings, count, seed):
+    """Positions of consecutive frames from random starts, int32 `[B, N, count]`.
 
     Where a video has fewer frames, the run starts at its first and goes on past its end.
     """
-    uniform = keras.random.uniform((ops.shape(num_frames)[0], 1), seed=seed)
+    uniform = keras.random.uniform((ops.shape(num_frames)[0], num_samplings, 1), seed=seed)
     start = _scaled_floor(uniform, ops.maximum(num_frames - count + 1, 1))
     return start + ops.arange(count, dtype="int32")
 
 
 def _scaled_floor(uniform, limits):
     """Integers from 0 to limit - 1; rounding must not let one reach its limit."""
-    limits = limits[:, None]
+    limits = limits[:, None, None]
     scaled = ops.floor(uniform * ops.cast(limits, "float32"))
     return ops.minimum(ops.cast(scaled, "int32"), limits - 1)
 
 
-def take_frames(frames, positions):
-    """Frames `[B, S, D]` at positions `[B, S]` of `[B, T, D]`."""
+def take_frames(frames, positions, num_samplings=1):
+    """Frames `[B * N, S, D]` at positions `[B * N, S]` of `[B, T, D]`."""
     batch, length, size = ops.shape(frames)
     flat = ops.reshape(frames, (batch * length, size))
-    return ops.take(flat, _flat_positions(positions, length), axis=0)
+    videos = ops.repeat(ops.arange(batch, dtype="int32"), num_samplings)
+    return ops.take(flat, videos[:, None] * length + positions, axis=0)
 
 
 def count_frames(positions, weights, length):
     """Sum of the weights `[B, S]` of positions `[B, S]` at each of `length` frames: `[B, T]`."""
     batch = ops.shape(positions)[0]
+    # Positions in a batch whose videos of `length` frames are joined.
+    joined = ops.arange(batch, dtype="int32")[:, None] * length + positions
     sums = ops.segment_sum(
-        ops.reshape(weights, (-1,)),
-        ops.reshape(_flat_positions(positions, length), (-1,)),
-        num_segments=batch * length,
+        ops.reshape(weights, (-1,)), ops.reshape(joined, (-1,)), num_segments=batch * length
     )
     return ops.reshape(sums, (batch, length))
 
 
-def _flat_positions(positions, length):
-    """Positions `[B, S]` of frames in a batch whose videos of `length` frames are joined."""
-    return ops.arange(ops.shape(positions)[0], dtype="int32")[:, None] * length + positions
-
-
 def normalize(frames, frame_weights):
-    """Dequantised frames of length 1, float32 `[B, T, D]`; those of weight 0 become 0."""
-    values = utils.dequantize(ops.cast(frames, "float32"))
-    real = ops.cast(frame_weights > 0, "float32")
-    return nonlocal_vlad.l2_normalize(values) * real[..., None]
+    """Dequantised frames of length 1, float32 `[B, T, D]`; those that never count become 0.
+
+    Args:
+        frames: uint8 `[B, T, D]`, or float32, which is taken as normalised already.
+        frame_weights: float32 `[B, T]` or `[B, N, T]`.
+    """
+    if len(frame_weights.shape) == 3:
+        frame_weights = ops.max(frame_weights, axis=1)
+    if keras.backend.standardize_dtype(frames.dtype) == "uint8":
+        values = utils.dequantize(ops.cast(frames, "float32"))
+        frames = nonlocal_vlad.l2_normalize(values)
+    return frames * ops.cast(frame_weights > 0, "float32")[..., None]
 
 
 @registry.register
@@ -201,53 +270,39 @@ class DbofModel(FrameLevelModel):
         **kwargs,
     ):
         super().__init__(iterations=iterations, **kwargs)
-        if dbof_pooling_method not in ("max", "average"):
-            raise ValueError(
-                f"dbof_pooling_method must be 'max' or 'average'. Received: {dbof_pooling_method!r}"
-            )
+        utils.check_one_of(("max", "average"), dbof_pooling_method=dbof_pooling_method)
         utils.check_at_least(
             1, dbof_cluster_size=dbof_cluster_size, dbof_hidden_size=dbof_hidden_size
         )
         self.pooling_method = dbof_pooling_method
-        self.clusters = _projection(
-            "clusters", sum(self.feature_sizes), dbof_cluster_size, dbof_add_batch_norm
+        self.clusters = nonlocal_vlad.Linear(
+            dbof_cluster_size,
+            batch_norm=dbof_add_batch_norm,
+            initializer=nonlocal_vlad.scaled_normal(sum(self.feature_sizes)),
+            name="clusters",
         )
-        self.hidden = _projection(
-            "hidden", dbof_cluster_size, dbof_hidden_size, dbof_add_batch_norm
+        self.hidden = nonlocal_vlad.Linear(
+            dbof_hidden_size,
+            batch_norm=dbof_add_batch_norm,
+            initializer=nonlocal_vlad.scaled_normal(dbof_cluster_size),
+            name="hidden",
         )
-        self.input_norm = self.clusters_norm = self.hidden_norm = None
-        if dbof_add_batch_norm:
-            self.input_norm = nonlocal_vlad.BatchNorm(name="input_norm")
-            self.clusters_norm = nonlocal_vlad.BatchNorm(name="clusters_norm")
-            self.hidden_norm = nonlocal_vlad.BatchNorm(name="hidden_norm")
+        self.input_norm = (
+            nonlocal_vlad.BatchNorm(name="input_norm") if dbof_add_batch_norm else None
+        )
 
     def encode(self, frames, frame_weights, training):
         """Hidden layer over the pooled clusters, `[B, dbof_hidden_size]`."""
         if self.input_norm is not None:
             frames = self.input_norm(frames, frame_weights, training=training)
-        x = self.clusters(frames)
-        if self.clusters_norm is not None:
-            x = self.clusters_norm(x, frame_weights, training=training)
+        x = ops.relu6(self.clusters(frames, frame_weights, training=training))
         # relu6 is not negative, so 0 at the padding changes no maximum.
-        x = ops.relu6(x) * frame_weights[..., None]
+        x *= frame_weights[..., None]
         if self.pooling_method == "max":
             x = ops.max(x, axis=1)
         else:
             x = ops.sum(x, axis=1) / ops.sum(frame_weights, axis=1, keepdims=True)
-        x = self.hidden(x)
-        if self.hidden_norm is not None:
-            x = self.hidden_norm(x, training=training)
-        return ops.relu6(x)
-
-
-def _projection(name, fan_in, units, normalized):
-    """A linear layer, without bias where batch normalisation follows."""
-    return keras.layers.Dense(
-        units,
-        use_bias=not normalized,
-        kernel_initializer=nonlocal_vlad.scaled_normal(fan_in),
-        name=name,
-    )
+        return ops.relu6(self.hidden(x, training=training))
 
 
 @registry.register
@@ -264,7 +319,11 @@ class LstmModel(FrameLevelModel):
         utils.check_at_least(1, lstm_cells=lstm_cells, lstm_layers=lstm_layers)
         self.recurrent_layers = [
             keras.layers.LSTM(
-                lstm_cells, return_sequences=True, return_state=True, name=f"lstm_{number}"
+                lstm_cells,
+                return_sequences=True,
+                return_state=True,
+                dtype="float32",
+                name=f"lstm_{number}",
             )
             for number in range(lstm_layers)
         ]
@@ -292,27 +351,14 @@ class GruModel(FrameLevelModel):
     def __init__(self, *, gru_cells=1200, gru_layers=2, moe_l2=1e-6, **kwargs):
         super().__init__(moe_l2=moe_l2, **kwargs)
         utils.check_at_least(1, gru_cells=gru_cells, gru_layers=gru_layers)
+        self.gru_cells = gru_cells
         self.recurrent_layers = [
-            keras.layers.GRU(
-                gru_cells,
-                reset_after=False,
-                bias_initializer=_open_gates,
-                return_sequences=True,
-                return_state=True,
-                name=f"gru_{number}",
-            )
-            for number in range(gru_layers)
+            recurrent.GRU(gru_cells, name=f"gru_{number}") for number in range(gru_layers)
         ]
 
     def encode(self, frames, frame_weights, training):
         """Final states of all layers side by side, `[B, gru_layers * gru_cells]`."""
         return ops.concatenate(run_recurrent(self.recurrent_layers, frames, frame_weights), axis=-1)
-
-
-def _open_gates(shape, dtype=None):
-    """Initial bias of a GRU, in the order update, reset, candidate: 1 for the two gates."""
-    units = shape[-1] // 3
-    return ops.concatenate([ops.ones(2 * units, dtype), ops.zeros(units, dtype)])
 
 
 def run_recurrent(layers, frames, frame_weights):
@@ -339,31 +385,32 @@ class StreamEncoder(keras.layers.Layer):
 
     Args:
         stream_sizes: sequence of int. Size of each stream; their sum is D.
-        poolings: list of layers, one per stream, called with `[B, T, size]` frames and `[B, T]`
-            frame weights.
+        poolings: list of layers, one per stream, called with `[B, T, size]` frames and the frame
+            weights.
         hidden_size: int. Size of h.
         hidden_fan_in: int. The initial V is normal with standard deviation `1 / sqrt` of it.
         gating: bool. Whether context gating follows.
 
-    Input shape: frames `[B, T, D]` and their weights `[B, T]`. Output shape: `[B, hidden_size]`.
+    Input shape: frames `[B, T, D]` and their weights `[B, T]`, or, in prediction, `[B, N, T]` for
+    N samplings. Output shape: `[B, hidden_size]` or `[B * N, hidden_size]`.
     """
 
     def __init__(
         self, stream_sizes, poolings, *, hidden_size, hidden_fan_in, gating, name="encoder"
     ):
-        super().__init__(name=name)
+        super().__init__(autocast=False, name=name)
         self.stream_sizes = tuple(stream_sizes)
         self.poolings = poolings
         self.input_norm = nonlocal_vlad.BatchNorm(name="input_norm")
-        self.hidden = keras.layers.Dense(
+        self.hidden = nonlocal_vlad.Linear(
             hidden_size,
-            kernel_initializer=nonlocal_vlad.scaled_normal(hidden_fan_in),
+            initializer=nonlocal_vlad.scaled_normal(hidden_fan_in),
             name="hidden",
         )
         self.hidden_gating = nonlocal_vlad.ContextGating(name="hidden_gating") if gating else None
 
     def call(self, frames, frame_weights, training=False):
-        """The hidden vector, `[B, hidden_size]`."""
+        """The hidden vector, `[B, hidden_size]` or `[B * N, hidden_size]`."""
         frames = self.input_norm(frames, frame_weights, training=training)
         pooled, start = [], 0
         for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
@@ -438,19 +485,23 @@ class LFNLNetVLADModel(FrameLevelModel):
         clusters = per_stream("netvlad_cluster_size", netvlad_cluster_size, len(streams))
         embeddings = per_stream("nonlocal_embedding", nonlocal_embedding, len(streams))
         utils.check_at_least(1, netvlad_hidden_size=netvlad_hidden_size)
+        utils.check_one_of(
+            nonlocal_vlad.NonLocalBlock.PAIRWISE, nonlocal_pairwise=nonlocal_pairwise
+        )
+        if nonlocal_scale is not None:
+            utils.check_above(0, nonlocal_scale=nonlocal_scale)
+        self.clusters = clusters
+        self.stream_sizes = streams
 
         def make_block(number):
             if not nonlocal_block:
                 return None
-            try:
-                return nonlocal_vlad.NonLocalBlock(
-                    embeddings[number],
-                    scale=nonlocal_scale,
-                    pairwise=nonlocal_pairwise,
-                    name="nonlocal_block",
-                )
-            except ValueError as error:  # Names an argument of the layer.
-                raise ValueError(f"nonlocal_{error}") from error
+            return nonlocal_vlad.NonLocalBlock(
+                embeddings[number],
+                scale=nonlocal_scale,
+                pairwise=nonlocal_pairwise,
+                name="nonlocal_block",
+            )
 
         self.encoder = StreamEncoder(
             streams,
@@ -471,6 +522,15 @@ class LFNLNetVLADModel(FrameLevelModel):
     def encode(self, frames, frame_weights, training):
         """Hidden layer over the descriptors, `[B, netvlad_hidden_size]`."""
         return self.encoder(frames, frame_weights, training=training)
+
+    def values_per_video(self, num_frames, num_samplings):
+        """Frames, and some copies of the descriptors of each sampling."""
+        descriptors = max(
+            clusters * size for clusters, size in zip(self.clusters, self.stream_sizes, strict=True)
+        )
+        return 2 * num_frames * sum(self.feature_sizes) + num_samplings * (
+            num_frames * max(self.clusters) + 4 * descriptors
+        )
 
 
 @registry.register
@@ -559,6 +619,7 @@ class SoftBoFModel(FrameLevelModel):
         utils.check_at_least(1, soft_bof_hidden_size=soft_bof_hidden_size)
         sizes = self.feature_sizes
         clusters = per_stream("soft_bof_cluster_size", soft_bof_cluster_size, len(sizes))
+        self.clusters = clusters
         self.encoder = StreamEncoder(
             sizes,
             [
@@ -573,6 +634,10 @@ class SoftBoFModel(FrameLevelModel):
     def encode(self, frames, frame_weights, training):
         """Hidden layer over the histograms, `[B, soft_bof_hidden_size]`."""
         return self.encoder(frames, frame_weights, training=training)
+
+    def values_per_video(self, num_frames, num_samplings):
+        """Some copies of the assignments of the frames; a sampling adds little."""
+        return 3 * num_frames * max(self.clusters)
 
 
 def per_stream(name, text, num_streams):

@@ -1,7 +1,11 @@
 """Layers of the models, in `keras.ops` only.
 
-Letters in formulas and einsums: B batch, T frames, D features, K clusters, E embedding, C classes,
-M mixtures.
+Letters in formulas and einsums: B batch, N samplings, T frames, D features, K clusters,
+E embedding, C classes, M mixtures.
+
+The Keras dtype policy under which a model is built decides the operands of its matrix products and
+nothing else: `float32`; `mixed_bfloat16`, which rounds them at each use; or `bfloat16`, which also
+stores the matrices so. Biases, batch normalisation, softmax and all sums stay in float32.
 """
 
 import keras
@@ -13,6 +17,18 @@ import utils
 def scaled_normal(fan_in):
     """Initial weights: normal with standard deviation `1 / sqrt(fan_in)`."""
     return keras.initializers.RandomNormal(stddev=fan_in**-0.5)
+
+
+class MatrixLayer(keras.layers.Layer):
+    """Base of the layers whose matrix products follow the dtype policy, and nothing else does."""
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+    def product(self, equation, *operands):
+        """Einsum of operands in the dtype of the policy; the result is float32."""
+        operands = [ops.cast(operand, self.compute_dtype) for operand in operands]
+        return ops.cast(ops.einsum(equation, *operands), "float32")
 
 
 class BatchNorm(keras.layers.Layer):
@@ -40,9 +56,10 @@ class BatchNorm(keras.layers.Layer):
     """
 
     def __init__(self, *, decay=0.999, epsilon=1e-3, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(dtype="float32", autocast=False, **kwargs)
         self.decay = decay
         self.epsilon = epsilon
+        self.folded = False
 
     def build(self, input_shape):
         """Creates scale, offset and moving averages, `[D]` each, and the number of updates."""
@@ -64,13 +81,29 @@ class BatchNorm(keras.layers.Layer):
 
     def call(self, x, row_weights=None, training=False):
         """Normalises the last axis of `x`."""
+        if self.folded:
+            return x + self.beta
         if training:
             mean, variance = weighted_moments(x, row_weights)
             self._update(mean, variance)
         else:
             mean, variance = self.moving_mean, self.moving_variance
+        scale, offset = self._affine(mean, variance)
+        return x * scale + offset
+
+    def fold(self):
+        """Leaves nothing but an offset, for prediction; returns the scale, `[D]`, to apply before.
+
+        With the scale in the matrix whose product is normalised, predictions stay the same.
+        """
+        scale, offset = self._affine(self.moving_mean, self.moving_variance)
+        self.beta.assign(offset)
+        self.folded = True
+        return scale
+
+    def _affine(self, mean, variance):
         scale = self.gamma * ops.rsqrt(variance + self.epsilon)
-        return x * scale + (self.beta - mean * scale)
+        return scale, self.beta - mean * scale
 
     def _update(self, mean, variance):
         count = self.num_updates
@@ -84,11 +117,80 @@ def weighted_moments(x, row_weights=None):
     """Mean and variance over all axes but the last, `[D]` each; every row counts by its weight."""
     axes = "BT"[: len(x.shape) - 1]
     if row_weights is None:
-        row_weights = ops.ones(ops.shape(x)[:-1], x.dtype)
+        row_weights = ops.ones(ops.shape(x)[:-1])
+    row_weights = ops.cast(row_weights, x.dtype)
     shares = row_weights / ops.sum(row_weights)
     mean = ops.einsum(f"{axes},{axes}D->D", shares, x)
     variance = ops.einsum(f"{axes},{axes}D->D", shares, ops.square(x - mean))
     return mean, variance
+
+
+class Linear(MatrixLayer):
+    """A linear layer with a bias, or with batch normalisation in its place.
+
+        output = W x + b,  or  BN(W x)
+
+    Args:
+        units: int. Size of the output.
+        use_bias: bool. Whether there is a b.
+        batch_norm: bool. Whether batch normalisation follows; then there is no b.
+        initializer: Keras initializer of W.
+        bias_initializer: Keras initializer of b.
+        regularizer: Keras regularizer of W.
+
+    Input shape: `[B, D]` or `[B, T, D]`, for batch normalisation with `row_weights` of `[B]` or
+    `[B, T]`. Output shape: `[B, units]` or `[B, T, units]`.
+    """
+
+    def __init__(
+        self,
+        units,
+        *,
+        use_bias=True,
+        batch_norm=False,
+        initializer="glorot_uniform",
+        bias_initializer="zeros",
+        regularizer=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.units = units
+        self.use_bias = use_bias and not batch_norm
+        self.norm = BatchNorm(name="norm") if batch_norm else None
+        self.initializer = initializer
+        self.bias_initializer = bias_initializer
+        self.regularizer = regularizer
+
+    def build(self, input_shape, *_):
+        """Creates W, `[D, units]`, and b, `[units]`, or the normalisation."""
+        self.kernel = self.add_weight(
+            shape=(input_shape[-1], self.units),
+            initializer=self.initializer,
+            regularizer=self.regularizer,
+            name="kernel",
+        )
+        if self.use_bias:
+            self.bias = self.add_weight(
+                shape=(self.units,),
+                initializer=self.bias_initializer,
+                dtype="float32",
+                name="bias",
+            )
+        if self.norm is not None:
+            self.norm.build((*input_shape[:-1], self.units))
+
+    def call(self, x, row_weights=None, training=False):
+        """The linear map of the last axis of `x`."""
+        rows = "BT"[: len(x.shape) - 1]
+        x = self.product(f"{rows}D,DK->{rows}K", x, self.kernel)
+        if self.norm is not None:
+            return self.norm(x, row_weights, training=training)
+        return x + self.bias if self.use_bias else x
+
+    def fold(self):
+        """Moves the scale of the batch normalisation into W, for prediction."""
+        if self.norm is not None:
+            self.kernel.assign(self.kernel * self.norm.fold())
 
 
 class ContextGating(keras.layers.Layer):
@@ -101,22 +203,21 @@ class ContextGating(keras.layers.Layer):
     Reference: [Miech et al., 2017](https://arxiv.org/abs/1706.06905).
     """
 
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
     def build(self, input_shape):
-        """Creates W, `[D, D]` and without bias, as batch normalisation has one."""
+        """Creates W, `[D, D]`, and its batch normalisation."""
         width = input_shape[-1]
-        self.gate = keras.layers.Dense(
-            width, use_bias=False, kernel_initializer=scaled_normal(width), name="gate"
-        )
+        self.gate = Linear(width, batch_norm=True, initializer=scaled_normal(width), name="gate")
         self.gate.build(input_shape)
-        self.gate_norm = BatchNorm(name="gate_norm")
-        self.gate_norm.build(input_shape)
 
     def call(self, x, training=False):
         """Gates `x`, `[B, D]`."""
-        return x * ops.sigmoid(self.gate_norm(self.gate(x), training=training))
+        return x * ops.sigmoid(self.gate(x, training=training))
 
 
-class NonLocalBlock(keras.layers.Layer):
+class NonLocalBlock(MatrixLayer):
     """Lets every descriptor of a set attend to all the others.
 
     With theta, phi, g: D -> E and out: E -> D, all linear and without bias:
@@ -148,12 +249,9 @@ class NonLocalBlock(keras.layers.Layer):
     def __init__(self, embedding_dim, *, scale=None, pairwise="embedded_gaussian", **kwargs):
         super().__init__(**kwargs)
         utils.check_at_least(1, embedding_dim=embedding_dim)
-        if scale is not None and not scale > 0:
-            raise ValueError(f"scale must be above 0. Received: {scale}")
-        if pairwise not in self.PAIRWISE:
-            raise ValueError(
-                f"pairwise must be one of {', '.join(self.PAIRWISE)}. Received: {pairwise!r}"
-            )
+        if scale is not None:
+            utils.check_above(0, scale=scale)
+        utils.check_one_of(self.PAIRWISE, pairwise=pairwise)
         self.embedding_dim = embedding_dim
         self.scale = scale
         self.pairwise = pairwise
@@ -174,72 +272,66 @@ class NonLocalBlock(keras.layers.Layer):
 
     def call(self, x):
         """Descriptors `[B, K, D]` that have seen each other."""
-        values = ops.einsum("BKD,DE->BKE", x, self.g)
-        attended = ops.einsum("BKJ,BJE->BKE", self._weights(x), values)
-        return x + ops.einsum("BKE,ED->BKD", attended, self.out)
+        values = self.product("BKD,DE->BKE", x, self.g)
+        attended = self.product("BKJ,BJE->BKE", self._weights(x), values)
+        return x + self.product("BKE,ED->BKD", attended, self.out)
 
     def _weights(self, x):
         """Share of descriptor J in the new descriptor K, `[B, K, J]`."""
         scale = x.shape[-1] ** -0.5 if self.scale is None else self.scale
         if self.pairwise == "gaussian":
-            return ops.softmax(scale * ops.einsum("BKD,BJD->BKJ", x, x), axis=-1)
-        queries = ops.einsum("BKD,DE->BKE", x, self.theta)
-        keys = ops.einsum("BKD,DE->BKE", x, self.phi)
-        products = scale * ops.einsum("BKE,BJE->BKJ", queries, keys)
+            return ops.softmax(scale * self.product("BKD,BJD->BKJ", x, x), axis=-1)
+        queries = self.product("BKD,DE->BKE", x, self.theta)
+        keys = self.product("BKD,DE->BKE", x, self.phi)
+        products = scale * self.product("BKE,BJE->BKJ", queries, keys)
         if self.pairwise == "embedded_gaussian":
             return ops.softmax(products, axis=-1)
         return products / x.shape[-2]
 
 
-class SoftAssignment(keras.layers.Layer):
-    """Share of every cluster in every frame, times the weight of the frame.
+class SoftAssignment(Linear):
+    """Share of every cluster in every frame.
 
-        a_k(x_i) = n_i softmax_k(BN(w_k . x_i))
+        a_k(x_i) = softmax_k(BN(w_k . x_i))
 
     Args:
         clusters: int. K.
 
-    Input shape: frames `[B, T, D]` and their weights n `[B, T]`: 0 for padding, else how often the
-    frame counts. Output shape: `[B, T, K]`.
+    Input shape: frames `[B, T, D]` and their weights `[B, T]`, which the statistics of the batch
+    need. Output shape: `[B, T, K]`.
     """
 
     def __init__(self, clusters, **kwargs):
-        super().__init__(**kwargs)
         utils.check_at_least(1, clusters=clusters)
-        self.clusters = clusters
+        super().__init__(clusters, batch_norm=True, **kwargs)
 
     def build(self, frames_shape, *_):
         """Creates the cluster weights w, `[D, K]`, and batch normalisation in place of a bias."""
-        size = frames_shape[-1]
-        self.kernel = self.add_weight(
-            shape=(size, self.clusters), initializer=scaled_normal(size), name="kernel"
-        )
-        self.norm = BatchNorm(name="norm")
-        self.norm.build((*frames_shape[:-1], self.clusters))
+        self.initializer = scaled_normal(frames_shape[-1])
+        super().build(frames_shape)
 
-    def call(self, frames, frame_weights, training=False):
-        """Assignments `[B, T, K]`; they sum to `frame_weights` over K."""
-        logits = ops.einsum("BTD,DK->BTK", frames, self.kernel)
-        shares = ops.softmax(self.norm(logits, frame_weights, training=training), axis=-1)
-        return shares * frame_weights[..., None]
+    def call(self, frames, frame_weights=None, training=False):
+        """Assignments `[B, T, K]`; they sum to 1 over K."""
+        return ops.softmax(super().call(frames, frame_weights, training=training), axis=-1)
 
 
-class NetVLAD(keras.layers.Layer):
+class NetVLAD(MatrixLayer):
     """Sums the residuals of frames to clusters, into one vector per video.
 
-        v_k = sum_i a_k(x_i) (x_i - c_k)
+        v_k = sum_i n_i a_k(x_i) (x_i - c_k)
 
-    with the soft assignment a of `SoftAssignment`. Without centres c it is NetRVLAD. A non-local
-    block may follow, in which the K descriptors v_k attend to each other. Then each v_k is
-    normalised to length 1, and so is the whole.
+    with the soft assignment a of `SoftAssignment` and the weight n of each frame: 0 for padding,
+    else how often it counts. Without centres c it is NetRVLAD. A non-local block may follow, in
+    which the K descriptors v_k attend to each other. Then each v_k is normalised to length 1, and
+    so is the whole.
 
     Args:
         clusters: int. K.
         centers: bool. Whether to subtract the centres c_k.
         nonlocal_block: `NonLocalBlock` or `None`.
 
-    Input shape: frames `[B, T, D]` and their weights `[B, T]`: 0 for padding, else how often the
-    frame counts. Output shape: `[B, K * D]`.
+    Input shape: frames `[B, T, D]` and their weights `[B, T]`, or, in prediction, `[B, N, T]` for
+    N samplings of the same frames. Output shape: `[B, K * D]` or `[B * N, K * D]`.
 
     Reference: [Arandjelovic et al., 2016](https://arxiv.org/abs/1511.07247) for NetVLAD;
     [Miech et al., 2017](https://arxiv.org/abs/1706.06905) for NetRVLAD;
@@ -249,45 +341,63 @@ class NetVLAD(keras.layers.Layer):
     def __init__(self, clusters, *, centers=True, nonlocal_block=None, **kwargs):
         super().__init__(**kwargs)
         self.assignment = SoftAssignment(clusters, name="assignment")
+        self.clusters = clusters
         self.has_centers = centers
         self.nonlocal_block = nonlocal_block
 
     def build(self, frames_shape, *_):
         """Creates the centres c, `[K, D]`."""
-        size, clusters = frames_shape[-1], self.assignment.clusters
+        size = frames_shape[-1]
         self.assignment.build(frames_shape)
         if self.has_centers:
             self.centers = self.add_weight(
-                shape=(clusters, size), initializer=scaled_normal(size), name="centers"
+                shape=(self.clusters, size),
+                initializer=scaled_normal(size),
+                dtype="float32",
+                name="centers",
             )
         if self.nonlocal_block is not None:
-            self.nonlocal_block.build((frames_shape[0], clusters, size))
+            self.nonlocal_block.build((frames_shape[0], self.clusters, size))
 
     def call(self, frames, frame_weights, training=False):
-        """The normalised descriptors side by side, `[B, K * D]`."""
-        assigned = self.assignment(frames, frame_weights, training=training)
-        descriptors = ops.einsum("BTK,BTD->BKD", assigned, frames)
-        if self.has_centers:
-            descriptors -= ops.sum(assigned, axis=1)[..., None] * self.centers
+        """The normalised descriptors side by side, `[B, K * D]` or `[B * N, K * D]`."""
+        shares = self.assignment(frames, frame_weights, training=training)
+        descriptors = self._residuals(frames, shares, per_sampling(frame_weights))
         if self.nonlocal_block is not None:
             descriptors = self.nonlocal_block(descriptors)
         descriptors = l2_normalize(descriptors)
-        size = descriptors.shape[-2] * descriptors.shape[-1]
-        return l2_normalize(ops.reshape(descriptors, (-1, size)))
+        return l2_normalize(ops.reshape(descriptors, (-1, self.clusters * frames.shape[-1])))
+
+    def _residuals(self, frames, shares, weights):
+        """The v_k of every sampling, `[B * N, K, D]`, of shares `[B, T, K]` and `[B, N, T]`.
+
+        What depends on a frame alone is there once; the samplings are more columns of one product.
+        """
+        _, length, size = frames.shape
+        columns = weights.shape[1] * self.clusters
+        assigned = ops.transpose(weights, (0, 2, 1))[..., None] * shares[:, :, None]
+        assigned = ops.reshape(assigned, (-1, length or ops.shape(frames)[1], columns))
+        descriptors = self.product("BTK,BTD->BKD", assigned, frames)
+        descriptors = ops.reshape(descriptors, (-1, self.clusters, size))
+        if not self.has_centers:
+            return descriptors
+        masses = ops.reshape(ops.sum(assigned, axis=1), (-1, self.clusters, 1))
+        return descriptors - masses * self.centers
 
 
-class SoftBagOfFeatures(keras.layers.Layer):
+class SoftBagOfFeatures(MatrixLayer):
     """Histogram of the soft assignments of all frames to clusters, of length 1.
 
-        h_k = sum_i a_k(x_i),  output = h / ||h||
+        h_k = sum_i n_i a_k(x_i),  output = h / ||h||
 
-    with the soft assignment a of `SoftAssignment`.
+    with the soft assignment a of `SoftAssignment` and the weight n of each frame: 0 for padding,
+    else how often it counts.
 
     Args:
         clusters: int. K.
 
-    Input shape: frames `[B, T, D]` and their weights `[B, T]`: 0 for padding, else how often the
-    frame counts. Output shape: `[B, K]`.
+    Input shape: frames `[B, T, D]` and their weights `[B, T]`, or, in prediction, `[B, N, T]` for
+    N samplings of the same frames. Output shape: `[B, K]` or `[B * N, K]`.
 
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
@@ -295,16 +405,23 @@ class SoftBagOfFeatures(keras.layers.Layer):
     def __init__(self, clusters, **kwargs):
         super().__init__(**kwargs)
         self.assignment = SoftAssignment(clusters, name="assignment")
+        self.clusters = clusters
 
     def build(self, frames_shape, *_):
         """Creates the cluster weights."""
         self.assignment.build(frames_shape)
 
     def call(self, frames, frame_weights, training=False):
-        """The normalised histogram, `[B, K]`."""
-        return l2_normalize(
-            ops.sum(self.assignment(frames, frame_weights, training=training), axis=1)
-        )
+        """The normalised histogram, `[B, K]` or `[B * N, K]`."""
+        shares = self.assignment(frames, frame_weights, training=training)
+        sums = ops.einsum("BNT,BTK->BNK", per_sampling(frame_weights), shares)
+        return l2_normalize(ops.reshape(sums, (-1, self.clusters)))
+
+
+def per_sampling(frame_weights):
+    """Weights of frames `[B, T]`, one sampling, or `[B, N, T]` as `[B, N, T]`."""
+    frame_weights = ops.cast(frame_weights, "float32")
+    return frame_weights if len(frame_weights.shape) == 3 else frame_weights[:, None]
 
 
 def l2_normalize(x):

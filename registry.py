@@ -15,6 +15,8 @@ import pathlib
 import re
 import typing
 
+import keras
+
 from utils import InputError, listing
 
 # What the data decide and the framework passes to every model: no hyper-parameters.
@@ -164,13 +166,15 @@ def build_classifier(name, *, num_classes, **given):
     )
 
 
-def build_model(name, *, num_classes, feature_sizes, **given):
+def build_model(name, *, num_classes, feature_sizes, dtype_policy=None, **given):
     """Builds a registered model, an ordinary `keras.Model`.
 
     Args:
         name: str. A registered model, as `DbofModel`.
         num_classes: int. Size of the vocabulary.
         feature_sizes: sequence of int. Size of each feature, in the order of the reader.
+        dtype_policy: str. Keras dtype policy, which decides the operands of matrix products (see
+            nonlocal_vlad.py); by default the global one, float32.
         **given: hyper-parameters that differ from the model's defaults.
 
     Raises:
@@ -180,11 +184,15 @@ def build_model(name, *, num_classes, feature_sizes, **given):
     arguments = resolve(name, given)
     _check_positive_integers("num_classes", [num_classes])
     _check_positive_integers("feature_sizes", feature_sizes)
+    outer_policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype_policy or outer_policy)
     try:
         model = cls(num_classes=num_classes, feature_sizes=feature_sizes, **arguments)
+        model(model.input_spec_tensors())  # Makes the weights.
     except ValueError as error:
         raise InputError(f"{name}: {error}") from error
-    model(model.input_spec_tensors())  # Makes the weights.
+    finally:
+        keras.config.set_dtype_policy(outer_policy)
     return model
 
 

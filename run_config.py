@@ -94,12 +94,13 @@ class RunConfig:
         """Whether the model takes frames, or else the mean features of videos."""
         return registry.model_class(self.model).frame_level
 
-    def build_model(self):
-        """Builds the model with initial weights."""
+    def build_model(self, dtype_policy=None):
+        """Builds the model with initial weights, under a Keras dtype policy."""
         return registry.build_model(
             self.model,
             num_classes=self.num_classes,
             feature_sizes=self.feature_sizes,
+            dtype_policy=dtype_policy,
             **self.hyperparameters,
         )
 

@@ -34,6 +34,28 @@ def listing(names):
     return ", ".join(str(name) for name in names) or "none"
 
 
+def check_above(limit, **arguments):
+    """Refuses numbers that are not above a limit.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    for name, value in arguments.items():
+        if not value > limit:
+            raise InputError(f"{name} must be above {limit}. Received: {value}")
+
+
+def check_one_of(choices, **arguments):
+    """Refuses values that are not among the choices.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    for name, value in arguments.items():
+        if value not in choices:
+            raise InputError(f"{name} must be one of {listing(choices)}. Received: {value!r}")
+
+
 def check_at_least(least, **arguments):
     """Refuses numbers that are too small, or not numbers.
 

@@ -27,7 +27,7 @@ class VideoLevelModel(keras.Model):
     frame_level = False
 
     def __init__(self, *, num_classes, feature_sizes=(), l2_normalize_input=True, name=None):
-        super().__init__(name=name or type(self).__name__)
+        super().__init__(name=name or type(self).__name__, autocast=False)
         self.num_classes = num_classes
         self.feature_sizes = tuple(feature_sizes)
         self.l2_normalize_input = l2_normalize_input
@@ -59,16 +59,13 @@ class LogisticModel(VideoLevelModel):
 
     def __init__(self, *, l2_penalty=1e-8, **kwargs):
         super().__init__(**kwargs)
-        self.logistic = keras.layers.Dense(
-            self.num_classes,
-            activation="sigmoid",
-            kernel_regularizer=half_l2("l2_penalty", l2_penalty),
-            name="logistic",
+        self.logistic = nonlocal_vlad.Linear(
+            self.num_classes, regularizer=half_l2("l2_penalty", l2_penalty), name="logistic"
         )
 
     def classify(self, x, training):
         """Probabilities `[B, C]` of vectors `[B, D]`."""
-        return self.logistic(x)
+        return ops.sigmoid(self.logistic(x))
 
 
 @registry.register
@@ -92,15 +89,15 @@ class MoeModel(VideoLevelModel):
         super().__init__(**kwargs)
         utils.check_at_least(1, moe_num_mixtures=moe_num_mixtures)
         self.num_mixtures = moe_num_mixtures
-        self.gates = keras.layers.Dense(
+        self.gates = nonlocal_vlad.Linear(
             self.num_classes * (moe_num_mixtures + 1),
             use_bias=False,
-            kernel_regularizer=half_l2("moe_l2", moe_l2),
+            regularizer=half_l2("moe_l2", moe_l2),
             name="gates",
         )
-        self.experts = keras.layers.Dense(
+        self.experts = nonlocal_vlad.Linear(
             self.num_classes * moe_num_mixtures,
-            kernel_regularizer=half_l2("moe_l2", moe_l2),
+            regularizer=half_l2("moe_l2", moe_l2),
             name="experts",
         )
         self.prob_gating = (

@@ -86,7 +86,7 @@ def batch_norm(x, weights, training, row_weights=None):
 
 def context_gating(x, weights, training):
     logits = np.array([linear(row, weights["gate/kernel"]) for row in x])
-    logits = batch_norm(logits, sub_weights(weights, "gate_norm"), training)
+    logits = batch_norm(logits, sub_weights(weights, "gate/norm"), training)
     return np.array(
         [
             [value * sigmoid(logit) for value, logit in zip(*rows, strict=True)]
@@ -98,12 +98,7 @@ def context_gating(x, weights, training):
 def soft_assignment(frames, frame_weights, weights, training):
     logits = np.array([[linear(frame, weights["kernel"]) for frame in video] for video in frames])
     logits = batch_norm(logits, sub_weights(weights, "norm"), training, frame_weights)
-    return np.array(
-        [
-            [n * np.array(softmax(scores)) for n, scores in zip(*video, strict=True)]
-            for video in zip(frame_weights, logits, strict=True)
-        ]
-    )
+    return np.array([[softmax(scores) for scores in video] for video in logits])
 
 
 def nonlocal_block(x, weights, scale=None, pairwise="embedded_gaussian"):
@@ -139,7 +134,8 @@ def netvlad(frames, frame_weights, weights, training, **block_options):
         for k in range(clusters):
             center = weights["centers"][k] if "centers" in weights else 0.0
             for i, frame in enumerate(frames[video]):
-                descriptors[video, k] += assigned[video, i, k] * (frame - center)
+                n = frame_weights[video, i]
+                descriptors[video, k] += n * assigned[video, i, k] * (frame - center)
     if "nonlocal_block/g" in weights:
         block = sub_weights(weights, "nonlocal_block")
         descriptors = nonlocal_block(descriptors, block, **block_options)
@@ -150,4 +146,5 @@ def netvlad(frames, frame_weights, weights, training, **block_options):
 
 def soft_bag_of_features(frames, frame_weights, weights, training):
     assigned = soft_assignment(frames, frame_weights, sub_weights(weights, "assignment"), training)
-    return np.array([unit_vector(sum(video)) for video in assigned])
+    counted = assigned * np.asarray(frame_weights)[..., None]
+    return np.array([unit_vector(sum(video)) for video in counted])

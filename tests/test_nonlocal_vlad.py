@@ -261,8 +261,6 @@ def test_frame_of_weight_n_counts_as_n_frames(name, training):
     expected = np.asarray(layer(repeated, np.ones(repeated.shape[:2]), training=training))
     actual = np.asarray(layer(frames, FRAME_WEIGHTS, training=training))
     if name in ONE_OUTPUT_PER_FRAME:
-        if name == "soft assignment":  # Whose output has the factor n.
-            actual = actual / np.maximum(FRAME_WEIGHTS, 1)[..., None]
         actual = np.array(
             [np.repeat(video, count, axis=0) for video, count in zip(actual, counts, strict=True)]
         )
@@ -284,10 +282,19 @@ def test_frame_of_weight_zero_counts_as_absent(name, training):
     assert_close(actual, expected)
 
 
-def test_assignments_of_a_frame_sum_to_its_weight():
+def test_assignments_of_a_frame_sum_to_one():
     assigned = np.asarray(make("soft assignment")(make_frames(), FRAME_WEIGHTS))
-    assert_close(assigned.sum(axis=-1), FRAME_WEIGHTS)
-    assert np.all(assigned[FRAME_WEIGHTS > 0] > 0)
+    assert_close(assigned.sum(axis=-1), np.ones(FRAME_WEIGHTS.shape))
+    assert np.all(assigned > 0)
+
+
+@pytest.mark.parametrize("name", SUMMING_LAYERS)
+def test_several_samplings_at_once_equal_each_by_itself(name):
+    layer, frames = make(name), make_frames()
+    samplings = np.stack([FRAME_WEIGHTS, FRAME_WEIGHTS[::-1], np.ones_like(FRAME_WEIGHTS)], axis=1)
+    actual = np.asarray(layer(frames, samplings)).reshape(len(frames), 3, -1)
+    for number in range(3):
+        assert_close(actual[:, number], np.asarray(layer(frames, samplings[:, number])))
 
 
 @pytest.mark.parametrize("name", SUMMING_LAYERS)

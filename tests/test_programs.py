@@ -370,7 +370,7 @@ def test_a_weight_that_is_not_finite_is_not_saved(tmp_path, frame_data):
         ("--feature_names=rgb,sound", "feature 'sound' is not in"),
         ("--num_classes=4", "labels must be 0 to 3"),
         ("--noframe_features", "DbofModel takes frames"),
-        ("--dbof_pooling_method=median", "dbof_pooling_method must be 'max' or 'average'"),
+        ("--dbof_pooling_method=median", "dbof_pooling_method must be one of max, average"),
         ("--video_level_classifier_model=LstmModel", "must be a video-level model"),
         ("--batch_size=161", "--batch_size=161 is larger than the data: 160 videos in 4 files"),
         ("--train_data_pattern=/no/such/*.tfrecord", "no file matches '/no/such/*.tfrecord'"),

@@ -177,7 +177,7 @@ def test_defaults_for_one_classifier_are_left_out_with_another(name):
     assert resolved["l2_penalty"] == 0.5
     model = registry.build_model(name, **SIZES, **resolved)
     assert type(model.classifier) is video_level_models.LogisticModel
-    assert model.classifier.logistic.kernel_regularizer.l2 == 0.25
+    assert model.classifier.logistic.regularizer.l2 == 0.25
 
 
 @pytest.mark.parametrize("wrong", ["l2_penaly", "moe_num_mixtures", "moe_l2", "gru_cells"])
@@ -240,7 +240,7 @@ def test_integer_stands_for_a_float():
         ({"iterations": -1}, "DbofModel: iterations must be at least 0. Received: -1"),
         ({"dbof_cluster_size": 0}, "DbofModel: dbof_cluster_size must be at least 1. Received: 0"),
         ({"dbof_hidden_size": 0}, "DbofModel: dbof_hidden_size must be at least 1. Received: 0"),
-        ({"dbof_pooling_method": "sum"}, "must be 'max' or 'average'. Received: 'sum'"),
+        ({"dbof_pooling_method": "sum"}, "must be one of max, average. Received: 'sum'"),
         ({"moe_num_mixtures": 0}, "moe_num_mixtures must be at least 1. Received: 0"),
         ({"moe_l2": -0.5}, "moe_l2 must be at least 0. Received: -0.5"),
         ({"moe_l2": float("nan")}, "moe_l2 must be at least 0. Received: nan"),
