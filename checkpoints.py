@@ -105,7 +105,7 @@ def load_model(train_dir, checkpoint=None):
     return model
 
 
-def restore_weights(model, path):
+def restore_weights(model, path, use_ema=False):
     """Sets the weights of a model to those of a checkpoint.
 
     Raises:

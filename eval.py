@@ -1,73 +1,24 @@
-"""Evaluates the checkpoints of a training run: Hit@1, PERR, GAP, mAP and loss.
+"""Evaluates a training run, several at once, or an exported model: Hit@1, PERR, GAP, mAP and loss.
 
     python eval.py --train_dir=run --eval_data_pattern='data/validate*.tfrecord' --run_once
 
-Results go to TRAIN_DIR/eval: metrics.json, with one entry per evaluated step, and TensorBoard logs.
+Results of a run go to TRAIN_DIR/eval: metrics.json, with one entry per evaluated step, and
+TensorBoard logs.
 """
 
 import os
 import time
 
-import keras
 import pandas as pd
 import tensorflow as tf
 from absl import flags, logging
 
-import eval_util
+import evaluation
 import files
-import losses
+import predictor as predictors
 import program
-from predictor import Predictor
-from progress import Progress
 from run_config import FILE_NAME
 from utils import InputError
-
-
-def evaluate(predictor, reader, *, batch_size, top_k=20):
-    """Metrics of a model over all records of a reader.
-
-    Args:
-        predictor: `Predictor`, restored.
-        reader: `readers.RecordReader`.
-        batch_size: int. Videos per batch.
-        top_k: int. Predictions per video that count for GAP and mAP.
-
-    Returns:
-        `(summary, metrics)`: a dict of numbers by name and the `eval_util.EvaluationMetrics`.
-
-    Raises:
-        InputError: if no video has a label.
-    """
-    metrics = eval_util.EvaluationMetrics(predictor.config.num_classes, top_k)
-    label_loss = losses.get_loss(predictor.config.label_loss)
-    start = time.perf_counter()
-    with Progress(reader.total_bytes, "B") as progress:
-        for batch in reader.batches(batch_size):
-            predictions = predictor.predict(batch.inputs)
-            loss = keras.ops.convert_to_numpy(label_loss(batch.labels, predictions))
-            metrics.accumulate(predictions, batch.labels, float(loss))
-            rate = metrics.num_videos / (time.perf_counter() - start)
-            progress.tick(
-                reader.bytes_read, f"evaluated {metrics.num_videos} videos, {rate:.0f} videos/s"
-            )
-    if not metrics.positives.any():
-        raise InputError(
-            f"none of the {metrics.num_videos} videos has a label, so there is nothing to compare "
-            "with. Is this a test split? Use inference.py for it."
-        )
-    values = metrics.get()
-    return {
-        "step": predictor.step,
-        "hit_at_one": values["avg_hit_at_one"],
-        "perr": values["avg_perr"],
-        "gap": values["gap"],
-        "map": values["map"],
-        "loss": values["avg_loss"],
-        "class_prior_gap": eval_util.class_prior_gap(metrics.positives, metrics.num_videos, top_k),
-        "num_videos": metrics.num_videos,
-        "num_skipped": reader.damage.count,
-        "top_k": top_k,
-    }, metrics
 
 
 def save_summary(summary, eval_dir):
@@ -81,18 +32,19 @@ def save_summary(summary, eval_dir):
             tf.summary.scalar(name, summary[name], summary["step"])
 
 
-def per_class_table(metrics, class_names=None):
-    """Average precision and number of videos of each class, a `pandas.DataFrame`, best first.
+def write_per_class(per_class, path, class_names=None):
+    """Writes the average precision of the classes as CSV, best first.
 
     Args:
-        metrics: `eval_util.EvaluationMetrics`.
+        per_class: `pandas.DataFrame` as of `evaluation.evaluate`.
+        path: str. File to write.
         class_names: dict from class to name, or None.
     """
-    table = pd.DataFrame({"ap": metrics.get()["aps"], "positives": metrics.positives})
-    table.index.name = "class"
+    table = per_class.rename_axis("class")
     if class_names is not None:
         table.insert(0, "name", pd.Series(class_names).reindex(table.index))
-    return table.sort_values("ap", ascending=False, na_position="last", kind="stable")
+    with files.atomic_write(path) as file:
+        table.sort_values("ap", ascending=False, na_position="last", kind="stable").to_csv(file)
 
 
 def read_class_names(path):
@@ -112,22 +64,9 @@ def read_class_names(path):
     return dict(zip(table["Index"], table["Name"], strict=True))
 
 
-def describe(summary):
-    """One line that tells a summary."""
-    return (
-        "step {step} | GAP@{top_k} {gap:.4f} | mAP {map:.4f} | Hit@1 {hit_at_one:.4f} | "
-        "PERR {perr:.4f} | loss {loss:.3f} | {num_videos} videos | "
-        "GAP of the class prior {class_prior_gap:.4f}"
-    ).format(**summary)
-
-
 def define_flags(flag_values):
     """Defines the flags of this program."""
-    program.define_flags(
-        flag_values,
-        *("train_dir", "checkpoint", "batch_size", "num_readers", "skip_corrupt_records"),
-        *("seed", "top_k"),
-    )
+    predictors.define_flags(flag_values)
     own = {"flag_values": flag_values}
     flags.DEFINE_string(
         "eval_data_pattern", None, "Globs of records with labels, comma-separated; quote.", **own
@@ -135,9 +74,11 @@ def define_flags(flag_values):
     flags.DEFINE_boolean(
         "run_once",
         False,
-        "Evaluates one checkpoint and ends. Without it, waits for new checkpoints until stopped.",
+        "Evaluates the newest checkpoint and ends. Without it, the program waits for new ones of "
+        "--train_dir until it is stopped.",
         **own,
     )
+    flags.DEFINE_string("metrics_json", None, "File for the metrics of the last evaluation.", **own)
     flags.DEFINE_string(
         "per_class_csv", None, "File for the average precision of every class.", **own
     )
@@ -160,39 +101,35 @@ def wait_for_run(train_dir):
 
 def checkpoints_to_evaluate(flag_values):
     """Paths or steps of checkpoints: the one asked for, or new ones as they come."""
-    if flag_values.run_once or flag_values.checkpoint:
+    if flag_values.run_once or flag_values.checkpoint or not flag_values.train_dir:
         return [flag_values.checkpoint]
     return tf.train.checkpoints_iterator(flag_values.train_dir, min_interval_secs=1)
 
 
 def main(flag_values):
     """Runs the program."""
-    program.require_flags(flag_values, "train_dir", "eval_data_pattern")
-    program.require_positive(flag_values, "batch_size", "num_readers", "top_k")
-    program.require_not_negative(flag_values, "skip_corrupt_records", "seed")
+    program.require_flags(flag_values, "eval_data_pattern")
     if flag_values.class_names and not flag_values.per_class_csv:
         raise InputError("--class_names adds names to --per_class_csv, which is not given.")
-    if flag_values.per_class_csv:
-        files.check_writable(flag_values.per_class_csv)
-    if not (flag_values.run_once or flag_values.checkpoint):
-        wait_for_run(flag_values.train_dir)
+    for path in filter(None, (flag_values.per_class_csv, flag_values.metrics_json)):
+        files.check_writable(path)
     class_names = read_class_names(flag_values.class_names) if flag_values.class_names else None
-    predictor = Predictor(flag_values.train_dir, flag_values.seed)
+    if flag_values.train_dir and not (flag_values.run_once or flag_values.checkpoint):
+        wait_for_run(flag_values.train_dir)
+    predictor = predictors.from_flags(flag_values)
     for checkpoint in checkpoints_to_evaluate(flag_values):
         predictor.restore(checkpoint)
-        reader = predictor.config.reader(
-            flag_values.eval_data_pattern,
-            num_readers=flag_values.num_readers,
-            skip_corrupt_records=flag_values.skip_corrupt_records,
-        )
-        summary, metrics = evaluate(
+        reader = predictors.reader_from_flags(flag_values, predictor, flag_values.eval_data_pattern)
+        summary, per_class = evaluation.evaluate(
             predictor, reader, batch_size=flag_values.batch_size, top_k=flag_values.top_k
         )
-        logging.info("%s", describe(summary))
-        save_summary(summary, os.path.join(flag_values.train_dir, "eval"))
+        logging.info("%s | %s", predictor.describe(), evaluation.describe(summary))
+        if flag_values.train_dir:
+            save_summary(summary, os.path.join(flag_values.train_dir, "eval"))
+        if flag_values.metrics_json:
+            files.write_json(flag_values.metrics_json, summary)
         if flag_values.per_class_csv:
-            with files.atomic_write(flag_values.per_class_csv) as file:
-                per_class_table(metrics, class_names).to_csv(file)
+            write_per_class(per_class, flag_values.per_class_csv, class_names)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
     python inference.py --train_dir=run --input_data_pattern='data/test*.tfrecord' \
         --output_file=predictions.csv
 
+Several runs (--train_dirs) or an exported model (--exported_model) predict just so.
+
 The file has the columns VideoId and LabelConfidencePairs: the best classes, each with its score.
 """
 
@@ -14,8 +16,8 @@ from absl import flags, logging
 
 import eval_util
 import files
+import predictor as predictors
 import program
-from predictor import Predictor
 from progress import Progress
 
 HEADER = ("VideoId", "LabelConfidencePairs")
@@ -28,7 +30,7 @@ def write_predictions(predictor, reader, output_file, *, batch_size, top_k=20):
     videos.
 
     Args:
-        predictor: `Predictor`, restored.
+        predictor: `Predictor`, restored, or `ExportedPredictor`.
         reader: `readers.RecordReader`.
         output_file: str. Path; one that ends in `.gz` is compressed.
         batch_size: int. Videos per batch.
@@ -61,11 +63,7 @@ def format_rows(video_ids, predictions, top_k):
 
 def define_flags(flag_values):
     """Defines the flags of this program."""
-    program.define_flags(
-        flag_values,
-        *("train_dir", "checkpoint", "batch_size", "num_readers", "skip_corrupt_records"),
-        *("seed", "top_k"),
-    )
+    predictors.define_flags(flag_values)
     flags.DEFINE_string(
         "input_data_pattern",
         None,
@@ -82,17 +80,11 @@ def define_flags(flag_values):
 
 def main(flag_values):
     """Runs the program."""
-    program.require_flags(flag_values, "train_dir", "input_data_pattern", "output_file")
-    program.require_positive(flag_values, "batch_size", "num_readers", "top_k")
-    program.require_not_negative(flag_values, "skip_corrupt_records", "seed")
+    program.require_flags(flag_values, "input_data_pattern", "output_file")
     files.check_writable(flag_values.output_file)
-    predictor = Predictor(flag_values.train_dir, flag_values.seed)
+    predictor = predictors.from_flags(flag_values)
     predictor.restore(flag_values.checkpoint)
-    reader = predictor.config.reader(
-        flag_values.input_data_pattern,
-        num_readers=flag_values.num_readers,
-        skip_corrupt_records=flag_values.skip_corrupt_records,
-    )
+    reader = predictors.reader_from_flags(flag_values, predictor, flag_values.input_data_pattern)
     start = time.perf_counter()
     num_videos = write_predictions(
         predictor,
@@ -102,9 +94,9 @@ def main(flag_values):
         top_k=flag_values.top_k,
     )
     logging.info(
-        "predicted %d videos at step %d, %.0f videos/s, %d damaged records skipped: %s",
+        "predicted %d videos by %s, %.0f videos/s, %d damaged records skipped: %s",
         num_videos,
-        predictor.step,
+        predictor.describe(),
         num_videos / (time.perf_counter() - start),
         reader.damage.count,
         os.path.abspath(flag_values.output_file),

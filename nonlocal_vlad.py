@@ -24,6 +24,7 @@ class MatrixLayer(keras.layers.Layer):
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True  # Between recurrent layers, Keras hands masks through.
 
     def product(self, equation, *operands):
         """Einsum of operands in the dtype of the policy; the result is float32."""

@@ -1,50 +1,254 @@
-"""A trained model ready to predict, as evaluation and inference use it."""
+"""What predicts: models of train directories, or an exported graph; and the flags that name it."""
+
+import os
 
 import tensorflow as tf
+from absl import flags
 
 import checkpoints
-from run_config import RunConfig
+import files
+import program
+from ensemble import Ensemble
+from run_config import DataConfig, RunConfig
+from utils import InputError, listing
+
+# Flags defined here belong to the program that asks for them, so that its --help shows them.
+flags.disclaim_key_flags()
+
+# The file of an exported model that tells where it comes from and what it takes.
+MANIFEST = "manifest.json"
 
 
 class Predictor:
-    """Predicts with the checkpoints of a train directory.
+    """Predicts with the checkpoints of train directories.
 
     Args:
-        train_dir: str. Directory of a training run.
+        train_dirs: list of str. Directories of training runs; the mean of several is predicted.
+        weights: sequence of float, one per run; None for equal ones.
+        num_samplings: int. Samplings of the frames to average over; 0 takes every frame once.
         seed: int. Seed of the sampling of frames; the same seed, data and batch size give the same
             predictions.
+        use_ema: bool. Whether to use the exponential moving average of the weights.
 
     Attributes:
-        config: the `RunConfig` of the run.
-        model: the `keras.Model`.
-        step: step of the checkpoint that was restored last; None before.
+        data: the `DataConfig` of what the models take.
+        label_loss: name of the loss that evaluation reports.
+        steps: steps of the checkpoints restored last.
         predict: function from the inputs of a `readers.Batch` to probabilities `[B, C]`.
+
+    Raises:
+        InputError: if a directory holds no run, or the runs take different data.
     """
 
-    def __init__(self, train_dir, seed=0):
-        self.config = RunConfig.load(train_dir)
-        self.model = self.config.build_model()
-        self.step = None
-        self._train_dir = train_dir
-        self._seed = seed
-        self.predict = prediction_function(self.model)
+    def __init__(self, train_dirs, *, weights=None, num_samplings=1, seed=0, use_ema=False):
+        configs = load_configs(train_dirs)
+        self.data = configs[0].data
+        self.label_loss = configs[0].label_loss
+        self.steps = []
+        self.ensemble = Ensemble(
+            [config.build_model() for config in configs],
+            weights=weights,
+            num_samplings=num_samplings,
+            seed=seed,
+        )
+        self.predict = compiled(self.ensemble)
+        self._train_dirs = train_dirs
+        self._use_ema = use_ema
+
+    def set_weights(self, weights):
+        """Sets other weights of the runs."""
+        self.ensemble = Ensemble(
+            self.ensemble.models,
+            weights=weights,
+            num_samplings=self.ensemble.num_samplings,
+            seed=self.ensemble.seed,
+        )
+        self.predict = compiled(self.ensemble)
 
     def restore(self, checkpoint=None):
-        """Restores a checkpoint, by default the newest, and begins the sampling of frames anew.
+        """Restores a checkpoint, by default the newest of every run.
 
         Args:
             checkpoint: str. A path prefix or a step.
         """
-        path = checkpoints.find(self._train_dir, checkpoint)
-        checkpoints.restore_weights(self.model, path)
-        for number, state in enumerate(checkpoints.random_states(self.model)):
-            state.assign([self._seed, number])
-        self.step = checkpoints.step_of(path)
+        self.steps = []
+        for model, train_dir in zip(self.ensemble.models, self._train_dirs, strict=True):
+            path = checkpoints.find(train_dir, checkpoint)
+            checkpoints.restore_weights(model, path, self._use_ema)
+            self.steps.append(checkpoints.step_of(path))
+
+    def describe(self):
+        """What predicts, in a few words."""
+        if len(self.steps) == 1:
+            return f"step {self.steps[0]}"
+        return f"{len(self.steps)} models of steps {listing(self.steps)}"
 
 
-def prediction_function(model):
-    """A function from the inputs of a `readers.Batch` to probabilities, float32 `[B, C]`."""
-    run = tf.function(
-        lambda inputs: model(inputs, training=False), reduce_retracing=True, autograph=False
+class ExportedPredictor:
+    """Predicts with a graph that export_model.py wrote. Attributes are those of `Predictor`.
+
+    Raises:
+        InputError: if there is no exported model.
+    """
+
+    def __init__(self, export_dir):
+        manifest_path = os.path.join(export_dir, MANIFEST)
+        if not files.gfile.exists(manifest_path):
+            raise InputError(
+                f"{export_dir} has no {MANIFEST}, so it is no directory that export_model.py "
+                "wrote. Check --exported_model."
+            )
+        manifest = files.read_json(manifest_path)
+        try:
+            self.data = DataConfig(**manifest["data"])
+            self.label_loss = manifest["label_loss"]
+            self.steps = [model["step"] for model in manifest["models"]]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{manifest_path} does not fit this version: {error!r}") from error
+        try:
+            self._loaded = tf.saved_model.load(export_dir)
+        except (OSError, ValueError, *files.REMOTE_ERRORS) as error:
+            raise InputError(f"cannot load {export_dir}: {error}") from error
+        self._name = export_dir
+
+    def predict(self, inputs):
+        """Probabilities `[B, C]` of the inputs of a `readers.Batch`."""
+        if not isinstance(inputs, dict):
+            inputs = {"features": inputs}
+        tensors = {name: tf.convert_to_tensor(value) for name, value in inputs.items()}
+        return self._loaded.signatures["predict"](**tensors)["predictions"].numpy()
+
+    def restore(self, checkpoint=None):
+        """Does nothing: the weights are in the graph."""
+
+    def describe(self):
+        """What predicts, in a few words."""
+        return self._name
+
+
+def load_configs(train_dirs):
+    """The `RunConfig`s of train directories whose models take the same data.
+
+    Raises:
+        InputError: naming the directories that do not fit together, and in what.
+    """
+    configs = [RunConfig.load(train_dir) for train_dir in train_dirs]
+    for train_dir, config in zip(train_dirs, configs, strict=True):
+        differences = configs[0].data.differences(config.data)
+        if differences:
+            changes = "; ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in differences.items())
+            raise InputError(
+                f"models predict together only from the same data and classes, but {train_dirs[0]} "
+                f"and {train_dir} differ ({changes})."
+            )
+    return configs
+
+
+def compiled(function):
+    """A function of the inputs of a `readers.Batch`: arrays to what `function` makes of tensors.
+
+    Results are arrays. `function` is made one graph.
+    """
+    run = tf.function(function, reduce_retracing=True, autograph=False)
+
+    def call(inputs):
+        tensors = tf.nest.map_structure(tf.convert_to_tensor, inputs)
+        return tf.nest.map_structure(lambda tensor: tensor.numpy(), run(tensors))
+
+    return call
+
+
+def define_sampling_flags(flag_values):
+    """Defines the flags of how models predict: those that an exported graph has settled."""
+    own = {"flag_values": flag_values}
+    program.define_flags(flag_values, "train_dir", "checkpoint", "seed")
+    flags.DEFINE_list(
+        "train_dirs", None, "Several training runs: the mean of their predictions is used.", **own
     )
-    return lambda inputs: run(tf.nest.map_structure(tf.convert_to_tensor, inputs)).numpy()
+    flags.DEFINE_list(
+        "weights", None, "Weights of --train_dirs in the mean, as 2,1,1; equal by default.", **own
+    )
+    flags.DEFINE_integer(
+        "num_samplings",
+        1,
+        "Samplings of the frames whose predictions are averaged, for models that sample; 0 uses "
+        "every frame once, without sampling.",
+        **own,
+    )
+    flags.DEFINE_boolean(
+        "use_ema",
+        False,
+        "Uses the exponential moving average of the weights, of a run with --ema_decay.",
+        **own,
+    )
+
+
+def define_flags(flag_values):
+    """Defines the flags that name what predicts, and how records are read for it."""
+    define_sampling_flags(flag_values)
+    program.define_flags(flag_values, "batch_size", "num_readers", "skip_corrupt_records", "top_k")
+    flags.DEFINE_string(
+        "exported_model",
+        None,
+        "Directory written by export_model.py, in place of --train_dir.",
+        flag_values=flag_values,
+    )
+
+
+def train_dirs_from_flags(flag_values):
+    """Train directories of a command line, one or several, and their weights.
+
+    Raises:
+        InputError: if it names none or both kinds, or a value is not usable.
+    """
+    program.require_not_negative(flag_values, "num_samplings", "seed")
+    program.require_one_of(
+        flag_values,
+        *(name for name in ("train_dir", "train_dirs", "exported_model") if name in flag_values),
+    )
+    if not flag_values.train_dirs:
+        if flag_values.weights:
+            raise InputError("--weights weighs --train_dirs, which is not given.")
+        return [flag_values.train_dir], None
+    if flag_values.checkpoint:
+        raise InputError(
+            "--checkpoint chooses one of --train_dir; --train_dirs uses the newest of each. "
+            "average_checkpoints.py makes a directory of any of them."
+        )
+    return flag_values.train_dirs, program.float_list(flag_values, "weights")
+
+
+def from_flags(flag_values):
+    """The predictor of a command line; checkpoints are not restored yet.
+
+    Raises:
+        InputError: if it names none, or a value is not usable.
+    """
+    program.require_positive(flag_values, "batch_size", "num_readers", "top_k")
+    program.require_not_negative(flag_values, "skip_corrupt_records")
+    train_dirs, weights = train_dirs_from_flags(flag_values)
+    if flag_values.exported_model:
+        settled = ("checkpoint", "weights", "num_samplings", "use_ema", "seed")
+        given = [f"--{name}" for name in settled if flag_values[name].present]
+        if given:
+            raise InputError(
+                f"{listing(given)} cannot be given with --exported_model: export_model.py settled "
+                "it when it wrote the graph."
+            )
+        return ExportedPredictor(flag_values.exported_model)
+    return Predictor(
+        train_dirs,
+        weights=weights,
+        num_samplings=flag_values.num_samplings,
+        seed=flag_values.seed,
+        use_ema=flag_values.use_ema,
+    )
+
+
+def reader_from_flags(flag_values, predictor, pattern):
+    """A reader of the records that a predictor takes."""
+    return predictor.data.reader(
+        pattern,
+        num_readers=flag_values.num_readers,
+        skip_corrupt_records=flag_values.skip_corrupt_records,
+    )

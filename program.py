@@ -127,6 +127,35 @@ def integer_list(flag_values, name):
         raise InputError(f"--{name} must be integers, as 1024,128. Received: {received}") from None
 
 
+def float_list(flag_values, name):
+    """Value of a list flag as a tuple of float; None if it is not given.
+
+    Raises:
+        InputError: if an entry is not a number.
+    """
+    if flag_values[name].value is None:
+        return None
+    try:
+        return tuple(float(entry) for entry in flag_values[name].value)
+    except ValueError:
+        received = ",".join(flag_values[name].value)
+        raise InputError(f"--{name} must be numbers, as 2,1,1. Received: {received}") from None
+
+
+def require_one_of(flag_values, *names):
+    """Refuses a command line without exactly one of the named flags.
+
+    Raises:
+        InputError: naming the choices, or those that exclude each other.
+    """
+    given = [f"--{name}" for name in names if flag_values[name].value]
+    if len(given) > 1:
+        raise InputError(f"{listing(given)} exclude each other. Give one of them.")
+    if not given:
+        choices = " or ".join(f"--{name}" for name in names)
+        raise InputError(f"{choices} must be given. --help explains every flag.")
+
+
 def require_flags(flag_values, *names):
     """Refuses a command line without one of the named flags.
 

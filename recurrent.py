@@ -27,6 +27,7 @@ class GRU(keras.layers.Layer):
 
     def __init__(self, units, **kwargs):
         super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
         self.input_projection = nonlocal_vlad.Linear(
             3 * units, bias_initializer=_open_gates, name="input_projection"
         )

@@ -20,6 +20,54 @@ _REPORTED_PACKAGES = ("tensorflow", "keras", "numpy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a model takes and tells: all that is needed to read records for it.
+
+    Attributes:
+        frame_level: whether it takes frames, or else the mean features of videos.
+        feature_names: features to read.
+        feature_sizes: their sizes.
+        num_classes: size of the vocabulary.
+        max_frames: frames of a video that are used at most.
+    """
+
+    frame_level: bool
+    feature_names: tuple
+    feature_sizes: tuple
+    num_classes: int
+    max_frames: int
+
+    def __post_init__(self):
+        """Makes tuples of lists, so that configs compare equal however they were made."""
+        _make_tuples(self)
+
+    def reader(self, data_pattern, **options):
+        """A reader of such records.
+
+        Args:
+            data_pattern: str. Globs of record files, comma-separated.
+            **options: as of `readers.RecordReader`.
+        """
+        reader = (
+            readers.YT8MFrameFeatureReader
+            if self.frame_level
+            else readers.YT8MAggregatedFeatureReader
+        )
+        return reader(
+            files.expand_patterns(data_pattern),
+            feature_names=self.feature_names,
+            feature_sizes=self.feature_sizes,
+            num_classes=self.num_classes,
+            max_frames=self.max_frames,
+            **options,
+        )
+
+    def differences(self, other):
+        """Settings that differ: a dict from name to (own value, value of the other)."""
+        return _differences(dataclasses.asdict(self), dataclasses.asdict(other))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides what a run learns, but for the data and the number of steps.
 
@@ -86,8 +134,18 @@ class RunConfig:
 
     def __post_init__(self):
         """Makes tuples of lists, so that configs compare equal however they were made."""
-        for name in ("feature_names", "feature_sizes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _make_tuples(self)
+
+    @property
+    def data(self):
+        """The `DataConfig` of what the model takes."""
+        return DataConfig(
+            frame_level=self.frame_level,
+            feature_names=self.feature_names,
+            feature_sizes=self.feature_sizes,
+            num_classes=self.num_classes,
+            max_frames=self.max_frames,
+        )
 
     @property
     def frame_level(self):
@@ -105,34 +163,12 @@ class RunConfig:
         )
 
     def reader(self, data_pattern, **options):
-        """A reader of the records that the model takes.
-
-        Args:
-            data_pattern: str. Globs of record files, comma-separated.
-            **options: as of `readers.RecordReader`.
-        """
-        reader = (
-            readers.YT8MFrameFeatureReader
-            if self.frame_level
-            else readers.YT8MAggregatedFeatureReader
-        )
-        return reader(
-            files.expand_patterns(data_pattern),
-            feature_names=self.feature_names,
-            feature_sizes=self.feature_sizes,
-            num_classes=self.num_classes,
-            max_frames=self.max_frames,
-            **options,
-        )
+        """A reader of the records that the model takes, as of `DataConfig.reader`."""
+        return self.data.reader(data_pattern, **options)
 
     def differences(self, other):
         """Settings that differ: a dict from name to (own value, value of the other)."""
-        own, others = self._flat(), other._flat()
-        return {
-            key: (own.get(key), others.get(key))
-            for key in {**own, **others}
-            if own.get(key) != others.get(key)
-        }
+        return _differences(self._flat(), other._flat())
 
     def _flat(self):
         values = dataclasses.asdict(self)
@@ -140,14 +176,12 @@ class RunConfig:
 
     def save(self, train_dir):
         """Writes `model_flags.json` into a train directory."""
-        versions = {name: importlib.metadata.version(name) for name in _REPORTED_PACKAGES}
-        versions["python"] = ".".join(map(str, sys.version_info[:3]))
         files.write_json(
             os.path.join(train_dir, FILE_NAME),
             {
                 **dataclasses.asdict(self),
                 "frame_features": self.frame_level,
-                "versions": versions,
+                "versions": versions(),
             },
         )
 
@@ -186,3 +220,22 @@ class RunConfig:
                 f"keys: {listing(missing)}."
             )
         return cls.create(**values)
+
+
+def versions():
+    """Versions of Python and the main packages, a dict."""
+    packages = {name: importlib.metadata.version(name) for name in _REPORTED_PACKAGES}
+    return {**packages, "python": ".".join(map(str, sys.version_info[:3]))}
+
+
+def _make_tuples(config):
+    for name in ("feature_names", "feature_sizes"):
+        object.__setattr__(config, name, tuple(getattr(config, name)))
+
+
+def _differences(own, others):
+    return {
+        key: (own.get(key), others.get(key))
+        for key in {**own, **others}
+        if own.get(key) != others.get(key)
+    }

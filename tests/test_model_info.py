@@ -81,7 +81,7 @@ def test_parameters_of_a_full_size_model_counted_by_hand():
 def test_statistics_of_batch_normalisation_are_parameters():
     layers = by_layer(describe("DbofModel", dbof_cluster_size=16), "parameters")
     # Scale, offset, mean and variance, and the number of updates.
-    assert layers["clusters_norm"] == 4 * 16 + 1
+    assert layers["clusters/norm"] == 4 * 16 + 1
     assert layers["clusters"] == (D0 + D1) * 16
 
 
@@ -123,8 +123,9 @@ def test_multiply_adds_of_copied_frames_are_those_of_the_sample(iterations, fram
 def test_multiply_adds_of_a_loop_count_as_often_as_it_runs(name, cells, gates):
     entry = describe(name, **{f"{cells}_cells": 5})
     layers = by_layer(entry, "multiply_adds")
-    assert layers[f"{cells}_0/{cells}_cell"] == T * gates * 5 * (D0 + D1 + 5)
-    assert layers[f"{cells}_1/{cells}_cell"] == T * gates * 5 * (5 + 5)
+    for number, width in enumerate((D0 + D1, 5)):
+        parts = [name for name in layers if name.startswith(f"{cells}_{number}/")]
+        assert sum(layers[part] for part in parts) == T * gates * 5 * (width + 5)
     recurrent = T * gates * 5 * (D0 + D1 + 5 + 5 + 5)
     encoding = {"GruModel": 10, "LstmModel": 5}[name]  # The states of all layers, or of the last.
     assert entry["multiply_adds"] == recurrent + moe(encoding)
@@ -132,7 +133,7 @@ def test_multiply_adds_of_a_loop_count_as_often_as_it_runs(name, cells, gates):
 
 def test_layers_come_in_the_order_of_computation():
     names = list(by_layer(describe("DbofModel", dbof_cluster_size=16), "parameters"))
-    assert names[:5] == ["input_norm", "clusters", "clusters_norm", "hidden", "hidden_norm"]
+    assert names[:5] == ["input_norm", "clusters", "clusters/norm", "hidden", "hidden/norm"]
     assert names[-1] == "classifier/experts"
 
 

@@ -114,7 +114,7 @@ def reference_dbof(videos, weights, pooling, batch_norm, training):
         if not batch_norm:
             return [linear(row, kernel, weights[f"{name}/bias"]) for row in rows]
         rows = [linear(row, kernel) for row in rows]
-        return references.batch_norm(rows, sub_weights(weights, f"{name}_norm"), training)
+        return references.batch_norm(rows, sub_weights(weights, f"{name}/norm"), training)
 
     def relu6(rows):
         return [[min(max(value, 0.0), 6.0) for value in row] for row in rows]
@@ -202,11 +202,13 @@ def reference_lstm(frames, weights):
 
 def reference_gru(frames, weights):
     """Hidden states after each frame; the order of the gates is update z, reset r, candidate."""
-    units = weights["recurrent_kernel"].shape[0]
-    update, reset, candidate = np.split(weights["recurrent_kernel"], 3, axis=1)
+    candidate = weights["recurrence/cell/candidate_kernel"]
+    update, reset = np.split(weights["recurrence/cell/gates_kernel"], 2, axis=1)
+    units = len(candidate)
+    projection = sub_weights(weights, "input_projection")
     hidden, states = [0.0] * units, []
     for frame in frames:
-        inputs = linear(frame, weights["kernel"], weights["bias"])
+        inputs = linear(frame, projection["kernel"], projection["bias"])
         z = [sigmoid(inputs[u] + v) for u, v in enumerate(linear(hidden, update))]
         r = [sigmoid(inputs[units + u] + v) for u, v in enumerate(linear(hidden, reset))]
         # The reset gate comes before the recurrent product.
@@ -357,7 +359,7 @@ def test_gru_model_classifies_the_states_of_all_layers_after_the_last_real_frame
     for states in reference_frames(frames, num_frames):
         encoding = []
         for number in range(layers):
-            states = reference_gru(states, sub_weights(weights, f"gru_{number}/gru_cell"))
+            states = reference_gru(states, sub_weights(weights, f"gru_{number}"))
             encoding += states[-1]
         encodings.append(encoding)
     expected = reference_moe(encodings, sub_weights(weights, "classifier"), 2)
@@ -550,7 +552,7 @@ def test_initial_bias_of_a_gru_opens_its_two_gates():
         "GruModel", num_classes=2, feature_sizes=(3,), gru_cells=4
     ).recurrent_layers
     for layer in layers:
-        np.testing.assert_array_equal(layer.cell.bias, [1] * 8 + [0] * 4)
+        np.testing.assert_array_equal(layer.input_projection.bias, [1] * 8 + [0] * 4)
 
 
 def test_initial_bias_of_an_lstm_opens_its_forget_gate():
@@ -704,7 +706,7 @@ def test_uniformity_check_finds_a_frame_that_is_drawn_too_often():
 @pytest.mark.parametrize("num_frames", [2, 7, 300])
 def test_random_positions_are_uniform_over_the_real_frames_alone(num_frames):
     limits = tf.fill([1500], num_frames)
-    positions = frame_level_models.random_positions(limits, 20, seed_generator())
+    positions = frame_level_models.random_positions(limits, 1, 20, seed_generator())[:, 0]
     assert positions.shape == (1500, 20)
     assert np.min(positions) == 0
     assert np.max(positions) == num_frames - 1
@@ -714,14 +716,16 @@ def test_random_positions_are_uniform_over_the_real_frames_alone(num_frames):
 def test_random_positions_keep_within_the_length_of_each_video():
     limits = np.arange(1, 50, dtype=np.int32)
     positions = np.asarray(
-        frame_level_models.random_positions(tf.constant(limits), 400, seed_generator())
+        frame_level_models.random_positions(tf.constant(limits), 1, 400, seed_generator())[:, 0]
     )
     for row, limit in zip(positions, limits, strict=True):
         assert set(row) == set(range(limit))
 
 
 def test_random_positions_are_drawn_with_replacement():
-    positions = frame_level_models.random_positions(tf.fill([4000], 5), 5, seed_generator())
+    positions = frame_level_models.random_positions(tf.fill([4000], 5), 1, 5, seed_generator())[
+        :, 0
+    ]
     all_different = np.mean([len(set(row)) == 5 for row in np.asarray(positions)])
     assert all_different == pytest.approx(math.factorial(5) / 5**5, abs=0.015)
 
@@ -729,30 +733,32 @@ def test_random_positions_are_drawn_with_replacement():
 def test_random_positions_stay_in_the_video_where_the_random_number_rounds_up(monkeypatch):
     monkeypatch.setattr(keras.random, "uniform", lambda shape, seed: tf.ones(shape))
     limits = tf.constant([1, 7, 300])
-    positions = frame_level_models.random_positions(limits, 2, seed_generator())
+    positions = frame_level_models.random_positions(limits, 1, 2, seed_generator())[:, 0]
     np.testing.assert_array_equal(positions, [[0, 0], [6, 6], [299, 299]])
 
 
 @pytest.mark.parametrize(
-    "draw", [frame_level_models.random_positions, frame_level_models.random_run]
+    "draw", [frame_level_models.random_positions, frame_level_models.random_runs]
 )
 def test_positions_repeat_under_a_seed_and_differ_between_calls_and_videos(draw):
     limits, seed = tf.fill([4], 1000), seed_generator(6)
-    first, second = np.asarray(draw(limits, 3, seed)), np.asarray(draw(limits, 3, seed))
-    np.testing.assert_array_equal(draw(limits, 3, seed_generator(6)), first)
-    assert np.any(np.asarray(draw(limits, 3, seed_generator(7))) != first)
+    first, second = (np.asarray(draw(limits, 1, 3, seed)[:, 0]) for _ in range(2))
+    np.testing.assert_array_equal(draw(limits, 1, 3, seed_generator(6))[:, 0], first)
+    assert np.any(np.asarray(draw(limits, 1, 3, seed_generator(7))[:, 0]) != first)
     assert np.any(first != second)
     assert len({tuple(row) for row in first}) == 4
 
 
 def test_random_run_is_consecutive_within_the_video_and_starts_uniformly():
-    runs = np.asarray(frame_level_models.random_run(tf.fill([8000], 10), 4, seed_generator()))
+    runs = np.asarray(
+        frame_level_models.random_runs(tf.fill([8000], 10), 1, 4, seed_generator())[:, 0]
+    )
     assert np.all(np.diff(runs, axis=1) == 1)
     assert_uniform(runs[:, 0], 7)
 
 
 def test_random_run_of_a_short_video_begins_at_its_first_frame():
-    runs = frame_level_models.random_run(tf.constant([1, 3, 4]), 4, seed_generator())
+    runs = frame_level_models.random_runs(tf.constant([1, 3, 4]), 1, 4, seed_generator())[:, 0]
     np.testing.assert_array_equal(runs, [[0, 1, 2, 3]] * 3)
 
 
@@ -765,6 +771,12 @@ def numbered_videos(num_frames, length):
     return tf.constant(frames), tf.constant(num_frames)
 
 
+def sample(model, frames, num_frames, num_samplings=1):
+    """What a model takes of the frames at one call."""
+    positions = model.draw_positions(num_frames, num_samplings, model.sampling_seed)
+    return model.sample(frames, num_frames, positions)
+
+
 def sampling_model(**arguments):
     return registry.build_model(
         "FrameLevelLogisticModel", num_classes=2, feature_sizes=(2,), **arguments
@@ -773,7 +785,7 @@ def sampling_model(**arguments):
 
 def test_sampled_frames_are_real_frames_of_their_own_video():
     model = sampling_model(iterations=50)
-    sampled, weights = model.sample(*numbered_videos([3, 1, 9], length=9))
+    sampled, weights = sample(model, *numbered_videos([3, 1, 9], length=9))
     sampled = np.asarray(sampled)
     assert sampled.shape == (3, 50, 2)
     assert sampled.dtype == np.uint8
@@ -785,7 +797,7 @@ def test_sampled_frames_are_real_frames_of_their_own_video():
 
 def test_run_of_frames_has_weight_zero_beyond_a_short_video():
     model = sampling_model(iterations=4, sample_random_frames=False)
-    sampled, weights = model.sample(*numbered_videos([2, 6, 4], length=6))
+    sampled, weights = sample(model, *numbered_videos([2, 6, 4], length=6))
     sampled = np.asarray(sampled)
     np.testing.assert_array_equal(weights, [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
     np.testing.assert_array_equal(sampled[0, :2], [[0, 0], [0, 1]])
@@ -796,7 +808,7 @@ def test_run_of_frames_has_weight_zero_beyond_a_short_video():
 
 def test_run_longer_than_the_batch_takes_every_frame_once():
     model = sampling_model(iterations=8, sample_random_frames=False)
-    sampled, weights = model.sample(*numbered_videos([2, 3], length=3))
+    sampled, weights = sample(model, *numbered_videos([2, 3], length=3))
     assert sampled.shape == (2, 8, 2)
     np.testing.assert_array_equal(weights, [[1] * 2 + [0] * 6, [1] * 3 + [0] * 5])
     np.testing.assert_array_equal(sampled[1, :3], [[1, 0], [1, 1], [1, 2]])
@@ -804,7 +816,7 @@ def test_run_longer_than_the_batch_takes_every_frame_once():
 
 def test_without_sampling_all_frames_are_taken_in_order():
     frames, num_frames = numbered_videos([2, 3], length=4)
-    taken, weights = sampling_model().sample(frames, num_frames)
+    taken, weights = sample(sampling_model(), frames, num_frames)
     np.testing.assert_array_equal(taken, frames)
     np.testing.assert_array_equal(weights, [[1, 1, 0, 0], [1, 1, 1, 0]])
 
@@ -812,7 +824,7 @@ def test_without_sampling_all_frames_are_taken_in_order():
 def test_frames_are_sampled_anew_in_every_call():
     model = sampling_model(iterations=20)
     videos = numbered_videos([9], length=9)
-    first, second = model.sample(*videos)[0], model.sample(*videos)[0]
+    first, second = sample(model, *videos)[0], sample(model, *videos)[0]
     assert np.any(first != second)
 
 
@@ -830,7 +842,7 @@ def counting_model(**arguments):
 def test_counts_of_sampled_frames_stand_at_their_places_and_sum_to_the_iterations():
     model = counting_model(iterations=50)
     frames, num_frames = numbered_videos([3, 1, 9], length=12)
-    taken, counts = model.sample(frames, num_frames)
+    taken, counts = sample(model, frames, num_frames)
     np.testing.assert_array_equal(taken, frames)
     np.testing.assert_array_equal(np.sum(counts, axis=1), [50, 50, 50])
     np.testing.assert_array_equal(counts, np.rint(counts))
@@ -843,9 +855,9 @@ def test_counts_are_those_of_the_positions_drawn():
     model = counting_model(iterations=7)
     frames, num_frames = numbered_videos([3, 1, 9], length=12)
     model.sampling_seed.state.assign([3, 0])
-    _, counts = model.sample(frames, num_frames)
+    _, counts = sample(model, frames, num_frames)
     model.sampling_seed.state.assign([3, 0])
-    positions = frame_level_models.random_positions(num_frames, 7, model.sampling_seed)
+    positions = frame_level_models.random_positions(num_frames, 1, 7, model.sampling_seed)[:, 0]
     expected = [np.bincount(row, minlength=12) for row in np.asarray(positions)]
     np.testing.assert_array_equal(counts, expected)
 
@@ -854,7 +866,7 @@ def test_counts_are_those_of_the_positions_drawn():
 def test_frames_are_counted_uniformly(num_frames):
     model = counting_model(iterations=20)
     frames = tf.zeros([1500, 300, 2], tf.uint8)
-    _, counts = model.sample(frames, tf.fill([1500], num_frames))
+    _, counts = sample(model, frames, tf.fill([1500], num_frames))
     total = np.sum(counts, axis=0).astype(int)
     assert np.all(total[num_frames:] == 0)
     assert_uniform(np.repeat(np.arange(300), total), num_frames)
@@ -865,7 +877,7 @@ def test_counts_repeat_under_a_seed_and_differ_between_calls_and_videos():
 
     def sample_twice(seed):
         model.sampling_seed.state.assign([seed, 0])
-        return [np.asarray(model.sample(*videos)[1]) for _ in range(2)]
+        return [np.asarray(sample(model, *videos)[1]) for _ in range(2)]
 
     first, second = sample_twice(6)
     np.testing.assert_array_equal(sample_twice(6), [first, second])
@@ -876,7 +888,7 @@ def test_counts_repeat_under_a_seed_and_differ_between_calls_and_videos():
 
 def test_run_of_frames_counts_consecutive_frames_once():
     model = counting_model(iterations=4, sample_random_frames=False)
-    _, counts = model.sample(*numbered_videos([2, 4, 9, 9, 9], length=9))
+    _, counts = sample(model, *numbered_videos([2, 4, 9, 9, 9], length=9))
     counts = np.asarray(counts)
     np.testing.assert_array_equal(counts[0], [1, 1, 0, 0, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(counts[1], [1, 1, 1, 1, 0, 0, 0, 0, 0])
@@ -887,7 +899,7 @@ def test_run_of_frames_counts_consecutive_frames_once():
 
 def test_run_longer_than_the_batch_counts_every_frame_once():
     model = counting_model(iterations=8, sample_random_frames=False)
-    _, counts = model.sample(*numbered_videos([2, 3], length=3))
+    _, counts = sample(model, *numbered_videos([2, 3], length=3))
     np.testing.assert_array_equal(counts, [[1, 1, 0], [1, 1, 1]])
 
 

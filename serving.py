@@ -1,0 +1,162 @@
+"""The graph of an exported model: its signatures, how it reads records, what it refuses."""
+
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from utils import InputError
+
+
+def make_module(ensemble, data, top_k, class_names=None):
+    """A `tf.Module` to be saved, with nothing but what its signatures use.
+
+    Args:
+        ensemble: `ensemble.Ensemble`.
+        data: `run_config.DataConfig`.
+        top_k: int. Classes that `serving_default` tells per video.
+        class_names: str. Path of a file that travels along as an asset.
+
+    Attributes:
+        signatures: dict of the functions `serving_default` and `predict`.
+        kept_variables: list of the `tf.Variable`s that they use.
+    """
+    parse = _parse_frames if data.frame_level else _parse_vectors
+    top_k = min(top_k, data.num_classes)
+
+    def predict(**inputs):
+        inputs = _checked(inputs) if data.frame_level else inputs["features"]
+        return {"predictions": ensemble(inputs)}
+
+    def serve_records(example_bytes):
+        video_ids, inputs = parse(example_bytes, data)
+        scores, classes = tf.math.top_k(predict(**inputs)["predictions"], top_k)
+        return {"video_id": video_ids, "class_indexes": classes, "predictions": scores}
+
+    module = tf.Module()
+    records = tf.TensorSpec([None], tf.string, name="example_bytes")
+    module.signatures = {
+        "serving_default": tf.function(serve_records, autograph=False).get_concrete_function(
+            records
+        ),
+        "predict": tf.function(predict, autograph=False).get_concrete_function(
+            **_input_specs(data)
+        ),
+    }
+    used = {
+        id(tensor) for function in module.signatures.values() for tensor in function.captured_inputs
+    }
+    module.kept_variables = [
+        weight.value
+        for model in ensemble.models
+        for weight in model.weights
+        if id(weight.value.handle) in used
+    ]
+    if class_names is not None:
+        module.class_names = tf.saved_model.Asset(class_names)
+    return module
+
+
+def write_frozen_graph(module, path):
+    """Writes the signature `predict` as one GraphDef with constants for weights.
+
+    Raises:
+        InputError: if it is too large for one file.
+    """
+    size = sum(variable.numpy().nbytes for variable in module.kept_variables)
+    if size >= 2**31:
+        raise InputError(
+            f"--frozen_graph cannot hold {size} bytes of weights: a GraphDef has at most 2 GiB. "
+            "Choose --dtype=bfloat16, or use the SavedModel."
+        )
+    frozen = convert_variables_to_constants_v2(module.signatures["predict"])
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(frozen.graph.as_graph_def().SerializeToString())
+
+
+def _input_specs(data):
+    size = sum(data.feature_sizes)
+    if not data.frame_level:
+        return {"features": tf.TensorSpec([None, size], tf.float32, name="features")}
+    return {
+        "frames": tf.TensorSpec([None, None, size], tf.uint8, name="frames"),
+        "num_frames": tf.TensorSpec([None], tf.int32, name="num_frames"),
+    }
+
+
+def _checked(inputs):
+    frames, num_frames = inputs["frames"], inputs["num_frames"]
+    checks = [
+        tf.debugging.assert_equal(
+            tf.shape(frames)[0],
+            tf.shape(num_frames)[0],
+            "frames and num_frames must be of as many videos",
+        ),
+        tf.debugging.assert_positive(num_frames, "num_frames must be at least 1"),
+        tf.debugging.assert_less_equal(
+            num_frames, tf.shape(frames)[1], "num_frames must be at most the frames given"
+        ),
+    ]
+    with tf.control_dependencies(checks):
+        return {name: tf.identity(tensor) for name, tensor in inputs.items()}
+
+
+def _parse_frames(records, data):
+    """Ids and padded frames of SequenceExamples, as the reader of training gives them."""
+    context, sequences, lengths = tf.io.parse_sequence_example(
+        records,
+        context_features=_ID_FEATURES,
+        sequence_features={
+            name: tf.io.FixedLenSequenceFeature([], tf.string) for name in data.feature_names
+        },
+    )
+    num_frames = tf.cast(lengths[data.feature_names[0]], tf.int32)
+    features = []
+    for name, size in zip(data.feature_names, data.feature_sizes, strict=True):
+        # Shorter videos are padded by empty frames.
+        strings = sequences[name]
+        sizes = tf.strings.length(strings)
+        real = tf.sequence_mask(lengths[name], tf.shape(strings)[1])
+        with tf.control_dependencies(
+            [
+                tf.debugging.assert_equal(
+                    tf.cast(lengths[name], tf.int32),
+                    num_frames,
+                    f"every feature of a video must have as many frames; {name!r} has not",
+                ),
+                tf.debugging.assert_equal(
+                    sizes,
+                    tf.where(real, size, 0),
+                    f"every frame of {name!r} must have {size} bytes",
+                ),
+            ]
+        ):
+            strings = tf.identity(strings)[:, : data.max_frames]
+        features.append(tf.io.decode_raw(strings, tf.uint8, fixed_length=size))
+    inputs = {
+        "frames": tf.concat(features, axis=-1),
+        "num_frames": tf.minimum(num_frames, data.max_frames),
+    }
+    return _video_ids(context), inputs
+
+
+def _parse_vectors(records, data):
+    """Ids and features side by side of Examples."""
+    parsed = tf.io.parse_example(
+        records,
+        {
+            **_ID_FEATURES,
+            **{
+                name: tf.io.FixedLenFeature([size], tf.float32)
+                for name, size in zip(data.feature_names, data.feature_sizes, strict=True)
+            },
+        },
+    )
+    features = tf.concat([parsed[name] for name in data.feature_names], axis=-1)
+    return _video_ids(parsed), {"features": features}
+
+
+# Older files call it video_id.
+_ID_FEATURES = {name: tf.io.FixedLenFeature([], tf.string, "") for name in ("id", "video_id")}
+
+
+def _video_ids(parsed):
+    return tf.where(parsed["id"] != "", parsed["id"], parsed["video_id"])
