@@ -4,8 +4,11 @@ A checkpoint is a `tf.train.Checkpoint` over plain dicts from the path of a Kera
 variable, so that it does not depend on the attributes of Python objects.
 """
 
+import hashlib
 import os
+import re
 
+import numpy as np
 import tensorflow as tf
 
 import run_config
@@ -23,14 +26,20 @@ def weights(model):
     return _by_path(model.weights)
 
 
-def training_state(model, optimizer):
+def training_state(model, optimizer, ema=None):
     """A `tf.train.Checkpoint` of all that a resumed run needs.
 
     The step is the number of updates that the optimizer has made, one of its variables.
+
+    Args:
+        model: `keras.Model`.
+        optimizer: Keras optimizer, built.
+        ema: dict from path to `tf.Variable`, the moving averages of the weights; None for none.
     """
     return tf.train.Checkpoint(
         weights=weights(model),
         optimizer=_by_path(optimizer.variables),
+        **({} if ema is None else {"ema": ema}),
         random_state={
             str(number): variable.value for number, variable in enumerate(random_states(model))
         },
@@ -86,12 +95,13 @@ def step_of(path):
     return int(step)
 
 
-def load_model(train_dir, checkpoint=None):
+def load_model(train_dir, checkpoint=None, use_ema=False):
     """The trained model of a train directory.
 
     Args:
         train_dir: str. Directory of a training run.
         checkpoint: str. A path prefix or a step; by default the newest one.
+        use_ema: bool. Whether to take the exponential moving averages of the weights.
 
     Returns:
         A `keras.Model`; its `RunConfig` is `run_config.RunConfig.load(train_dir)`.
@@ -101,19 +111,34 @@ def load_model(train_dir, checkpoint=None):
     """
     path = find(train_dir, checkpoint)
     model = run_config.RunConfig.load(train_dir).build_model()
-    restore_weights(model, path)
+    restore_weights(model, path, use_ema)
     return model
 
 
 def restore_weights(model, path, use_ema=False):
-    """Sets the weights of a model to those of a checkpoint.
+    """Sets the weights of a model to those of a checkpoint, or to their moving averages.
 
     Raises:
         InputError: if the checkpoint is of another model; names the weights that do not fit.
     """
     variables = weights(model)
     check_fits(variables, path)
-    tf.train.Checkpoint(weights=variables).restore(path).expect_partial()
+    if use_ema and not any(name.startswith("ema/") for name, _ in tf.train.list_variables(path)):
+        raise InputError(
+            f"checkpoint {path} has no moving averages of the weights: it was not trained with "
+            "--ema_decay. Leave out --use_ema."
+        )
+    kind = "ema" if use_ema else "weights"
+    tf.train.Checkpoint(**{kind: variables}).restore(path).expect_partial()
+
+
+def digest(arrays):
+    """Sixteen hexadecimal digits that tell arrays apart, of a dict from name to array."""
+    hashed = hashlib.sha256()
+    for name in sorted(arrays):
+        hashed.update(name.encode())
+        hashed.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return hashed.hexdigest()[:16]
 
 
 def check_fits(variables, path):
@@ -132,7 +157,7 @@ def check_fits(variables, path):
         raise InputError(f"cannot read checkpoint {path}: {error}") from error
     wrong = []
     for name, variable in variables.items():
-        shape = stored.get(_stored_name(name))
+        shape = stored.get(stored_name(name))
         if shape is None:
             wrong.append(f"{name} is missing")
         elif shape != variable.shape.as_list():
@@ -154,6 +179,15 @@ def _by_path(variables):
     return found
 
 
-def _stored_name(path):
-    # How tf.train.Checkpoint writes the entry `path` of the dict `weights`.
-    return f"weights/{path.replace('.', '..').replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
+_STORED_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def stored_name(path, group="weights"):
+    """Name inside a checkpoint of the entry `path` of one of the dicts in it."""
+    return f"{group}/{path.replace('.', '..').replace('/', '.S')}{_STORED_SUFFIX}"
+
+
+def split_stored_name(name):
+    """Group and path of a name inside a checkpoint, the inverse of `stored_name`."""
+    group, _, path = name.removesuffix(_STORED_SUFFIX).partition("/")
+    return group, re.sub(r"\.[.S]", lambda match: {"..": ".", ".S": "/"}[match[0]], path)

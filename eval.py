@@ -2,8 +2,8 @@
 
     python eval.py --train_dir=run --eval_data_pattern='data/validate*.tfrecord' --run_once
 
-Results of a run go to TRAIN_DIR/eval: metrics.json, with one entry per evaluated step, and
-TensorBoard logs.
+Results of a run go to TRAIN_DIR/eval (with --use_ema, to TRAIN_DIR/eval_ema): metrics.json, with
+one entry per evaluated step, and TensorBoard logs.
 """
 
 import os
@@ -125,7 +125,8 @@ def main(flag_values):
         )
         logging.info("%s | %s", predictor.describe(), evaluation.describe(summary))
         if flag_values.train_dir:
-            save_summary(summary, os.path.join(flag_values.train_dir, "eval"))
+            kind = "eval_ema" if flag_values.use_ema else "eval"
+            save_summary(summary, os.path.join(flag_values.train_dir, kind))
         if flag_values.metrics_json:
             files.write_json(flag_values.metrics_json, summary)
         if flag_values.per_class_csv:

@@ -8,6 +8,7 @@ Nothing in it can be trained; matrices are stored, and multiplied, in bfloat16 b
 manifest.json tells where it comes from and what it takes.
 """
 
+import contextlib
 import dataclasses
 import os
 
@@ -83,7 +84,8 @@ def export(
             seed=seed,
         )
         module = serving.make_module(members, data, top_k, class_names)
-        tf.saved_model.save(module, partial, signatures=module.signatures)
+        with _quiet():
+            tf.saved_model.save(module, partial, signatures=module.served)
         if frozen_graph:
             serving.write_frozen_graph(module, os.path.join(partial, FROZEN_GRAPH))
         manifest = {
@@ -134,6 +136,17 @@ def frozen_model(config, path, dtype, use_ema=False):
     for source, target in zip(trained.weights, frozen.weights, strict=True):
         target.assign(tf.cast(source.value, target.dtype))
     return frozen
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps TensorFlow from telling the names of all inputs of all functions."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _fold(model):

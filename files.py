@@ -84,6 +84,34 @@ def atomic_path(path):
 
 
 @contextlib.contextmanager
+def atomic_directory(path):
+    """Gives a directory to fill, beside `path`, renamed to `path` at the end.
+
+    After an error it is removed, so that a directory under `path` is always whole.
+
+    Raises:
+        InputError: if `path` exists and is not an empty directory, or cannot be made.
+    """
+    path = path.rstrip("/")
+    if gfile.exists(path) and not (gfile.isdir(path) and not gfile.listdir(path)):
+        raise InputError(f"{path} exists already. Choose another directory, or remove it.")
+    partial = _partial_path(path)
+    try:
+        gfile.makedirs(partial)
+    except (OSError, *REMOTE_ERRORS) as error:
+        raise InputError(f"cannot write {path}: {error}") from error
+    try:
+        yield partial
+        if gfile.exists(path):
+            gfile.rmtree(path)
+        gfile.rename(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError, *REMOTE_ERRORS):
+            gfile.rmtree(partial)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_write(path):
     """Opens a text file that appears under `path` only when it was written whole.
 

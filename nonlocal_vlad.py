@@ -50,6 +50,11 @@ class BatchNorm(keras.layers.Layer):
         decay: float. Decay of the moving averages.
         epsilon: float. Keeps the denominator above 0.
 
+    Attributes:
+        cumulative: bool. Whether the decay is n / (n + 1) instead, which makes the averages the
+            plain mean over the updates.
+        folded: bool. Whether `fold` has left nothing but an offset.
+
     Input shape: `[B, D]` or `[B, T, D]`, with `row_weights` of `[B]` or `[B, T]`. Output shape: the
     same as the input.
 
@@ -60,6 +65,7 @@ class BatchNorm(keras.layers.Layer):
         super().__init__(dtype="float32", autocast=False, **kwargs)
         self.decay = decay
         self.epsilon = epsilon
+        self.cumulative = False
         self.folded = False
 
     def build(self, input_shape):
@@ -108,7 +114,10 @@ class BatchNorm(keras.layers.Layer):
 
     def _update(self, mean, variance):
         count = self.num_updates
-        decay = ops.minimum(self.decay, (1.0 + count) / (10.0 + count))
+        if self.cumulative:
+            decay = count / (count + 1.0)
+        else:
+            decay = ops.minimum(self.decay, (1.0 + count) / (10.0 + count))
         self.moving_mean.assign(decay * self.moving_mean + (1.0 - decay) * mean)
         self.moving_variance.assign(decay * self.moving_variance + (1.0 - decay) * variance)
         self.num_updates.assign_add(1.0)

@@ -72,6 +72,13 @@ def define_flags(flag_values):
         "Factor on the regularisation losses of the model.",
         **own,
     )
+    flags.DEFINE_float(
+        "ema_decay",
+        settings["ema_decay"],
+        "Decay of an exponential moving average of the weights, as 0.9999, which is saved beside "
+        "them for --use_ema; 0 for none.",
+        **own,
+    )
     flags.DEFINE_integer(
         "shuffle_buffer_size",
         settings["shuffle_buffer_size"],
@@ -111,7 +118,10 @@ def config_from_flags(flag_values):
     program.require_not_negative(
         flag_values,
         *("seed", "keep_checkpoints", "clip_gradient_norm", "regularization_penalty"),
+        "ema_decay",
     )
+    if flag_values.ema_decay >= 1:
+        raise InputError(f"--ema_decay must be below 1. Received: {flag_values.ema_decay}")
     settings = {field.name for field in dataclasses.fields(RunConfig)} - {"hyperparameters"}
     values = {name: flag_values[name].value for name in settings}
     values["feature_sizes"] = program.integer_list(flag_values, "feature_sizes")

@@ -44,34 +44,38 @@ class GRU(keras.layers.Layer):
         return self.recurrence(self.input_projection(frames), mask=mask)
 
 
-class _GRUCell(nonlocal_vlad.MatrixLayer):
+class _GRUCell(keras.layers.Layer):
     """One step of `GRU`, from the projected input `[B, 3 * units]`: update, reset, candidate."""
 
     def __init__(self, units, **kwargs):
-        super().__init__(**kwargs)
+        # The state takes the dtype of the cell; the products follow the policy nonetheless.
+        super().__init__(dtype="float32", autocast=False, **kwargs)
         self.units = self.state_size = self.output_size = units
+        self.gates = _recurrent_matrix(2 * units, name="gates")
+        self.candidate = _recurrent_matrix(units, name="candidate")
 
     def build(self, input_shape):
         """Creates U_zr, `[units, 2 * units]`, and U_c, `[units, units]`."""
-        self.gates_kernel = self.add_weight(
-            shape=(self.units, 2 * self.units), initializer="orthogonal", name="gates_kernel"
-        )
-        self.candidate_kernel = self.add_weight(
-            shape=(self.units, self.units), initializer="orthogonal", name="candidate_kernel"
-        )
+        self.gates.build((None, self.units))
+        self.candidate.build((None, self.units))
 
     def call(self, x, states, training=False):
         """The next state, as output and as state."""
         state = states[0]
-        gates = ops.sigmoid(
-            x[:, : 2 * self.units] + self.product("BE,ED->BD", state, self.gates_kernel)
-        )
+        gates = ops.sigmoid(x[:, : 2 * self.units] + self.gates(state))
         update, reset = ops.split(gates, 2, axis=-1)
-        candidate = ops.tanh(
-            x[:, 2 * self.units :] + self.product("BE,ED->BD", reset * state, self.candidate_kernel)
-        )
+        candidate = ops.tanh(x[:, 2 * self.units :] + self.candidate(reset * state))
         state = update * state + (1.0 - update) * candidate
         return state, [state]
+
+
+def _recurrent_matrix(units, name):
+    return nonlocal_vlad.Linear(units, use_bias=False, initializer=_orthogonal, name=name)
+
+
+def _orthogonal(shape, dtype=None):
+    """Initial recurrent matrices; they are found in float32, the least that the search works in."""
+    return ops.cast(keras.initializers.Orthogonal()(shape, dtype="float32"), dtype)
 
 
 def _open_gates(shape, dtype=None):

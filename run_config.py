@@ -90,6 +90,8 @@ class RunConfig:
         clip_gradient_norm: norm that the gradient of each variable is clipped to; 0 for no
             clipping.
         regularization_penalty: factor on the regularisation losses of the model.
+        ema_decay: decay of an exponential moving average of the weights, kept beside them; 0 for
+            none.
         shuffle_buffer_size: videos among which the next one is drawn.
         seed: of the initial weights, the order of the data and the sampling of frames.
     """
@@ -108,6 +110,7 @@ class RunConfig:
     learning_rate_decay_examples: int = 4_000_000
     clip_gradient_norm: float = 1.0
     regularization_penalty: float = 1.0
+    ema_decay: float = 0.0
     shuffle_buffer_size: int = 1024
     seed: int = 0
 

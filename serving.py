@@ -16,7 +16,7 @@ def make_module(ensemble, data, top_k, class_names=None):
         class_names: str. Path of a file that travels along as an asset.
 
     Attributes:
-        signatures: dict of the functions `serving_default` and `predict`.
+        served: dict of the functions `serving_default` and `predict`.
         kept_variables: list of the `tf.Variable`s that they use.
     """
     parse = _parse_frames if data.frame_level else _parse_vectors
@@ -33,7 +33,7 @@ def make_module(ensemble, data, top_k, class_names=None):
 
     module = tf.Module()
     records = tf.TensorSpec([None], tf.string, name="example_bytes")
-    module.signatures = {
+    module.served = {
         "serving_default": tf.function(serve_records, autograph=False).get_concrete_function(
             records
         ),
@@ -42,7 +42,7 @@ def make_module(ensemble, data, top_k, class_names=None):
         ),
     }
     used = {
-        id(tensor) for function in module.signatures.values() for tensor in function.captured_inputs
+        id(tensor) for function in module.served.values() for tensor in function.captured_inputs
     }
     module.kept_variables = [
         weight.value
@@ -67,7 +67,7 @@ def write_frozen_graph(module, path):
             f"--frozen_graph cannot hold {size} bytes of weights: a GraphDef has at most 2 GiB. "
             "Choose --dtype=bfloat16, or use the SavedModel."
         )
-    frozen = convert_variables_to_constants_v2(module.signatures["predict"])
+    frozen = convert_variables_to_constants_v2(module.served["predict"])
     with tf.io.gfile.GFile(path, "wb") as file:
         file.write(frozen.graph.as_graph_def().SerializeToString())
 

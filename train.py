@@ -29,8 +29,8 @@ _OWN_FILES = (
     "checkpoint",
     f"{checkpoints.FILE_PREFIX}-*",
     "train/events.out.tfevents.*",
-    "eval/events.out.tfevents.*",
-    "eval/metrics.json",
+    "eval*/events.out.tfevents.*",
+    "eval*/metrics.json",
     FILE_NAME,
 )
 
@@ -102,7 +102,7 @@ def train(
     prepare_train_dir(train_dir, config, start_new_model)
     stepper = trainer.Trainer(config, model, optimizer, strategy)
     manager = tf.train.CheckpointManager(
-        checkpoints.training_state(model, optimizer),
+        checkpoints.training_state(model, optimizer, stepper.ema),
         train_dir,
         max_to_keep=keep_checkpoints or None,
         checkpoint_name=checkpoints.FILE_PREFIX,

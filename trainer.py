@@ -51,6 +51,7 @@ class Trainer:
         self._label_loss = losses.get_loss(config.label_loss)
         self._loss_sum = tf.Variable(0.0, trainable=False)
         self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
+        self.ema = self._make_ema() if config.ema_decay else None
 
     @property
     def step(self):
@@ -131,7 +132,25 @@ class Trainer:
         gradients = tape.gradient(loss, weights)
         self._warn_of_unused(weights, gradients)
         self.optimizer.apply(self._merge_and_clip(gradients), weights)
+        if self.ema is not None:
+            self._update_ema()
         return label_loss, loss, predictions
+
+    def _make_ema(self):
+        """Moving averages of all weights, a dict from path to `tf.Variable`."""
+        with self.strategy.scope():
+            return {
+                path: tf.Variable(weight, trainable=False, aggregation=tf.VariableAggregation.MEAN)
+                for path, weight in checkpoints.weights(self.model).items()
+            }
+
+    def _update_ema(self):
+        updates = tf.cast(self.optimizer.iterations.value, tf.float32)
+        # The first weights are far off: in the beginning they fade faster.
+        decay = tf.minimum(self.config.ema_decay, (1.0 + updates) / (10.0 + updates))
+        for path, weight in checkpoints.weights(self.model).items():
+            kept = 0.0 if path.endswith("num_updates") else decay
+            self.ema[path].assign(kept * self.ema[path] + (1.0 - kept) * weight)
 
     def _merge_and_clip(self, gradients):
         """Mean over replicas, each variable's clipped; the optimizer sums over the replicas."""
