@@ -50,6 +50,16 @@ class Ensemble:
 
     def member_predictions(self, inputs):
         """Probabilities of each model by itself: a list of float32 `[B, C]`."""
+        # Some of TensorFlow's kernels crash on empty tensors, even while it optimises a graph.
+        first = tf.nest.flatten(inputs)[0]
+        nothing = [tf.zeros([0, model.num_classes]) for model in self.models]
+        if first.shape[0] == 0:
+            return nothing
+        return tf.cond(
+            tf.shape(first)[0] > 0, lambda: self._member_predictions(inputs), lambda: nothing
+        )
+
+    def _member_predictions(self, inputs):
         if not self.models[0].frame_level:
             return [model(inputs, training=False) for model in self.models]
         frames, num_frames = inputs["frames"], tf.cast(inputs["num_frames"], tf.int32)
@@ -87,7 +97,7 @@ def in_parts(function, inputs, size):
         size: int tensor.
     """
     count = tf.shape(inputs["num_frames"])[0]
-    num_parts = tf.maximum((count + size - 1) // size, 1)
+    num_parts = (count + size - 1) // size
     parts = tf.TensorArray(tf.float32, num_parts, infer_shape=False)
 
     def add_part(number, parts):

@@ -56,7 +56,7 @@ class FrameLevelModel(keras.Model):
         name=None,
         **classifier_hyperparameters,
     ):
-        super().__init__(name=name or type(self).__name__, autocast=False)
+        super().__init__(name=name or type(self).__name__)
         utils.check_at_least(0, iterations=iterations)
         self.num_classes = num_classes
         self.feature_sizes = tuple(feature_sizes)
@@ -322,7 +322,6 @@ class LstmModel(FrameLevelModel):
                 lstm_cells,
                 return_sequences=True,
                 return_state=True,
-                dtype="float32",
                 name=f"lstm_{number}",
             )
             for number in range(lstm_layers)
@@ -398,7 +397,7 @@ class StreamEncoder(keras.layers.Layer):
     def __init__(
         self, stream_sizes, poolings, *, hidden_size, hidden_fan_in, gating, name="encoder"
     ):
-        super().__init__(autocast=False, name=name)
+        super().__init__(name=name)
         self.stream_sizes = tuple(stream_sizes)
         self.poolings = poolings
         self.input_norm = nonlocal_vlad.BatchNorm(name="input_norm")

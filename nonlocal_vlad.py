@@ -3,10 +3,12 @@
 Letters in formulas and einsums: B batch, N samplings, T frames, D features, K clusters,
 E embedding, C classes, M mixtures.
 
-The Keras dtype policy under which a model is built decides the operands of its matrix products and
-nothing else: `float32`; `mixed_bfloat16`, which rounds them at each use; or `bfloat16`, which also
-stores the matrices so. Biases, batch normalisation, softmax and all sums stay in float32.
+Matrix products can have operands in bfloat16 (`matrix_policy`). Biases, batch normalisation,
+softmax and all sums stay in float32.
 """
+
+import contextlib
+import contextvars
 
 import keras
 from keras import ops
@@ -19,11 +21,29 @@ def scaled_normal(fan_in):
     return keras.initializers.RandomNormal(stddev=fan_in**-0.5)
 
 
+_matrix_policy = contextvars.ContextVar("matrix_policy", default="float32")
+
+
+@contextlib.contextmanager
+def matrix_policy(name):
+    """Makes the matrix layers that are built inside follow a Keras dtype policy.
+
+    Args:
+        name: str. `float32`; `mixed_bfloat16`, whose products round both operands to bfloat16; or
+            `bfloat16`, which also stores the matrices so. Other layers are left alone.
+    """
+    token = _matrix_policy.set(name)
+    try:
+        yield
+    finally:
+        _matrix_policy.reset(token)
+
+
 class MatrixLayer(keras.layers.Layer):
-    """Base of the layers whose matrix products follow the dtype policy, and nothing else does."""
+    """Base of the layers whose matrix products, and nothing else, follow `matrix_policy`."""
 
     def __init__(self, **kwargs):
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(dtype=_matrix_policy.get(), autocast=False, **kwargs)
         self.supports_masking = True  # Between recurrent layers, Keras hands masks through.
 
     def product(self, equation, *operands):
@@ -62,7 +82,7 @@ class BatchNorm(keras.layers.Layer):
     """
 
     def __init__(self, *, decay=0.999, epsilon=1e-3, **kwargs):
-        super().__init__(dtype="float32", autocast=False, **kwargs)
+        super().__init__(**kwargs)
         self.decay = decay
         self.epsilon = epsilon
         self.cumulative = False
@@ -212,9 +232,6 @@ class ContextGating(keras.layers.Layer):
 
     Reference: [Miech et al., 2017](https://arxiv.org/abs/1706.06905).
     """
-
-    def __init__(self, **kwargs):
-        super().__init__(autocast=False, **kwargs)
 
     def build(self, input_shape):
         """Creates W, `[D, D]`, and its batch normalisation."""

@@ -26,7 +26,7 @@ class GRU(keras.layers.Layer):
     """
 
     def __init__(self, units, **kwargs):
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         self.supports_masking = True
         self.input_projection = nonlocal_vlad.Linear(
             3 * units, bias_initializer=_open_gates, name="input_projection"
@@ -35,7 +35,6 @@ class GRU(keras.layers.Layer):
             _GRUCell(units, name="cell"),
             return_sequences=True,
             return_state=True,
-            dtype="float32",
             name="recurrence",
         )
 
@@ -48,8 +47,7 @@ class _GRUCell(keras.layers.Layer):
     """One step of `GRU`, from the projected input `[B, 3 * units]`: update, reset, candidate."""
 
     def __init__(self, units, **kwargs):
-        # The state takes the dtype of the cell; the products follow the policy nonetheless.
-        super().__init__(dtype="float32", autocast=False, **kwargs)
+        super().__init__(**kwargs)
         self.units = self.state_size = self.output_size = units
         self.gates = _recurrent_matrix(2 * units, name="gates")
         self.candidate = _recurrent_matrix(units, name="candidate")

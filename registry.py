@@ -15,8 +15,7 @@ import pathlib
 import re
 import typing
 
-import keras
-
+import nonlocal_vlad
 from utils import InputError, listing
 
 # What the data decide and the framework passes to every model: no hyper-parameters.
@@ -166,15 +165,15 @@ def build_classifier(name, *, num_classes, **given):
     )
 
 
-def build_model(name, *, num_classes, feature_sizes, dtype_policy=None, **given):
+def build_model(name, *, num_classes, feature_sizes, matrix_policy="float32", **given):
     """Builds a registered model, an ordinary `keras.Model`.
 
     Args:
         name: str. A registered model, as `DbofModel`.
         num_classes: int. Size of the vocabulary.
         feature_sizes: sequence of int. Size of each feature, in the order of the reader.
-        dtype_policy: str. Keras dtype policy, which decides the operands of matrix products (see
-            nonlocal_vlad.py); by default the global one, float32.
+        matrix_policy: str. Keras dtype policy of the matrix products, as of
+            `nonlocal_vlad.matrix_policy`.
         **given: hyper-parameters that differ from the model's defaults.
 
     Raises:
@@ -184,15 +183,12 @@ def build_model(name, *, num_classes, feature_sizes, dtype_policy=None, **given)
     arguments = resolve(name, given)
     _check_positive_integers("num_classes", [num_classes])
     _check_positive_integers("feature_sizes", feature_sizes)
-    outer_policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype_policy or outer_policy)
-    try:
-        model = cls(num_classes=num_classes, feature_sizes=feature_sizes, **arguments)
+    with nonlocal_vlad.matrix_policy(matrix_policy):
+        try:
+            model = cls(num_classes=num_classes, feature_sizes=feature_sizes, **arguments)
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from error
         model(model.input_spec_tensors())  # Makes the weights.
-    except ValueError as error:
-        raise InputError(f"{name}: {error}") from error
-    finally:
-        keras.config.set_dtype_policy(outer_policy)
     return model
 
 

@@ -155,13 +155,13 @@ class RunConfig:
         """Whether the model takes frames, or else the mean features of videos."""
         return registry.model_class(self.model).frame_level
 
-    def build_model(self, dtype_policy=None):
-        """Builds the model with initial weights, under a Keras dtype policy."""
+    def build_model(self, matrix_policy="float32"):
+        """Builds the model with initial weights; the policy is that of its matrix products."""
         return registry.build_model(
             self.model,
             num_classes=self.num_classes,
             feature_sizes=self.feature_sizes,
-            dtype_policy=dtype_policy,
+            matrix_policy=matrix_policy,
             **self.hyperparameters,
         )
 

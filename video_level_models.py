@@ -27,7 +27,7 @@ class VideoLevelModel(keras.Model):
     frame_level = False
 
     def __init__(self, *, num_classes, feature_sizes=(), l2_normalize_input=True, name=None):
-        super().__init__(name=name or type(self).__name__, autocast=False)
+        super().__init__(name=name or type(self).__name__)
         self.num_classes = num_classes
         self.feature_sizes = tuple(feature_sizes)
         self.l2_normalize_input = l2_normalize_input

@@ -17,13 +17,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import full_size
 import predictor
 import program
+from ensemble import Ensemble
 from full_size import define_flags
 
 
 def measure(config, rounds, steps):
     """Seconds per batch in every round; two batches before the first are not counted."""
     keras.utils.set_random_seed(config.seed)
-    predict = predictor.prediction_function(config.build_model())
+    predict = predictor.compiled(Ensemble([config.build_model()]))
     inputs, _ = full_size.random_batch(config)
     for _ in range(2):
         predict(inputs)
