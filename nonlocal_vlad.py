@@ -380,7 +380,6 @@ class NetVLAD(MatrixLayer):
             self.centers = self.add_weight(
                 shape=(self.clusters, size),
                 initializer=scaled_normal(size),
-                dtype="float32",
                 name="centers",
             )
         if self.nonlocal_block is not None:
@@ -409,7 +408,7 @@ class NetVLAD(MatrixLayer):
         if not self.has_centers:
             return descriptors
         masses = ops.reshape(ops.sum(assigned, axis=1), (-1, self.clusters, 1))
-        return descriptors - masses * self.centers
+        return descriptors - masses * ops.cast(self.centers, masses.dtype)
 
 
 class SoftBagOfFeatures(MatrixLayer):

@@ -26,6 +26,8 @@ def make_module(ensemble, data, top_k, class_names=None):
         inputs = _checked(inputs) if data.frame_level else inputs["features"]
         return {"predictions": ensemble(inputs)}
 
+    predict = tf.function(predict, autograph=False).get_concrete_function(**_input_specs(data))
+
     def serve_records(example_bytes):
         video_ids, inputs = parse(example_bytes, data)
         scores, classes = tf.math.top_k(predict(**inputs)["predictions"], top_k)
@@ -37,9 +39,7 @@ def make_module(ensemble, data, top_k, class_names=None):
         "serving_default": tf.function(serve_records, autograph=False).get_concrete_function(
             records
         ),
-        "predict": tf.function(predict, autograph=False).get_concrete_function(
-            **_input_specs(data)
-        ),
+        "predict": predict,
     }
     used = {
         id(tensor) for function in module.served.values() for tensor in function.captured_inputs
