@@ -163,16 +163,19 @@ def mean_of(paths, from_last=()):
     readers = [tf.train.load_checkpoint(path) for path in paths]
     shapes = [_shapes(reader) for reader in readers]
     for path, other in zip(paths, shapes, strict=True):
-        differing = [
-            name
-            for name in sorted({**other, **shapes[-1]})
-            if other.get(name) != shapes[-1].get(name)
-        ]
+        names = {**other, **shapes[-1]}
+        differing = [name for name in names if other.get(name) != shapes[-1].get(name)]
         if differing:
+            # Weights first: their names say most.
+            differing.sort(key=lambda name: (not name.startswith("weights/"), name))
+            told = [
+                f"{_readable(name)} ({other.get(name)} and {shapes[-1].get(name)})"
+                for name in differing[:5]
+            ]
             more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
             raise InputError(
                 f"{path} and {paths[-1]} are checkpoints of different models: they differ in "
-                f"{listing(map(_readable, differing[:5]))}{more}."
+                f"{listing(told)}{more}."
             )
     endings = (*_COUNTERS, *from_last)
     means = {}

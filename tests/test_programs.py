@@ -1,7 +1,6 @@
 """End to end through the programs: train, resume, evaluate, predict, and what they refuse."""
 
 import csv
-import gzip
 import json
 import pathlib
 import subprocess
@@ -13,82 +12,24 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-import checkpoints
 import documents
 import eval as eval_program
 import inference
 import registry
 import sample_records
 import train
+from programs import (
+    ROOT,
+    SMALL_DATA,
+    metrics_of,
+    prediction_rows,
+    run,
+    run_command,
+    run_small,
+    weights_of,
+)
 from run_config import RunConfig
 from utils import InputError
-
-ROOT = pathlib.Path(train.__file__).parent
-SMALL_DATA = ("--num_classes=10", "--feature_sizes=8,4")
-SMALL_DBOF = (
-    "--model=DbofModel",
-    "--dbof_cluster_size=16",
-    "--dbof_hidden_size=8",
-    "--base_learning_rate=0.01",
-    "--batch_size=16",
-    *SMALL_DATA,
-)
-
-
-def run(program, *arguments):
-    """Runs a program's main in this process, with its flags parsed as on the command line."""
-    flag_values = flags.FlagValues()
-    program.define_flags(flag_values)
-    flag_values([program.__name__, *map(str, arguments)])
-    return program.main(flag_values)
-
-
-def run_command(*arguments, cwd=ROOT):
-    """Runs `python arguments...` as a user would."""
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def frame_data(tmp_path_factory):
-    return sample_records.write_frame_files(tmp_path_factory.mktemp("frames"), 4, 40)
-
-
-@pytest.fixture(scope="module")
-def video_data(tmp_path_factory):
-    return sample_records.write_video_files(tmp_path_factory.mktemp("videos"), 3, 60)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, frame_data):
-    train_dir = tmp_path_factory.mktemp("trained") / "run"
-    run_small(train_dir, frame_data, "--num_epochs=10", "--export_model_steps=40")
-    return train_dir
-
-
-def run_small(train_dir, data, *more):
-    run(train, f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_DBOF, *more)
-
-
-def weights_of(train_dir, checkpoint=None):
-    model = checkpoints.load_model(str(train_dir), checkpoint)
-    return {path: weight.numpy() for path, weight in checkpoints.weights(model).items()}
-
-
-def metrics_of(train_dir):
-    return json.loads((train_dir / "eval" / "metrics.json").read_text())
-
-
-def prediction_rows(path):
-    content = path.read_bytes()
-    text = gzip.decompress(content) if path.suffix == ".gz" else content
-    return list(csv.reader(text.decode().splitlines()))
 
 
 def test_a_frame_level_model_learns_and_beats_the_class_prior(trained, frame_data):

@@ -1,0 +1,34 @@
+"""Data and trained models that several test files use; they leave them as they are."""
+
+import pytest
+
+import programs
+import sample_records
+
+
+@pytest.fixture(scope="session")
+def frame_data(tmp_path_factory):
+    """Glob of 160 learnable frame-level videos in four files."""
+    return sample_records.write_frame_files(tmp_path_factory.mktemp("frames"), 4, 40)
+
+
+@pytest.fixture(scope="session")
+def video_data(tmp_path_factory):
+    """Glob of 180 learnable video-level videos in three files."""
+    return sample_records.write_video_files(tmp_path_factory.mktemp("videos"), 3, 60)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, frame_data):
+    """Train directory of a DbofModel with checkpoints of the steps 40, 80 and 100."""
+    train_dir = tmp_path_factory.mktemp("trained") / "run"
+    programs.run_small(train_dir, frame_data, "--num_epochs=10", "--export_model_steps=40")
+    return train_dir
+
+
+@pytest.fixture(scope="session")
+def trained_netvlad(tmp_path_factory, frame_data):
+    """Train directory of an LFNLNetVLADModel with --ema_decay, of the steps 60 and 120."""
+    train_dir = tmp_path_factory.mktemp("trained_netvlad") / "run"
+    programs.train_netvlad(train_dir, frame_data, "--max_steps=120", "--export_model_steps=60")
+    return train_dir

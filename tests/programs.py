@@ -1,0 +1,105 @@
+"""Runs the programs on small data."""
+
+import csv
+import gzip
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from absl import flags
+
+import checkpoints
+import eval as eval_program
+import inference
+import train
+
+ROOT = pathlib.Path(train.__file__).parent
+SMALL_DATA = ("--num_classes=10", "--feature_sizes=8,4")
+SMALL_DBOF = (
+    "--model=DbofModel",
+    "--dbof_cluster_size=16",
+    "--dbof_hidden_size=8",
+    "--base_learning_rate=0.01",
+    "--batch_size=16",
+    *SMALL_DATA,
+)
+SMALL_NETVLAD = (
+    "--model=LFNLNetVLADModel",
+    "--iterations=6",
+    "--netvlad_cluster_size=4,3",
+    "--nonlocal_embedding=4",
+    "--netvlad_hidden_size=16",
+    "--moe_num_mixtures=2",
+    "--base_learning_rate=0.01",
+    "--batch_size=16",
+    "--ema_decay=0.9",
+    *SMALL_DATA,
+)
+
+
+def run(program, *arguments):
+    """Runs a program's main in this process, with its flags parsed as on the command line."""
+    flag_values = flags.FlagValues()
+    program.define_flags(flag_values)
+    flag_values([program.__name__, *map(str, arguments)])
+    return program.main(flag_values)
+
+
+def run_command(*arguments, cwd=ROOT):
+    """Runs `python arguments...` as a user would."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def run_small(train_dir, data, *more):
+    """Trains a small DbofModel."""
+    run(train, f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_DBOF, *more)
+
+
+def train_netvlad(train_dir, data, *more):
+    """Trains a small LFNLNetVLADModel."""
+    run(train, f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_NETVLAD, *more)
+
+
+def evaluate(*arguments):
+    """The metrics that eval.py finds with the given flags, a dict."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "metrics.json")
+        run(eval_program, *arguments, "--run_once", f"--metrics_json={path}")
+        return json.loads(path.read_text())
+
+
+def predictions(path, num_classes, **options):
+    """Class probabilities by video, a dict to array, that inference.py writes to `path`."""
+    flags_given = [f"--{name}={value}" for name, value in options.items()]
+    run(inference, *flags_given, f"--output_file={path}", f"--top_k={num_classes}")
+    found = {}
+    for video, pairs in prediction_rows(path)[1:]:
+        values = pairs.split()
+        found[video] = np.zeros(num_classes)
+        found[video][[int(label) for label in values[::2]]] = [float(v) for v in values[1::2]]
+    return found
+
+
+def weights_of(train_dir, checkpoint=None):
+    model = checkpoints.load_model(str(train_dir), checkpoint)
+    return {path: weight.numpy() for path, weight in checkpoints.weights(model).items()}
+
+
+def metrics_of(train_dir):
+    return json.loads((train_dir / "eval" / "metrics.json").read_text())
+
+
+def prediction_rows(path):
+    content = path.read_bytes()
+    text = gzip.decompress(content) if path.suffix == ".gz" else content
+    return list(csv.reader(text.decode().splitlines()))

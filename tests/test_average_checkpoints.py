@@ -1,0 +1,289 @@
+"""Averaged checkpoints and moving averages of weights, through the programs."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import average_checkpoints
+import checkpoints
+import inference
+import programs
+import train
+from run_config import RunConfig
+from utils import InputError
+
+STATISTICS = ("moving_mean", "moving_variance")
+
+
+def average(train_dir, output_dir, *more):
+    programs.run(
+        average_checkpoints, f"--train_dir={train_dir}", f"--output_dir={output_dir}", *more
+    )
+    return json.loads((output_dir / "averaged.json").read_text())
+
+
+def expected_mean(train_dir, steps):
+    """Mean of the weights in float64, by path."""
+    all_weights = [programs.weights_of(train_dir, str(step)) for step in steps]
+    return {
+        path: np.mean([np.float64(weights[path]) for weights in all_weights], axis=0)
+        for path in all_weights[0]
+    }
+
+
+def test_weights_are_the_float64_mean(trained, tmp_path):
+    report = average(trained, tmp_path / "mean", "--num_last=3")
+    assert report["steps"] == [40, 80, 100]
+    assert report["batch_norm"] == "mean"
+    averaged, last = programs.weights_of(tmp_path / "mean"), programs.weights_of(trained)
+    for path, mean in expected_mean(trained, (40, 80, 100)).items():
+        if path.endswith("num_updates"):
+            assert averaged[path] == last[path]
+        else:
+            np.testing.assert_array_equal(averaged[path], mean.astype(np.float32), err_msg=path)
+        assert averaged[path].dtype == np.float32
+
+
+def test_the_optimizer_is_averaged_too_and_its_step_is_the_last(trained, tmp_path):
+    average(trained, tmp_path / "mean", "--num_last=2")
+    merged = tf.train.load_checkpoint(str(tmp_path / "mean"))
+    parts = [tf.train.load_checkpoint(str(trained / f"model.ckpt-{step}")) for step in (80, 100)]
+    names = [name for name in merged.get_variable_to_shape_map() if name.startswith("optimizer/")]
+    assert len(names) > 10
+    for name in names:
+        values = [part.get_tensor(name) for part in parts]
+        expected = values[-1]
+        if np.issubdtype(np.asarray(expected).dtype, np.floating):
+            expected = np.mean(values, axis=0, dtype=np.float64).astype(np.float32)
+        np.testing.assert_array_equal(merged.get_tensor(name), expected, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("choice", "steps"),
+    [
+        (("--num_last=2",), [80, 100]),
+        (("--first_step=41",), [80, 100]),
+        (("--first_step=40", "--last_step=80"), [40, 80]),
+        (("--last_step=99",), [40, 80]),
+        (("--checkpoints=100,40",), [40, 100]),
+        ((), [40, 80, 100]),
+    ],
+)
+def test_checkpoints_are_chosen_by_step(trained, tmp_path, choice, steps):
+    assert average(trained, tmp_path / "mean", *choice)["steps"] == steps
+    assert (tmp_path / "mean" / f"model.ckpt-{steps[-1]}.index").exists()
+
+
+def test_the_best_are_those_of_highest_gap(trained, tmp_path):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for path in trained.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match=r"--best needs .*metrics\.json"):
+        average(copy, tmp_path / "mean", "--best=2")
+    (copy / "eval").mkdir()
+    gaps = [{"step": 40, "gap": 0.5}, {"step": 80, "gap": 0.3}, {"step": 100, "gap": 0.4}]
+    (copy / "eval" / "metrics.json").write_text(json.dumps([*gaps, {"step": 9, "gap": 0.9}]))
+    assert average(copy, tmp_path / "mean", "--best=2")["steps"] == [40, 100]
+
+
+def test_the_mean_of_one_checkpoint_is_that_checkpoint(trained, tmp_path):
+    average(trained, tmp_path / "mean", "--checkpoints=80")
+    averaged = programs.weights_of(tmp_path / "mean")
+    for path, weight in programs.weights_of(trained, "80").items():
+        np.testing.assert_array_equal(averaged[path], weight)
+
+
+def test_the_digest_tells_results_apart(trained, tmp_path):
+    digests = [
+        average(trained, tmp_path / str(number), f"--num_last={count}")["digest"]
+        for number, count in enumerate((2, 2, 3))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_last_takes_the_statistics_of_the_last_checkpoint_and_warns(trained, tmp_path, caplog):
+    average(trained, tmp_path / "mean", "--batch_norm=last")
+    assert "can be worse than that checkpoint" in caplog.text
+    averaged, last = programs.weights_of(tmp_path / "mean"), programs.weights_of(trained)
+    mean = expected_mean(trained, (40, 80, 100))
+    for path, weight in averaged.items():
+        expected = last[path] if path.endswith((*STATISTICS, "num_updates")) else mean[path]
+        np.testing.assert_array_equal(weight, np.float32(expected), err_msg=path)
+
+
+def test_recomputed_statistics_are_those_of_the_averaged_weights(trained, frame_data, tmp_path):
+    average(
+        *(trained, tmp_path / "mean", f"--train_data_pattern={frame_data}"),
+        "--batch_norm_batches=100",
+    )
+    report = json.loads((tmp_path / "mean" / "averaged.json").read_text())
+    assert report["batch_norm"] == "recompute"
+    averaged = programs.weights_of(tmp_path / "mean")
+    mean = expected_mean(trained, (40, 80, 100))
+    for path, weight in averaged.items():
+        if not path.endswith((*STATISTICS, "num_updates")):
+            np.testing.assert_array_equal(weight, np.float32(mean[path]), err_msg=path)
+    # The input does not depend on weights: its statistics follow from all frames by themselves.
+    reader = RunConfig.load(str(trained)).reader(frame_data)
+    frames = []
+    for batch in reader.batches(40):
+        # Each video counts as much as another: as many frames are sampled of each.
+        for video, count in zip(batch.inputs["frames"], batch.inputs["num_frames"], strict=True):
+            values = video[:count] * (4 / 255) + 4 / 512 - 2
+            values /= np.linalg.norm(values, axis=1, keepdims=True)
+            frames.append((values.mean(axis=0), (values**2).mean(axis=0)))
+    first, second = (np.mean(part, axis=0) for part in zip(*frames, strict=True))
+    norm = "DbofModel/input_norm"
+    np.testing.assert_allclose(averaged[f"{norm}/moving_mean"], first, atol=5e-3)
+    np.testing.assert_allclose(
+        averaged[f"{norm}/moving_variance"], second - first**2, rtol=0.05, atol=1e-3
+    )
+
+
+def test_a_model_without_batch_norm_has_nothing_to_recompute(tmp_path, video_data, caplog):
+    caplog.set_level("INFO", logger="absl")
+    run = tmp_path / "run"
+    programs.run(
+        train,
+        "--model=LogisticModel",
+        f"--train_dir={run}",
+        f"--train_data_pattern={video_data}",
+        *programs.SMALL_DATA,
+        "--max_steps=2",
+        "--export_model_steps=1",
+    )
+    average(run, tmp_path / "mean", f"--train_data_pattern={video_data}")
+    assert "nothing to recompute" in caplog.text
+
+
+def test_an_averaged_run_is_evaluated_predicted_and_trained_like_any(trained, frame_data, tmp_path):
+    averaged = tmp_path / "mean"
+    average(trained, averaged, f"--train_data_pattern={frame_data}", "--batch_norm_batches=50")
+    alone = programs.evaluate(f"--train_dir={trained}", f"--eval_data_pattern={frame_data}")
+    merged = programs.evaluate(f"--train_dir={averaged}", f"--eval_data_pattern={frame_data}")
+    assert merged["step"] == 100
+    assert merged["gap"] > 0.9 * alone["gap"]
+    output = tmp_path / "p.csv"
+    programs.run(
+        inference,
+        f"--train_dir={averaged}",
+        f"--input_data_pattern={frame_data}",
+        f"--output_file={output}",
+    )
+    assert len(programs.prediction_rows(output)) == 161
+    programs.run_small(averaged, frame_data, "--num_epochs=100", "--max_steps=103")
+    assert (averaged / "model.ckpt-103.index").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--num_last=4",), r"4 checkpoints were asked for, but .* has 3"),
+        (("--num_last=0",), "--num_last must be above 0"),
+        (("--first_step=101",), "no checkpoint in .* is among those asked for"),
+        (("--checkpoints=41",), r"there is no checkpoint .*model\.ckpt-41"),
+        (("--num_last=2", "--first_step=40"), "exclude each other"),
+        (("--batch_norm=recompute",), "--train_data_pattern go together"),
+        (("--train_data_pattern=x", "--batch_norm=mean"), "go together"),
+        (("--train_data_pattern=/no/such",), "no file matches '/no/such'"),
+    ],
+)
+def test_bad_choices_are_refused_and_leave_nothing(trained, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        average(trained, tmp_path / "mean", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_directory_that_exists_is_refused(trained, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists already"):
+        average(trained, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_checkpoints_of_different_models_are_refused_naming_variables(
+    trained, frame_data, tmp_path
+):
+    programs.run_small(tmp_path / "other", frame_data, "--max_steps=1", "--dbof_hidden_size=9")
+    other = tmp_path / "other" / "model.ckpt-1"
+    with pytest.raises(InputError, match="different models") as error:
+        average(trained, tmp_path / "mean", f"--checkpoints={other},40")
+    assert "weights/DbofModel/hidden/kernel ([16, 9] and [16, 8])" in str(error.value)
+    assert not (tmp_path / "mean").exists()
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused_by_name(trained, tmp_path):
+    model = checkpoints.load_model(str(trained), "40")
+    checkpoints.weights(model)["DbofModel/hidden/kernel"][0, 0].assign(np.nan)
+    values = {
+        checkpoints.stored_name(path): weight.numpy()
+        for path, weight in checkpoints.weights(model).items()
+    }
+    for step in (1, 2):
+        average_checkpoints.write_checkpoint(values, str(tmp_path), step)
+    paths = [str(tmp_path / f"model.ckpt-{step}") for step in (1, 2)]
+    with pytest.raises(InputError, match=r"hidden/kernel in .*model\.ckpt-1 is not finite"):
+        average_checkpoints.mean_of(paths)
+
+
+def test_names_inside_a_checkpoint_are_found_back():
+    for path in ("a/b", "a.b/c", "a..S/b", "model/layer.1/kernel"):
+        name = checkpoints.stored_name(path, "ema")
+        assert checkpoints.split_stored_name(name) == ("ema", path)
+
+
+# Moving averages of the weights, by --ema_decay.
+
+
+def ema_of(train_dir, checkpoint=None):
+    model = checkpoints.load_model(str(train_dir), checkpoint, use_ema=True)
+    return {path: weight.numpy() for path, weight in checkpoints.weights(model).items()}
+
+
+def test_moving_averages_follow_their_recurrence(frame_data, tmp_path):
+    programs.train_netvlad(
+        tmp_path, frame_data, "--max_steps=5", "--export_model_steps=1", "--ema_decay=0.4"
+    )
+    for step in range(2, 6):
+        # (1 + step) / (10 + step) is below 0.4 up to step 4.
+        decay = min(0.4, (1 + step) / (10 + step))
+        before, after = ema_of(tmp_path, str(step - 1)), ema_of(tmp_path, str(step))
+        for path, weight in programs.weights_of(tmp_path, str(step)).items():
+            expected = decay * np.float64(before[path]) + (1 - decay) * np.float64(weight)
+            if path.endswith("num_updates"):
+                expected = step
+            np.testing.assert_allclose(after[path], expected, rtol=1e-5, atol=1e-7, err_msg=path)
+
+
+def test_a_resumed_run_has_the_same_moving_averages(frame_data, tmp_path):
+    programs.train_netvlad(tmp_path / "unbroken", frame_data, "--max_steps=9")
+    for steps in (4, 9):
+        programs.train_netvlad(tmp_path / "resumed", frame_data, f"--max_steps={steps}")
+    unbroken, resumed = ema_of(tmp_path / "unbroken"), ema_of(tmp_path / "resumed")
+    for path, weight in unbroken.items():
+        np.testing.assert_array_equal(weight, resumed[path], err_msg=path)
+
+
+def test_eval_of_moving_averages_has_its_own_history(trained_netvlad, frame_data):
+    data = (f"--train_dir={trained_netvlad}", f"--eval_data_pattern={frame_data}")
+    plain, smooth = programs.evaluate(*data), programs.evaluate(*data, "--use_ema")
+    assert plain["gap"] != smooth["gap"]
+    assert smooth["gap"] > 2 * smooth["class_prior_gap"]
+    (kept,) = json.loads((trained_netvlad / "eval_ema" / "metrics.json").read_text())
+    assert kept == smooth
+
+
+def test_a_run_without_moving_averages_refuses_to_use_them(trained, frame_data):
+    with pytest.raises(InputError, match="not trained with --ema_decay"):
+        programs.evaluate(
+            f"--train_dir={trained}", f"--eval_data_pattern={frame_data}", "--use_ema"
+        )
+
+
+def test_an_impossible_decay_is_refused(frame_data, tmp_path):
+    with pytest.raises(InputError, match="ema_decay"):
+        programs.run_small(tmp_path, frame_data, "--ema_decay=1")
