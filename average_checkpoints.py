@@ -334,13 +334,10 @@ def main(flag_values):
         flag_values.output_dir,
         paths,
         batch_norm=batch_norm,
-        **{
-            name: flag_values[name].value
-            for name in (
-                *("train_data_pattern", "batch_norm_batches", "num_readers"),
-                "skip_corrupt_records",
-            )
-        },
+        train_data_pattern=pattern,
+        batch_norm_batches=flag_values.batch_norm_batches,
+        num_readers=flag_values.num_readers,
+        skip_corrupt_records=flag_values.skip_corrupt_records,
     )
     logging.info(
         "averaged %d checkpoints of steps %s, batch normalisation by %s, digest %s: %s",

@@ -19,6 +19,7 @@ from absl import flags, logging
 import checkpoints
 import evaluation
 import files
+import nonlocal_vlad
 import predictor as predictors
 import program
 import run_config
@@ -152,7 +153,7 @@ def _quiet():
 def _fold(model):
     """Folds every batch normalisation that follows a matrix into it."""
     for layer in model._flatten_layers():
-        if hasattr(layer, "fold"):
+        if isinstance(layer, nonlocal_vlad.Linear):
             layer.fold()
 
 
@@ -238,6 +239,7 @@ def define_flags(flag_values):
 def main(flag_values):
     """Runs the program."""
     program.require_flags(flag_values, "output_dir")
+    files.check_new_directory(flag_values.output_dir)
     program.require_positive(flag_values, "top_k", "batch_size", "num_readers")
     program.require_not_negative(flag_values, "skip_corrupt_records")
     train_dirs, weights = predictors.train_dirs_from_flags(flag_values)
@@ -251,13 +253,14 @@ def main(flag_values):
         train_dirs,
         flag_values.output_dir,
         weights=weights,
-        **{
-            name: flag_values[name].value
-            for name in (
-                *("checkpoint", "use_ema", "dtype", "num_samplings", "seed", "top_k"),
-                *("frozen_graph", "class_names"),
-            )
-        },
+        checkpoint=flag_values.checkpoint,
+        use_ema=flag_values.use_ema,
+        dtype=flag_values.dtype,
+        num_samplings=flag_values.num_samplings,
+        seed=flag_values.seed,
+        top_k=flag_values.top_k,
+        frozen_graph=flag_values.frozen_graph,
+        class_names=flag_values.class_names,
     )
     logging.info(
         "exported %d model(s), %s weights in %s, %.1f MiB, digest %s: %s",

@@ -93,8 +93,7 @@ def atomic_directory(path):
         InputError: if `path` exists and is not an empty directory, or cannot be made.
     """
     path = path.rstrip("/")
-    if gfile.exists(path) and not (gfile.isdir(path) and not gfile.listdir(path)):
-        raise InputError(f"{path} exists already. Choose another directory, or remove it.")
+    check_new_directory(path)
     partial = _partial_path(path)
     try:
         gfile.makedirs(partial)
@@ -109,6 +108,16 @@ def atomic_directory(path):
         with contextlib.suppress(OSError, *REMOTE_ERRORS):
             gfile.rmtree(partial)
         raise
+
+
+def check_new_directory(path):
+    """Refuses the path of a directory to make where something is already.
+
+    Raises:
+        InputError: if `path` exists and is not an empty directory.
+    """
+    if gfile.exists(path) and not (gfile.isdir(path) and not gfile.listdir(path)):
+        raise InputError(f"{path} exists already. Choose another directory, or remove it.")
 
 
 @contextlib.contextmanager

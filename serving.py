@@ -24,7 +24,7 @@ def make_module(ensemble, data, top_k, class_names=None):
 
     def predict(**inputs):
         inputs = _checked(inputs) if data.frame_level else inputs["features"]
-        return {"predictions": ensemble(inputs)}
+        return {"predictions": tf.identity(ensemble(inputs), name="predictions")}
 
     predict = tf.function(predict, autograph=False).get_concrete_function(**_input_specs(data))
 
@@ -120,12 +120,12 @@ def _parse_frames(records, data):
                 tf.debugging.assert_equal(
                     tf.cast(lengths[name], tf.int32),
                     num_frames,
-                    f"every feature of a video must have as many frames; {name!r} has not",
+                    f"every feature of a video must have as many frames; {name} has not",
                 ),
                 tf.debugging.assert_equal(
                     sizes,
                     tf.where(real, size, 0),
-                    f"every frame of {name!r} must have {size} bytes",
+                    f"every frame of {name} must have {size} bytes",
                 ),
             ]
         ):

@@ -30,5 +30,7 @@ def trained(tmp_path_factory, frame_data):
 def trained_netvlad(tmp_path_factory, frame_data):
     """Train directory of an LFNLNetVLADModel with --ema_decay, of the steps 60 and 120."""
     train_dir = tmp_path_factory.mktemp("trained_netvlad") / "run"
-    programs.train_netvlad(train_dir, frame_data, "--max_steps=120", "--export_model_steps=60")
+    programs.train_netvlad(
+        train_dir, frame_data, "--max_steps=120", "--export_model_steps=60", "--num_epochs=20"
+    )
     return train_dir
