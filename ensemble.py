@@ -7,16 +7,17 @@ import numpy as np
 import tensorflow as tf
 
 import frame_level_models
+import stored_frames
 from utils import InputError
 
 # A model gets as many videos at once as keep its activations at about this many floats, 96 MiB.
-_MOST_VALUES = 24 * 2**20
+_MOST_VALUES = 6 * 2**20
 
 
 class Ensemble:
     """Predicts with several models in one graph.
 
-    The frames are dequantised and normalised once for all models. A prediction depends on nothing
+    The frames are normalised once for all models. A prediction depends on nothing
     but the input and the seed: the same batch gives the same result at every call.
 
     Args:
@@ -62,41 +63,44 @@ class Ensemble:
     def _member_predictions(self, inputs):
         if not self.models[0].frame_level:
             return [model(inputs, training=False) for model in self.models]
-        frames, num_frames = inputs["frames"], tf.cast(inputs["num_frames"], tf.int32)
-        if len(self.models) > 1:
-            positions = tf.range(tf.shape(frames)[1])[None]
-            real = frame_level_models.real_weights(positions, num_frames)
-            frames = frame_level_models.normalize(frames, real)
+        videos = {
+            "frames": inputs["frames"],
+            "num_frames": tf.cast(inputs["num_frames"], tf.int32),
+        }
+        count, length, size = tf.unstack(tf.shape(videos["frames"]))
+        scales = in_parts(
+            lambda part: stored_frames.frame_scales(part["frames"]), videos, 2 * length * size
+        )
+        videos["scales"] = tf.reshape(scales, [count, length])
         predictions = []
         for number, model in enumerate(self.models):
             # One model after the other, so that the memory of one is that of all.
             with tf.control_dependencies(predictions[-1:]):
-                predictions.append(self._predict(model, number, frames, num_frames))
+                predictions.append(self._predict(model, number, videos))
         return predictions
 
-    def _predict(self, model, number, frames, num_frames):
-        inputs = {"frames": frames, "num_frames": num_frames}
-        length = tf.shape(frames)[1]
+    def _predict(self, model, number, videos):
+        num_frames, length = videos["num_frames"], tf.shape(videos["frames"])[1]
         if model.iterations and self.num_samplings == 0:
-            inputs["positions"] = frame_level_models.all_positions(num_frames, length)
-        elif model.iterations:
+            positions = frame_level_models.all_positions(num_frames, length)
+        else:
             seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
-            inputs["positions"] = model.draw_positions(num_frames, self.num_samplings, seed)
+            positions = model.draw_positions(num_frames, self.num_samplings, seed)
+        inputs = videos if positions is None else {**videos, "positions": positions}
         values = model.values_per_video(length, max(self.num_samplings, 1))
-        return in_parts(
-            lambda part: model(part, training=False), inputs, tf.maximum(_MOST_VALUES // values, 1)
-        )
+        return in_parts(lambda part: model(part, training=False), inputs, values)
 
 
-def in_parts(function, inputs, size):
+def in_parts(function, inputs, values):
     """Joins what a function gives for some videos at a time.
 
     Args:
-        function: from inputs to a float32 tensor, of at most `size` videos.
+        function: from inputs to a float32 tensor.
         inputs: dict of tensors, each with one row per video.
-        size: int tensor.
+        values: int tensor. How many floats the function holds per video; it limits a part.
     """
     count = tf.shape(inputs["num_frames"])[0]
+    size = tf.maximum(_MOST_VALUES // values, 1)
     num_parts = (count + size - 1) // size
     parts = tf.TensorArray(tf.float32, num_parts, infer_shape=False)
 

@@ -2,7 +2,8 @@
 
 The way of a frame: stored as uint8 -> sampled -> dequantised -> normalised to length 1 -> encoded
 into one vector per video -> classified by a video-level model. `FrameLevelModel` does all but the
-encoding, which is what a model adds.
+encoding, which is what a model adds. Models that see frames through matrices alone take them as
+`StoredFrames`, which dequantise and normalise around the product.
 
 Training samples the frames of a video once. Prediction may average over several samplings: a model
 that counts sampled frames where they stand computes what depends on a frame alone only once.
@@ -15,6 +16,7 @@ import nonlocal_vlad
 import recurrent
 import registry
 import utils
+from stored_frames import StoredFrames, frame_scales
 
 
 class FrameLevelModel(keras.Model):
@@ -22,8 +24,9 @@ class FrameLevelModel(keras.Model):
 
     Input: a dict of
 
-    - `frames`: uint8 `[B, T, D]` with the features side by side, or float32 from `normalize`;
+    - `frames`: uint8 `[B, T, D]` with the features side by side;
     - `num_frames`: int `[B]`; frames from there on are padding and never count;
+    - `scales`: optional, float32 `[B, T]`, what `stored_frames.frame_scales` gives of the frames;
     - `positions`: optional, int32 `[B, N, S]`, the frames that each of N samplings takes, as from
       `draw_positions`. Without them the model draws one sampling, a new one at each call.
 
@@ -40,6 +43,8 @@ class FrameLevelModel(keras.Model):
     """
 
     frame_level = True
+    # Whether `encode` takes frames as `stored_frames.StoredFrames`, not as numbers.
+    takes_stored_frames = False
     # Whether sampled frames are counted where they stand, instead of being copied: the same for a
     # model that ignores their order, and cheaper unless few are drawn. Its `encode` must also take
     # the counts of several samplings, `[B, N, T]`.
@@ -77,12 +82,17 @@ class FrameLevelModel(keras.Model):
     def call(self, inputs, training=False):
         """Probabilities, float32 `[B, C]`."""
         frames, num_frames = inputs["frames"], ops.cast(inputs["num_frames"], "int32")
-        positions = inputs.get("positions")
+        scales, positions = inputs.get("scales"), inputs.get("positions")
         if positions is None:
             positions = self.draw_positions(num_frames, 1, self.sampling_seed)
         num_samplings = 1 if positions is None else positions.shape[1]
+        if scales is not None:
+            scales, _ = self.sample(scales, num_frames, positions)
         frames, frame_weights = self.sample(frames, num_frames, positions)
-        encoding = self.encode(normalize(frames, frame_weights), frame_weights, training)
+        frames = normalize(frames, frame_weights, scales)
+        if not self.takes_stored_frames:
+            frames = frames.to_float()
+        encoding = self.encode(frames, frame_weights, training)
         probabilities = self.classifier(encoding, training=training)
         if num_samplings == 1:
             return probabilities
@@ -93,8 +103,9 @@ class FrameLevelModel(keras.Model):
         """One vector per video.
 
         Args:
-            frames: float32 `[B, T, D]`, of length 1 each; padding is 0. Of several samplings that
-                copy the frames, each is a video here.
+            frames: float32 `[B, T, D]`, of length 1 each; padding is 0. `StoredFrames` if the model
+                has `takes_stored_frames`. Of several samplings that copy the frames, each is a
+                video here.
             frame_weights: float32 `[B, T]`, how often a frame counts: 0 for padding, 1 for others,
                 or how often it was sampled if the model has `sample_by_count`; of several
                 samplings then `[B, N, T]`.
@@ -125,7 +136,7 @@ class FrameLevelModel(keras.Model):
         """Frames to use and how often each counts.
 
         Args:
-            frames: `[B, T, D]`.
+            frames: `[B, T, D]`, or `[B, T]`, one number for each.
             num_frames: int32 `[B]`.
             positions: int32 `[B, N, S]`, or None for all frames.
 
@@ -194,9 +205,9 @@ def _scaled_floor(uniform, limits):
 
 
 def take_frames(frames, positions, num_samplings=1):
-    """Frames `[B * N, S, D]` at positions `[B * N, S]` of `[B, T, D]`."""
-    batch, length, size = ops.shape(frames)
-    flat = ops.reshape(frames, (batch * length, size))
+    """Frames `[B * N, S, D]` at positions `[B * N, S]` of `[B, T, D]`; D may be missing."""
+    batch, length, *size = ops.shape(frames)
+    flat = ops.reshape(frames, (batch * length, *size))
     videos = ops.repeat(ops.arange(batch, dtype="int32"), num_samplings)
     return ops.take(flat, videos[:, None] * length + positions, axis=0)
 
@@ -212,19 +223,18 @@ def count_frames(positions, weights, length):
     return ops.reshape(sums, (batch, length))
 
 
-def normalize(frames, frame_weights):
-    """Dequantised frames of length 1, float32 `[B, T, D]`; those that never count become 0.
+def normalize(frames, frame_weights, scales=None):
+    """Frames of length 1, `StoredFrames`; those that never count become 0.
 
     Args:
-        frames: uint8 `[B, T, D]`, or float32, which is taken as normalised already.
+        frames: uint8 `[B, T, D]`.
         frame_weights: float32 `[B, T]` or `[B, N, T]`.
+        scales: their `frame_scales`, if those are known.
     """
     if len(frame_weights.shape) == 3:
         frame_weights = ops.max(frame_weights, axis=1)
-    if keras.backend.standardize_dtype(frames.dtype) == "uint8":
-        values = utils.dequantize(ops.cast(frames, "float32"))
-        frames = nonlocal_vlad.l2_normalize(values)
-    return frames * ops.cast(frame_weights > 0, "float32")[..., None]
+    scales = frame_scales(frames) if scales is None else scales
+    return StoredFrames.normalized(frames, scales * ops.cast(frame_weights > 0, "float32"))
 
 
 @registry.register
@@ -258,6 +268,8 @@ class DbofModel(FrameLevelModel):
 
     Reference: [Abu-El-Haija et al., 2016](https://arxiv.org/abs/1609.08675).
     """
+
+    takes_stored_frames = True
 
     def __init__(
         self,
@@ -347,6 +359,8 @@ class GruModel(FrameLevelModel):
     243 MB that 1200 units have.
     """
 
+    takes_stored_frames = True
+
     def __init__(self, *, gru_cells=1200, gru_layers=2, moe_l2=1e-6, **kwargs):
         super().__init__(moe_l2=moe_l2, **kwargs)
         utils.check_at_least(1, gru_cells=gru_cells, gru_layers=gru_layers)
@@ -358,6 +372,10 @@ class GruModel(FrameLevelModel):
     def encode(self, frames, frame_weights, training):
         """Final states of all layers side by side, `[B, gru_layers * gru_cells]`."""
         return ops.concatenate(run_recurrent(self.recurrent_layers, frames, frame_weights), axis=-1)
+
+    def values_per_video(self, num_frames, num_samplings):
+        """The input of the gates, in two types, and the states of a layer."""
+        return 5 * num_frames * self.gru_cells
 
 
 def run_recurrent(layers, frames, frame_weights):
@@ -390,8 +408,8 @@ class StreamEncoder(keras.layers.Layer):
         hidden_fan_in: int. The initial V is normal with standard deviation `1 / sqrt` of it.
         gating: bool. Whether context gating follows.
 
-    Input shape: frames `[B, T, D]` and their weights `[B, T]`, or, in prediction, `[B, N, T]` for
-    N samplings. Output shape: `[B, hidden_size]` or `[B * N, hidden_size]`.
+    Input shape: `StoredFrames` and their weights `[B, T]`, or, in prediction, `[B, N, T]` for N
+    samplings. Output shape: `[B, hidden_size]` or `[B * N, hidden_size]`.
     """
 
     def __init__(
@@ -413,7 +431,7 @@ class StreamEncoder(keras.layers.Layer):
         frames = self.input_norm(frames, frame_weights, training=training)
         pooled, start = [], 0
         for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
-            stream = frames[..., start : start + size]
+            stream = frames.entries(start, size)
             pooled.append(pooling(stream, frame_weights, training=training))
             start += size
         hidden = self.hidden(ops.concatenate(pooled, axis=-1))
@@ -453,6 +471,7 @@ class LFNLNetVLADModel(FrameLevelModel):
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
 
+    takes_stored_frames = True
     sample_by_count = True
 
     def __init__(
@@ -602,6 +621,7 @@ class SoftBoFModel(FrameLevelModel):
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
 
+    takes_stored_frames = True
     sample_by_count = True
 
     def __init__(

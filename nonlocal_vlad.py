@@ -14,6 +14,7 @@ import keras
 from keras import ops
 
 import utils
+from stored_frames import StoredFrames
 
 
 def scaled_normal(fan_in):
@@ -51,6 +52,24 @@ class MatrixLayer(keras.layers.Layer):
         operands = [ops.cast(operand, self.compute_dtype) for operand in operands]
         return ops.cast(ops.einsum(equation, *operands), "float32")
 
+    def project(self, x, kernel):
+        """Rows `[B, D]` or `[B, T, D]`, or `StoredFrames`, times a matrix `[D, K]`."""
+        if isinstance(x, StoredFrames):
+            return x.project(kernel, self)
+        rows = "BT"[: len(x.shape) - 1]
+        return self.product(f"{rows}D,DK->{rows}K", x, kernel)
+
+    def pool(self, x, weights):
+        """Sums `[B, K, D]` of frames `[B, T, D]`, or `StoredFrames`, with weights `[B, T, K]`."""
+        if isinstance(x, StoredFrames):
+            return x.pool(weights, self)
+        return self.product("BTK,BTD->BKD", weights, x)
+
+
+def row_size(shape):
+    """D of the shape of rows `[B, D]` or `[B, T, D]`, or of `StoredFrames`."""
+    return (shape.q if isinstance(shape, StoredFrames) else shape)[-1]
+
 
 class BatchNorm(keras.layers.Layer):
     """Batch normalisation over weighted rows, as all models of the project use it.
@@ -75,8 +94,8 @@ class BatchNorm(keras.layers.Layer):
             plain mean over the updates.
         folded: bool. Whether `fold` has left nothing but an offset.
 
-    Input shape: `[B, D]` or `[B, T, D]`, with `row_weights` of `[B]` or `[B, T]`. Output shape: the
-    same as the input.
+    Input shape: `[B, D]`, `[B, T, D]` or `StoredFrames`, with `row_weights` of `[B]` or `[B, T]`.
+    Output shape: the same as the input.
 
     Reference: [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
     """
@@ -90,7 +109,7 @@ class BatchNorm(keras.layers.Layer):
 
     def build(self, input_shape):
         """Creates scale, offset and moving averages, `[D]` each, and the number of updates."""
-        shape = (input_shape[-1],)
+        shape = (row_size(input_shape),)
         self.gamma = self.add_weight(shape=shape, initializer="ones", name="gamma")
         self.beta = self.add_weight(shape=shape, initializer="zeros", name="beta")
         averages = {"shape": shape, "trainable": False, "aggregation": "mean"}
@@ -116,7 +135,7 @@ class BatchNorm(keras.layers.Layer):
         else:
             mean, variance = self.moving_mean, self.moving_variance
         scale, offset = self._affine(mean, variance)
-        return x * scale + offset
+        return x.affine(scale, offset) if isinstance(x, StoredFrames) else x * scale + offset
 
     def fold(self):
         """Leaves nothing but an offset, for prediction; returns the scale, `[D]`, to apply before.
@@ -148,8 +167,10 @@ def weighted_moments(x, row_weights=None):
     axes = "BT"[: len(x.shape) - 1]
     if row_weights is None:
         row_weights = ops.ones(ops.shape(x)[:-1])
-    row_weights = ops.cast(row_weights, x.dtype)
+    row_weights = ops.cast(row_weights, "float32")
     shares = row_weights / ops.sum(row_weights)
+    if isinstance(x, StoredFrames):
+        return x.moments(shares)
     mean = ops.einsum(f"{axes},{axes}D->D", shares, x)
     variance = ops.einsum(f"{axes},{axes}D->D", shares, ops.square(x - mean))
     return mean, variance
@@ -168,8 +189,8 @@ class Linear(MatrixLayer):
         bias_initializer: Keras initializer of b.
         regularizer: Keras regularizer of W.
 
-    Input shape: `[B, D]` or `[B, T, D]`, for batch normalisation with `row_weights` of `[B]` or
-    `[B, T]`. Output shape: `[B, units]` or `[B, T, units]`.
+    Input shape: `[B, D]`, `[B, T, D]` or `StoredFrames`, for batch normalisation with `row_weights`
+    of `[B]` or `[B, T]`. Output shape: `[B, units]` or `[B, T, units]`.
     """
 
     def __init__(
@@ -194,7 +215,7 @@ class Linear(MatrixLayer):
     def build(self, input_shape, *_):
         """Creates W, `[D, units]`, and b, `[units]`, or the normalisation."""
         self.kernel = self.add_weight(
-            shape=(input_shape[-1], self.units),
+            shape=(row_size(input_shape), self.units),
             initializer=self.initializer,
             regularizer=self.regularizer,
             name="kernel",
@@ -207,12 +228,11 @@ class Linear(MatrixLayer):
                 name="bias",
             )
         if self.norm is not None:
-            self.norm.build((*input_shape[:-1], self.units))
+            self.norm.build((None, self.units))
 
     def call(self, x, row_weights=None, training=False):
         """The linear map of the last axis of `x`."""
-        rows = "BT"[: len(x.shape) - 1]
-        x = self.product(f"{rows}D,DK->{rows}K", x, self.kernel)
+        x = self.project(x, self.kernel)
         if self.norm is not None:
             return self.norm(x, row_weights, training=training)
         return x + self.bias if self.use_bias else x
@@ -324,8 +344,8 @@ class SoftAssignment(Linear):
     Args:
         clusters: int. K.
 
-    Input shape: frames `[B, T, D]` and their weights `[B, T]`, which the statistics of the batch
-    need. Output shape: `[B, T, K]`.
+    Input shape: frames `[B, T, D]` or `StoredFrames`, and their weights `[B, T]`, which the
+    statistics of the batch need. Output shape: `[B, T, K]`.
     """
 
     def __init__(self, clusters, **kwargs):
@@ -334,7 +354,7 @@ class SoftAssignment(Linear):
 
     def build(self, frames_shape, *_):
         """Creates the cluster weights w, `[D, K]`, and batch normalisation in place of a bias."""
-        self.initializer = scaled_normal(frames_shape[-1])
+        self.initializer = scaled_normal(row_size(frames_shape))
         super().build(frames_shape)
 
     def call(self, frames, frame_weights=None, training=False):
@@ -357,8 +377,9 @@ class NetVLAD(MatrixLayer):
         centers: bool. Whether to subtract the centres c_k.
         nonlocal_block: `NonLocalBlock` or `None`.
 
-    Input shape: frames `[B, T, D]` and their weights `[B, T]`, or, in prediction, `[B, N, T]` for
-    N samplings of the same frames. Output shape: `[B, K * D]` or `[B * N, K * D]`.
+    Input shape: frames `[B, T, D]` or `StoredFrames`, and their weights `[B, T]`; in prediction
+    also `[B, N, T]` for N samplings of the same frames. Output shape: `[B, K * D]` or
+    `[B * N, K * D]`.
 
     Reference: [Arandjelovic et al., 2016](https://arxiv.org/abs/1511.07247) for NetVLAD;
     [Miech et al., 2017](https://arxiv.org/abs/1706.06905) for NetRVLAD;
@@ -374,7 +395,7 @@ class NetVLAD(MatrixLayer):
 
     def build(self, frames_shape, *_):
         """Creates the centres c, `[K, D]`."""
-        size = frames_shape[-1]
+        size = row_size(frames_shape)
         self.assignment.build(frames_shape)
         if self.has_centers:
             self.centers = self.add_weight(
@@ -383,7 +404,7 @@ class NetVLAD(MatrixLayer):
                 name="centers",
             )
         if self.nonlocal_block is not None:
-            self.nonlocal_block.build((frames_shape[0], self.clusters, size))
+            self.nonlocal_block.build((None, self.clusters, size))
 
     def call(self, frames, frame_weights, training=False):
         """The normalised descriptors side by side, `[B, K * D]` or `[B * N, K * D]`."""
@@ -399,11 +420,11 @@ class NetVLAD(MatrixLayer):
 
         What depends on a frame alone is there once; the samplings are more columns of one product.
         """
-        _, length, size = frames.shape
+        size, length = frames.shape[-1], ops.shape(weights)[2]
         columns = weights.shape[1] * self.clusters
         assigned = ops.transpose(weights, (0, 2, 1))[..., None] * shares[:, :, None]
-        assigned = ops.reshape(assigned, (-1, length or ops.shape(frames)[1], columns))
-        descriptors = self.product("BTK,BTD->BKD", assigned, frames)
+        assigned = ops.reshape(assigned, (-1, length, columns))
+        descriptors = self.pool(frames, assigned)
         descriptors = ops.reshape(descriptors, (-1, self.clusters, size))
         if not self.has_centers:
             return descriptors
@@ -422,8 +443,8 @@ class SoftBagOfFeatures(MatrixLayer):
     Args:
         clusters: int. K.
 
-    Input shape: frames `[B, T, D]` and their weights `[B, T]`, or, in prediction, `[B, N, T]` for
-    N samplings of the same frames. Output shape: `[B, K]` or `[B * N, K]`.
+    Input shape: frames `[B, T, D]` or `StoredFrames`, and their weights `[B, T]`; in prediction
+    also `[B, N, T]` for N samplings of the same frames. Output shape: `[B, K]` or `[B * N, K]`.
 
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """

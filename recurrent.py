@@ -19,8 +19,8 @@ class GRU(keras.layers.Layer):
     Args:
         units: int. Size of the state h.
 
-    Input shape: frames `[B, T, D]` and a bool mask `[B, T]`, true for real frames. Output shape:
-    the states of all frames, `[B, T, units]`, and the last one, `[B, units]`.
+    Input shape: frames `[B, T, D]` or `StoredFrames`, and a bool mask `[B, T]`, true for real
+    frames. Output shape: the states of all frames, `[B, T, units]`, and the last one, `[B, units]`.
 
     Reference: [Cho et al., 2014](https://arxiv.org/abs/1406.1078).
     """

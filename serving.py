@@ -23,7 +23,7 @@ def make_module(ensemble, data, top_k, class_names=None):
     top_k = min(top_k, data.num_classes)
 
     def predict(**inputs):
-        inputs = _checked(inputs) if data.frame_level else inputs["features"]
+        inputs = _checked(inputs, data) if data.frame_level else inputs["features"]
         return {"predictions": tf.identity(ensemble(inputs), name="predictions")}
 
     predict = tf.function(predict, autograph=False).get_concrete_function(**_input_specs(data))
@@ -82,9 +82,16 @@ def _input_specs(data):
     }
 
 
-def _checked(inputs):
+def _checked(inputs, data):
     frames, num_frames = inputs["frames"], inputs["num_frames"]
+    size = sum(data.feature_sizes)
     checks = [
+        # TensorFlow takes the last axis for granted, and does not look when it is called.
+        tf.debugging.assert_equal(
+            tf.size(frames),
+            tf.reduce_prod(tf.shape(frames)[:2]) * size,
+            f"frames must have {size} entries each",
+        ),
         tf.debugging.assert_equal(
             tf.shape(frames)[0],
             tf.shape(num_frames)[0],

@@ -79,7 +79,7 @@ def results(tmp_path_factory):
             "KERAS_BACKEND": "jax",
             "JAX_PLATFORMS": "cpu",
             # Compiles in half of the time.
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": "--xla_backend_optimization_level=1",
         },
         capture_output=True,
         text=True,

@@ -365,7 +365,7 @@ def test_a_model_of_plain_keras_layers_is_exported(frame_data, tmp_path, monkeyp
         ((2, 5, 12), [5], "frames and num_frames must be of as many videos"),
         ((2, 5, 12), [5, 6], "num_frames must be at most the frames given"),
         ((2, 5, 12), [5, 0], "num_frames must be at least 1"),
-        ((2, 5, 11), [5, 5], "12"),
+        ((2, 5, 11), [5, 5], "frames must have 12 entries each"),
     ],
 )
 def test_frames_of_the_wrong_form_are_refused(exported, frames, num_frames, message):

@@ -222,7 +222,7 @@ def reference_gru(frames, weights):
 def test_frames_are_dequantised_and_of_length_one_and_padding_is_zero():
     frames, num_frames = make_videos()
     weights = (np.arange(frames.shape[1]) < num_frames[:, None]).astype(np.float32)
-    actual = np.asarray(frame_level_models.normalize(frames, weights))
+    actual = np.asarray(frame_level_models.normalize(frames, weights).to_float())
     assert actual.dtype == np.float32
     for row, video in enumerate(reference_frames(frames, num_frames)):
         assert_close(actual[row, : len(video)], video)
