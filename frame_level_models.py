@@ -341,7 +341,7 @@ class LstmModel(FrameLevelModel):
 
     def encode(self, frames, frame_weights, training):
         """Hidden state of the last layer after the last real frame, `[B, lstm_cells]`."""
-        return run_recurrent(self.recurrent_layers, frames, frame_weights)[-1]
+        return run_recurrent(self.recurrent_layers, frames, frame_weights, training)[-1]
 
 
 @registry.register
@@ -371,14 +371,15 @@ class GruModel(FrameLevelModel):
 
     def encode(self, frames, frame_weights, training):
         """Final states of all layers side by side, `[B, gru_layers * gru_cells]`."""
-        return ops.concatenate(run_recurrent(self.recurrent_layers, frames, frame_weights), axis=-1)
+        states = run_recurrent(self.recurrent_layers, frames, frame_weights, training)
+        return ops.concatenate(states, axis=-1)
 
     def values_per_video(self, num_frames, num_samplings):
         """The input of the gates, in two types, and the states of a layer."""
         return 5 * num_frames * self.gru_cells
 
 
-def run_recurrent(layers, frames, frame_weights):
+def run_recurrent(layers, frames, frame_weights, training):
     """Runs recurrent layers on top of each other; the state of a video rests at its padding.
 
     Returns:
@@ -387,7 +388,7 @@ def run_recurrent(layers, frames, frame_weights):
     mask = frame_weights > 0
     states = []
     for layer in layers:
-        frames, state, *_ = layer(frames, mask=mask)
+        frames, state, *_ = layer(frames, mask=mask, training=training)
         states.append(state)
     return states
 

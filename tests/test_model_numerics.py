@@ -202,8 +202,8 @@ def reference_lstm(frames, weights):
 
 def reference_gru(frames, weights):
     """Hidden states after each frame; the order of the gates is update z, reset r, candidate."""
-    candidate = weights["recurrence/cell/candidate/kernel"]
-    update, reset = np.split(weights["recurrence/cell/gates/kernel"], 2, axis=1)
+    candidate = weights["candidate"]
+    update, reset = np.split(weights["gates"], 2, axis=1)
     units = len(candidate)
     projection = sub_weights(weights, "input_projection")
     hidden, states = [0.0] * units, []
