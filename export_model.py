@@ -283,6 +283,7 @@ def fitted_weights(flag_values, train_dirs):
         num_samplings=flag_values.num_samplings,
         seed=flag_values.seed,
         use_ema=flag_values.use_ema,
+        compute_dtype=flag_values.dtype,
     )
     predictor.restore()
     options = {"batch_size": flag_values.batch_size, "top_k": flag_values.top_k}

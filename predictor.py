@@ -6,6 +6,7 @@ import tensorflow as tf
 from absl import flags
 
 import checkpoints
+import compute
 import files
 import program
 from ensemble import Ensemble
@@ -29,6 +30,7 @@ class Predictor:
         seed: int. Seed of the sampling of frames; the same seed, data and batch size give the same
             predictions.
         use_ema: bool. Whether to use the exponential moving average of the weights.
+        compute_dtype: str. Type of the operands of matrix products, as of `compute.matrix_policy`.
 
     Attributes:
         data: the `DataConfig` of what the models take.
@@ -40,13 +42,23 @@ class Predictor:
         InputError: if a directory holds no run, or the runs take different data.
     """
 
-    def __init__(self, train_dirs, *, weights=None, num_samplings=1, seed=0, use_ema=False):
+    def __init__(
+        self,
+        train_dirs,
+        *,
+        weights=None,
+        num_samplings=1,
+        seed=0,
+        use_ema=False,
+        compute_dtype=None,
+    ):
         configs = load_configs(train_dirs)
         self.data = configs[0].data
         self.label_loss = configs[0].label_loss
         self.steps = []
+        policy = compute.matrix_policy(compute_dtype)
         self.ensemble = Ensemble(
-            [config.build_model() for config in configs],
+            [config.build_model(policy) for config in configs],
             weights=weights,
             num_samplings=num_samplings,
             seed=seed,
@@ -186,6 +198,7 @@ def define_sampling_flags(flag_values):
 def define_flags(flag_values):
     """Defines the flags that name what predicts, and how records are read for it."""
     define_sampling_flags(flag_values)
+    compute.define_flags(flag_values)
     program.define_flags(flag_values, "batch_size", "num_readers", "skip_corrupt_records", "top_k")
     flags.DEFINE_string(
         "exported_model",
@@ -228,7 +241,7 @@ def from_flags(flag_values):
     program.require_not_negative(flag_values, "skip_corrupt_records")
     train_dirs, weights = train_dirs_from_flags(flag_values)
     if flag_values.exported_model:
-        settled = ("checkpoint", "weights", "num_samplings", "use_ema", "seed")
+        settled = ("checkpoint", "weights", "num_samplings", "use_ema", "seed", "compute_dtype")
         given = [f"--{name}" for name in settled if flag_values[name].present]
         if given:
             raise InputError(
@@ -242,6 +255,7 @@ def from_flags(flag_values):
         num_samplings=flag_values.num_samplings,
         seed=flag_values.seed,
         use_ema=flag_values.use_ema,
+        compute_dtype=flag_values.compute_dtype,
     )
 
 

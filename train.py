@@ -15,6 +15,7 @@ import tensorflow as tf
 from absl import flags, logging
 
 import checkpoints
+import compute
 import files
 import program
 import recipe_flags
@@ -64,6 +65,7 @@ def train(
     metrics_steps=100,
     num_readers=4,
     skip_corrupt_records=0,
+    compute_dtype=None,
 ):
     """Trains until the data or the steps end, from the newest checkpoint if there is one.
 
@@ -80,6 +82,7 @@ def train(
         metrics_steps: int. Steps between two log lines with Hit@1, PERR and GAP of the batch.
         num_readers: int. Threads that read records.
         skip_corrupt_records: int. How many damaged records to skip.
+        compute_dtype: str. Type of the operands of matrix products, as of `compute.matrix_policy`.
 
     Returns:
         A `TrainResult`.
@@ -96,7 +99,7 @@ def train(
     keras.utils.set_random_seed(config.seed)
     strategy = tf.distribute.get_strategy()
     with strategy.scope():
-        model = config.build_model()
+        model = config.build_model(compute.matrix_policy(compute_dtype))
         optimizer = trainer.build_optimizer(config)
         optimizer.build(model.trainable_variables)
     prepare_train_dir(train_dir, config, start_new_model)
@@ -186,6 +189,7 @@ def prepare_train_dir(train_dir, config, start_new_model):
 def define_flags(flag_values):
     """Defines the flags of this program, those that a recipe sets among them."""
     recipe_flags.define_flags(flag_values)
+    compute.define_flags(flag_values)
     program.define_flags(flag_values, "train_dir", "num_readers", "skip_corrupt_records")
     own = {"flag_values": flag_values}
     flags.DEFINE_string(
@@ -220,7 +224,7 @@ def main(flag_values):
             for name in (
                 *("train_data_pattern", "train_dir", "num_epochs", "max_steps", "start_new_model"),
                 *("export_model_steps", "keep_checkpoints", "log_steps", "metrics_steps"),
-                *("num_readers", "skip_corrupt_records"),
+                *("num_readers", "skip_corrupt_records", "compute_dtype"),
             )
         },
     )

@@ -52,6 +52,11 @@ class Trainer:
         self._loss_sum = tf.Variable(0.0, trainable=False)
         self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
         self.ema = self._make_ema() if config.ema_decay else None
+        # Compiled, the update goes through the memory of the weights fewer times. Collective
+        # operations cannot be compiled.
+        self._update = tf.function(
+            self._clip_and_apply, autograph=False, jit_compile=strategy.num_replicas_in_sync == 1
+        )
 
     @property
     def step(self):
@@ -131,7 +136,7 @@ class Trainer:
             loss = label_loss + self.config.regularization_penalty * penalty
         gradients = tape.gradient(loss, weights)
         self._warn_of_unused(weights, gradients)
-        self.optimizer.apply(self._merge_and_clip(gradients), weights)
+        self._update(self._merged(gradients))
         if self.ema is not None:
             self._update_ema()
         return label_loss, loss, predictions
@@ -152,19 +157,31 @@ class Trainer:
             kept = 0.0 if path.endswith("num_updates") else decay
             self.ema[path].assign(kept * self.ema[path] + (1.0 - kept) * weight)
 
-    def _merge_and_clip(self, gradients):
-        """Mean over replicas, each variable's clipped; the optimizer sums over the replicas."""
+    def _merged(self, gradients):
+        """Mean over the replicas."""
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
-        norm = self.config.clip_gradient_norm
-        merged = []
-        for gradient in gradients:
-            if gradient is not None:
-                gradient = context.all_reduce("SUM", gradient) / replicas
-                gradient = tf.clip_by_norm(gradient, norm) if norm > 0 else gradient
-                gradient = gradient / replicas
-            merged.append(gradient)
-        return merged
+        if replicas == 1:
+            return gradients
+        return [
+            None if gradient is None else context.all_reduce("SUM", gradient) / replicas
+            for gradient in gradients
+        ]
+
+    def _clip_and_apply(self, gradients):
+        """Clips the gradient of each variable and updates the weights."""
+        norm, replicas = self.config.clip_gradient_norm, self.strategy.num_replicas_in_sync
+
+        def clipped(gradient):
+            if gradient is None:
+                return None
+            gradient = tf.clip_by_norm(gradient, norm) if norm > 0 else gradient
+            # The optimizer sums over the replicas.
+            return gradient / replicas if replicas > 1 else gradient
+
+        self.optimizer.apply(
+            [clipped(gradient) for gradient in gradients], self.model.trainable_variables
+        )
 
     def _warn_of_unused(self, weights, gradients):
         unused = [w.path for w, g in zip(weights, gradients, strict=True) if g is None]

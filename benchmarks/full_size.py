@@ -7,9 +7,11 @@ import resource
 import statistics
 import sys
 
+import keras
 import numpy as np
 from absl import flags
 
+import compute
 import program
 import recipe_flags
 
@@ -19,6 +21,7 @@ PACKAGES = ("tensorflow", "keras", "numpy")
 def define_flags(flag_values):
     """Defines the flags of a benchmark of one model, which takes recipes as well."""
     recipe_flags.define_flags(flag_values)
+    compute.define_flags(flag_values)
     flag_values.set_default("batch_size", 80)
     own = {"flag_values": flag_values}
     flags.DEFINE_integer("rounds", 5, "How often to measure.", **own)
@@ -45,9 +48,12 @@ def random_batch(config):
 
 
 def report(measure, flag_values):
-    """Prints what `measure(config, rounds, steps)`, seconds per batch in each round, comes to."""
+    """Prints what `measure(model, config, rounds, steps)`, seconds per batch, comes to."""
     config = config_from_flags(flag_values)
-    values = summary(config, measure(config, flag_values.rounds, flag_values.steps))
+    keras.utils.set_random_seed(config.seed)
+    policy = compute.matrix_policy(flag_values.compute_dtype)
+    seconds = measure(config.build_model(policy), config, flag_values.rounds, flag_values.steps)
+    values = {**summary(config, seconds), "matrix_policy": policy}
     print(json.dumps(values, indent=2) if flag_values.format == "json" else as_lines(values))
 
 
@@ -77,7 +83,7 @@ def as_lines(values):
         (
             "{model}: {seconds_per_batch:.3f} s per batch of {batch_size} ({seconds_min:.3f} to "
             "{seconds_max:.3f}), {examples_per_second:.1f} examples/s, peak memory "
-            "{peak_memory_gib:.2f} GiB, {cores} cores"
+            "{peak_memory_gib:.2f} GiB, {cores} cores, {matrix_policy}"
         ).format(**values)
         + "\n"
         + ", ".join(f"{k} {v}" for k, v in values["versions"].items())

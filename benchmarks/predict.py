@@ -10,8 +10,6 @@ import pathlib
 import sys
 import time
 
-import keras
-
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import full_size
@@ -21,10 +19,9 @@ from ensemble import Ensemble
 from full_size import define_flags
 
 
-def measure(config, rounds, steps):
+def measure(model, config, rounds, steps):
     """Seconds per batch in every round; two batches before the first are not counted."""
-    keras.utils.set_random_seed(config.seed)
-    predict = predictor.compiled(Ensemble([config.build_model()]))
+    predict = predictor.compiled(Ensemble([model]))
     inputs, _ = full_size.random_batch(config)
     for _ in range(2):
         predict(inputs)

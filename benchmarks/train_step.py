@@ -9,7 +9,6 @@ import pathlib
 import sys
 import time
 
-import keras
 import tensorflow as tf
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -20,10 +19,8 @@ import trainer
 from full_size import define_flags
 
 
-def measure(config, rounds, steps):
+def measure(model, config, rounds, steps):
     """Seconds per training step in every round; two steps before the first are not counted."""
-    keras.utils.set_random_seed(config.seed)
-    model = config.build_model()
     optimizer = trainer.build_optimizer(config)
     stepper = trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
     batch = tf.nest.map_structure(tf.constant, full_size.random_batch(config))

@@ -2,8 +2,17 @@
 
 import pytest
 
+import compute
 import programs
 import sample_records
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_by_default():
+    """Makes results in this process the same on every machine; tests ask for bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compute, "multiplies_bfloat16", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,107 @@
+"""Products in bfloat16: when they are chosen, and that training and prediction hardly change."""
+
+import logging
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import logging as absl_logging
+
+import compute
+import programs
+import train
+
+# `conftest.py` replaces it for all other tests.
+MULTIPLIES_BFLOAT16 = compute.multiplies_bfloat16
+
+
+@pytest.mark.parametrize(
+    ("text", "native"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx512f amx_bf16\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx2\n", False),
+        ("processor\t: 0\n", False),
+        (None, False),
+    ],
+)
+def test_bfloat16_is_the_default_where_the_processor_multiplies_it(
+    tmp_path, monkeypatch, text, native
+):
+    path = tmp_path / "cpuinfo"
+    if text is not None:
+        path.write_text(text)
+    features = compute._cpu_features(path)
+    assert bool(features & compute._CPU_FEATURES) == native
+    monkeypatch.setattr(compute, "multiplies_bfloat16", lambda: native)
+    assert compute.matrix_policy() == ("mixed_bfloat16" if native else "float32")
+
+
+@pytest.mark.parametrize(("capability", "native"), [((8, 0), True), ((7, 5), False), (None, False)])
+def test_a_gpu_decides_by_its_compute_capability(monkeypatch, capability, native):
+    details = {} if capability is None else {"compute_capability": capability}
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [])
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    assert MULTIPLIES_BFLOAT16() == native
+
+
+def test_the_log_tells_the_type(caplog):
+    with caplog.at_level(logging.INFO, absl_logging.get_absl_logger().name):
+        assert compute.matrix_policy("bfloat16") == "mixed_bfloat16"
+        assert compute.matrix_policy("float32") == "float32"
+    assert "bfloat16 operands, as asked for" in caplog.text
+
+
+def scalars(train_dir, tag):
+    """Values of a TensorBoard scalar by step."""
+    found = {}
+    for path in pathlib.Path(train_dir, "train").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                if value.tag == tag:
+                    found[event.step] = float(tf.make_ndarray(value.tensor))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*tf_record_iterator:")
+@pytest.mark.parametrize("model", ["netvlad", "gru"])
+def test_loss_curves_of_both_types_agree(frame_data, tmp_path, model):
+    options = {
+        "netvlad": programs.SMALL_NETVLAD,
+        "gru": ("--model=GruModel", "--gru_cells=8", "--batch_size=16", *programs.SMALL_DATA),
+    }[model]
+    curves = []
+    for dtype in ("float32", "bfloat16"):
+        train_dir = tmp_path / dtype
+        programs.run(
+            train,
+            f"--train_dir={train_dir}",
+            f"--train_data_pattern={frame_data}",
+            *options,
+            *("--base_learning_rate=0.002", "--max_steps=200", "--num_epochs=100"),
+            *("--log_steps=20", f"--compute_dtype={dtype}"),
+        )
+        curves.append(scalars(train_dir, "loss"))
+    exact, rounded = curves
+    assert list(exact) == list(rounded) == list(range(20, 201, 20))
+    np.testing.assert_allclose(list(rounded.values()), list(exact.values()), rtol=0.01)
+    assert list(rounded.values()) != list(exact.values())
+    assert exact[200] < 0.8 * exact[20]
+
+
+def test_predictions_of_both_types_agree(trained_netvlad, frame_data, tmp_path):
+    float32, bfloat16 = (
+        programs.predictions(
+            tmp_path / f"{dtype}.csv",
+            10,
+            train_dir=trained_netvlad,
+            input_data_pattern=frame_data,
+            compute_dtype=dtype,
+        )
+        for dtype in ("float32", "bfloat16")
+    )
+    differences = [np.abs(float32[video] - bfloat16[video]).max() for video in float32]
+    assert 0 < max(differences) < 0.02
