@@ -23,8 +23,20 @@ python train.py --flagfile=recipes/small_lfnl_netvlad.flags --train_dir="$demo/s
 python eval.py --train_dir="$demo/small_lfnl_netvlad" \
   --eval_data_pattern="$demo/data/validate*.tfrecord" --run_once
 
-echo "== 4. Predicting the labels of test videos"
-python inference.py --train_dir="$demo/small_lfnl_netvlad" \
+echo "== 4. Averaging its last checkpoints, with batch normalisation computed anew"
+rm -rf "$demo/averaged" "$demo/exported"
+python average_checkpoints.py --train_dir="$demo/small_lfnl_netvlad" --num_last=3 \
+  --train_data_pattern="$demo/data/train*.tfrecord" --batch_norm_batches=80 \
+  --output_dir="$demo/averaged"
+
+echo "== 5. Exporting both models as one graph in bfloat16, and evaluating what was exported"
+python export_model.py --train_dirs="$demo/averaged,$demo/small_moe" --num_samplings=5 \
+  --class_names="$demo/data/vocabulary.csv" --output_dir="$demo/exported"
+python eval.py --exported_model="$demo/exported" \
+  --eval_data_pattern="$demo/data/validate*.tfrecord" --run_once
+
+echo "== 6. Predicting the labels of test videos with it"
+python inference.py --exported_model="$demo/exported" \
   --input_data_pattern="$demo/data/test*.tfrecord" --output_file="$demo/predictions.csv"
 
 cat <<END
@@ -33,6 +45,8 @@ Done. What there is now:
   $demo/data/                   the videos: train*, validate*, test*.tfrecord, vocabulary.csv
   $demo/small_lfnl_netvlad/     the model: checkpoints and model_flags.json; eval/metrics.json
   $demo/small_moe/              the simple model, likewise
-  $demo/predictions.csv         the 20 best classes of each test video
+  $demo/averaged/               the mean of the model's last checkpoints
+  $demo/exported/               both in one graph, which needs TensorFlow alone
+  $demo/predictions.csv         the 20 best classes of each test video, by that graph
 To see the curves: tensorboard --logdir=$demo
 END

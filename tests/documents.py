@@ -16,7 +16,8 @@ def code_blocks(path, language):
 
 def commands(path):
     """Commands `python PROGRAM.py ...` of a document or script, split into words."""
-    text = path.read_text().replace("\\\n", " ")
+    text = path.read_text().replace("\\\n", "")
+    text = text.replace("$model", "lfnl_netvlad")  # Of a loop over recipes, one.
     if path.suffix == ".md":
         text += "\n" + "\n".join(re.findall(r"`(python [^`]*)`", text))
     found = re.findall(r"^ *(python [\w/]+\.py .*)$", text, re.MULTILINE)
