@@ -1,0 +1,95 @@
+"""Frames that stay bytes equal the numbers that they stand for, in every product."""
+
+import numpy as np
+import pytest
+
+import nonlocal_vlad
+import utils
+from stored_frames import StoredFrames, frame_scales
+
+B, T, D, K = 3, 5, 7, 4
+RNG = np.random.default_rng(6)
+BYTES = RNG.integers(0, 256, (B, T, D), dtype=np.uint8)
+GAINS, OFFSETS = RNG.normal(size=(2, D)).astype(np.float32)
+KERNEL = RNG.normal(size=(D, K)).astype(np.float32)
+WEIGHTS = RNG.uniform(size=(B, T, K)).astype(np.float32)
+# The last frame of every video is padding.
+REAL = (np.arange(T) < T - 1).astype(np.float32) * np.ones((B, 1), np.float32)
+
+
+def unit_frames():
+    """Frames of length 1 in float64; padding is 0."""
+    values = utils.dequantize(BYTES.astype(np.float64))
+    return values / np.linalg.norm(values, axis=-1, keepdims=True) * REAL[..., None]
+
+
+def stored():
+    return StoredFrames.normalized(BYTES, np.asarray(frame_scales(BYTES)) * REAL)
+
+
+CASES = {
+    "of length 1": (stored, unit_frames),
+    "after batch normalisation": (
+        lambda: stored().affine(GAINS, OFFSETS),
+        lambda: unit_frames() * GAINS + OFFSETS,
+    ),
+    "of one feature": (
+        lambda: stored().affine(GAINS, OFFSETS).entries(2, 3),
+        lambda: (unit_frames() * GAINS + OFFSETS)[..., 2:5],
+    ),
+    "normalised twice": (
+        lambda: stored().affine(GAINS, OFFSETS).affine(OFFSETS, GAINS),
+        lambda: (unit_frames() * GAINS + OFFSETS) * OFFSETS + GAINS,
+    ),
+}
+EVERY_CASE = pytest.mark.parametrize("case", CASES)
+
+
+def pair(case):
+    """Stored frames and what they stand for, float64 `[B, T, size]`."""
+    frames, expected = CASES[case]
+    return frames(), expected()
+
+
+def assert_close(actual, expected):
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=1e-5, atol=2e-6)
+
+
+@EVERY_CASE
+def test_numbers_are_those_of_the_bytes(case):
+    frames, expected = pair(case)
+    assert_close(frames.to_float(), expected)
+    assert tuple(frames.shape) == expected.shape
+
+
+@EVERY_CASE
+def test_projection_is_that_of_the_numbers(case):
+    frames, expected = pair(case)
+    kernel = KERNEL[: expected.shape[-1]]
+    assert_close(frames.project(kernel, nonlocal_vlad.MatrixLayer()), expected @ kernel)
+
+
+@EVERY_CASE
+def test_weighted_sums_are_those_of_the_numbers(case):
+    frames, expected = pair(case)
+    sums = np.einsum("BTK,BTD->BKD", WEIGHTS.astype(np.float64), expected)
+    assert_close(frames.pool(WEIGHTS, nonlocal_vlad.MatrixLayer()), sums)
+
+
+def test_moments_are_those_of_the_numbers():
+    frames, expected = pair("after batch normalisation")
+    shares = REAL / REAL.sum()
+    mean, variance = frames.moments(shares)
+    rows = expected[REAL > 0]
+    assert_close(mean, rows.mean(axis=0))
+    assert_close(variance, rows.var(axis=0))
+
+
+def test_products_in_bfloat16_round_no_byte():
+    with nonlocal_vlad.matrix_policy("mixed_bfloat16"):
+        layer = nonlocal_vlad.MatrixLayer()
+    eye = np.eye(D, dtype=np.float32)
+    scales = np.ones((B, T), np.float32)
+    frames = StoredFrames.normalized(BYTES, scales)
+    exact = frames.project(eye, nonlocal_vlad.MatrixLayer())
+    np.testing.assert_array_equal(frames.project(eye, layer), exact)
