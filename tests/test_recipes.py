@@ -252,6 +252,8 @@ def test_commands_parse(name, tmp_path, monkeypatch):
         scripts = ["train.py", "eval.py"]
         if name.startswith("small_"):
             scripts = ["make_sample_data.py", *scripts]
+        if name in OF_THE_PAPER:
+            scripts = [*scripts, "average_checkpoints.py"]
     assert [command[1] for command in commands] == scripts
     monkeypatch.chdir(documents.ROOT)
     train_dirs = set()
@@ -259,7 +261,7 @@ def test_commands_parse(name, tmp_path, monkeypatch):
         flag_values = flags.FlagValues()
         importlib.import_module(script.removesuffix(".py")).define_flags(flag_values)
         assert flag_values([script, *arguments]) == [script]
-        if script in ("train.py", "eval.py"):
+        if script in ("train.py", "eval.py", "average_checkpoints.py"):
             train_dirs.add(flag_values.train_dir)
         if script == "train.py" and name != "README":
             assert train.config_from_flags(flag_values) == config_of(name)
