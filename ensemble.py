@@ -10,7 +10,7 @@ import frame_level_models
 import stored_frames
 from utils import InputError
 
-# A model gets as many videos at once as keep its activations at about this many floats, 96 MiB.
+# A model gets as many videos at once as keep its activations at about this many floats, 24 MiB.
 _MOST_VALUES = 6 * 2**20
 
 
@@ -102,6 +102,7 @@ def in_parts(function, inputs, values):
     count = tf.shape(inputs["num_frames"])[0]
     size = tf.maximum(_MOST_VALUES // values, 1)
     num_parts = (count + size - 1) // size
+    size = (count + num_parts - 1) // num_parts
     parts = tf.TensorArray(tf.float32, num_parts, infer_shape=False)
 
     def add_part(number, parts):

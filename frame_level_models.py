@@ -341,7 +341,9 @@ class LstmModel(FrameLevelModel):
 
     def encode(self, frames, frame_weights, training):
         """Hidden state of the last layer after the last real frame, `[B, lstm_cells]`."""
-        return run_recurrent(self.recurrent_layers, frames, frame_weights, training)[-1]
+        for layer in self.recurrent_layers:
+            frames, state, _ = layer(frames, mask=frame_weights > 0)
+        return state
 
 
 @registry.register
@@ -364,33 +366,16 @@ class GruModel(FrameLevelModel):
     def __init__(self, *, gru_cells=1200, gru_layers=2, moe_l2=1e-6, **kwargs):
         super().__init__(moe_l2=moe_l2, **kwargs)
         utils.check_at_least(1, gru_cells=gru_cells, gru_layers=gru_layers)
-        self.gru_cells = gru_cells
-        self.recurrent_layers = [
-            recurrent.GRU(gru_cells, name=f"gru_{number}") for number in range(gru_layers)
-        ]
+        self.gru = recurrent.GRUStack(gru_cells, gru_layers, name="gru")
 
     def encode(self, frames, frame_weights, training):
         """Final states of all layers side by side, `[B, gru_layers * gru_cells]`."""
-        states = run_recurrent(self.recurrent_layers, frames, frame_weights, training)
-        return ops.concatenate(states, axis=-1)
+        return self.gru(frames, frame_weights > 0, training=training)
 
     def values_per_video(self, num_frames, num_samplings):
-        """The input of the gates, in two types, and the states of a layer."""
-        return 5 * num_frames * self.gru_cells
-
-
-def run_recurrent(layers, frames, frame_weights, training):
-    """Runs recurrent layers on top of each other; the state of a video rests at its padding.
-
-    Returns:
-        A list of the final hidden state of each layer, `[B, units]`.
-    """
-    mask = frame_weights > 0
-    states = []
-    for layer in layers:
-        frames, state, *_ = layer(frames, mask=mask, training=training)
-        states.append(state)
-    return states
+        """The gates of a moment, states, and the frames if they are copied."""
+        copies = num_samplings if self.iterations else 0
+        return 10 * self.gru.units + copies * num_frames * sum(self.feature_sizes)
 
 
 class StreamEncoder(keras.layers.Layer):

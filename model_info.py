@@ -141,8 +141,17 @@ class _Function:
         name, number = _split(source)
         return tf.TensorShape(self._shapes[name][number])
 
-    def loop_length(self, node):
-        """How often a loop runs: as often as the lists that it reads have entries."""
+    def constants(self):
+        """Values of the scalar constants among the nodes, a set."""
+        nodes = [node for node in self.nodes if node.op == "Const"]
+        values = [tf.make_ndarray(node.attr["value"].tensor) for node in nodes]
+        return {value.item() for value in values if value.ndim == 0}
+
+    def loop_length(self, node, functions):
+        """How often a loop runs: to the limit of its count, or to the end of the lists it reads."""
+        limits = functions[node.attr["cond"].func.name].constants()
+        if len(limits) == 1:
+            return limits.pop()
         sources = [self._by_name.get(_split(source)[0]) for source in node.input]
         lengths = {
             self.shape(source.input[0])[0]
@@ -173,7 +182,7 @@ def _count(function, functions, layers, caller):
         for name in _called_functions(node):
             inner = _count(functions[name], functions, layers, layer)
             loop = node.op in ("While", "StatelessWhile") and any(inner.values())
-            times = function.loop_length(node) if loop else 1
+            times = function.loop_length(node, functions) if loop else 1
             for key, value in inner.items():
                 counts[key] = counts.get(key, 0) + times * value
     return counts

@@ -20,8 +20,9 @@ class GRU(nonlocal_vlad.MatrixLayer):
     Args:
         units: int. Size of the state h.
 
-    Input shape: frames `[B, T, D]` or `StoredFrames`, and a bool mask `[B, T]`, true for real
-    frames. Output shape: the states of all frames, `[B, T, units]`, and the last one, `[B, units]`.
+    Input shape: frames `[B, T, D]` or `StoredFrames`, and bool `[B, T]`, true for real frames
+    and false for padding. Output shape: the states of all frames, `[B, T, units]`, and the last
+    one, `[B, units]`.
 
     Reference: [Cho et al., 2014](https://arxiv.org/abs/1406.1078).
     """
@@ -33,7 +34,7 @@ class GRU(nonlocal_vlad.MatrixLayer):
             3 * units, bias_initializer=_open_gates, name="input_projection"
         )
 
-    def build(self, frames_shape, mask_shape=None):
+    def build(self, frames_shape, *_):
         """Creates W and b of the input, U_zr, `[units, 2 * units]`, and U_c, `[units, units]`."""
         self.input_projection.build(frames_shape)
         self.gates, self.candidate = (
@@ -41,38 +42,43 @@ class GRU(nonlocal_vlad.MatrixLayer):
             for name, size in (("gates", 2 * self.units), ("candidate", self.units))
         )
 
-    def call(self, frames, mask, training=False):
+    def call(self, frames, real):
         """States of all frames and the last one of each video."""
         projected = self.input_projection(frames)
         # An update gate of exactly 1 keeps the state, and lets no gradient through to the input.
         rest = ops.concatenate([ops.full([self.units], 1e9), ops.zeros([2 * self.units])])
-        projected += ops.cast(~mask, "float32")[..., None] * rest
-        matrices = [ops.cast(matrix, self.compute_dtype) for matrix in (self.gates, self.candidate)]
-        run = self.run_with_gradient if training else self.run
-        states = run(ops.transpose(projected, (1, 0, 2)), *matrices)
+        projected += ops.cast(~real, "float32")[..., None] * rest
+        states = self.recurrence(ops.transpose(projected, (1, 0, 2)), *self.matrices())
         return ops.transpose(states, (1, 0, 2)), states[-1]
 
-    def run(self, projected, gates, candidate):
-        """The recurrence.
+    def matrices(self):
+        """U_zr and U_c in the dtype of the products."""
+        return [ops.cast(matrix, self.compute_dtype) for matrix in (self.gates, self.candidate)]
+
+    def cell(self, x, state, gates, candidate):
+        """One step: the next state h, and update z, reset r and candidate c, `[B, units]` each.
 
         Args:
-            projected: float32 `[T, B, 3 * units]`, `W x + b` for update, reset and candidate.
-            gates: U_zr, in the dtype of the products.
+            x: float32 `[B, 3 * units]`, `W x + b` for update, reset and candidate.
+            state: float32 `[B, units]`.
+            gates: U_zr, of `matrices`.
             candidate: U_c, likewise.
-
-        Returns:
-            The states, float32 `[T, B, units]`.
         """
-        return self._steps(projected, gates, candidate)[0]
+        opened = ops.sigmoid(x[:, : 2 * self.units] + self.product("BI,IJ->BJ", state, gates))
+        update, reset = ops.split(opened, 2, axis=-1)
+        kept = self.product("BI,IJ->BJ", reset * state, candidate)
+        new = ops.tanh(x[:, 2 * self.units :] + kept)
+        return state + (1.0 - update) * (new - state), update, reset, new
 
-    def run_with_gradient(self, projected, gates, candidate):
-        """The same as `run`, with a gradient that needs less time and memory than the derived one.
+    def recurrence(self, projected, gates, candidate):
+        """The states `[T, B, units]` of projected inputs `[T, B, 3 * units]`.
 
-        The loop back through time holds only what each step needs of the step after it.
+        Its gradient is written by hand and needs less time and memory than the derived one: the
+        loop back through time holds only what each step needs of the step after it.
         """
 
         @ops.custom_gradient
-        def recurrence(projected, gates, candidate):
+        def run(projected, gates, candidate):
             states, *kept = self._steps(projected, gates, candidate)
 
             def gradient(d_states):
@@ -89,20 +95,13 @@ class GRU(nonlocal_vlad.MatrixLayer):
 
             return states, gradient
 
-        return recurrence(projected, gates, candidate)
+        return run(projected, gates, candidate)
 
     def _steps(self, projected, gates, candidate):
         """States h, update z, reset r and candidates c of all frames, `[T, B, units]` each."""
 
         def step(carried, x):
-            state, *_ = carried
-            opened = ops.sigmoid(x[:, : 2 * self.units] + self.product("BI,IJ->BJ", state, gates))
-            update, reset = ops.split(opened, 2, axis=-1)
-            new = ops.tanh(
-                x[:, 2 * self.units :] + self.product("BI,IJ->BJ", reset * state, candidate)
-            )
-            state += (1.0 - update) * (new - state)
-            results = (state, update, reset, new)
+            results = self.cell(x, carried[0], gates, candidate)
             return results, results
 
         start = ops.zeros_like(projected[0, :, : self.units])
@@ -131,6 +130,65 @@ class GRU(nonlocal_vlad.MatrixLayer):
         inputs = ops.concatenate([d_states, before, *kept], axis=-1)
         _, parts = ops.scan(step, (start,) * 4, inputs, reverse=True)
         return ops.concatenate(parts[1:], axis=-1)
+
+
+class GRUStack(keras.layers.Layer):
+    """GRUs on top of each other; tells the final states of all.
+
+    In prediction all layers take a frame before the next one, so that the states of all frames are
+    never held.
+
+    Args:
+        units: int. Size of the state of each layer.
+        num_layers: int.
+
+    Input shape: `StoredFrames` of B videos of T frames, and bool `[B, T]`, true for real
+    frames and false for padding. Output shape: `[B, num_layers * units]`.
+    """
+
+    def __init__(self, units, num_layers, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.grus = [GRU(units, name=f"gru_{number}") for number in range(num_layers)]
+
+    def build(self, frames_shape, *_):
+        """Builds the layers."""
+        for gru in self.grus:
+            gru.build(frames_shape)
+            frames_shape = (None, None, self.units)
+
+    def call(self, frames, real, training=False):
+        """Final states of all layers side by side."""
+        if not training:
+            return ops.concatenate(self._final_states(frames, real), axis=-1)
+        finals = []
+        for gru in self.grus:
+            frames, final = gru(frames, real)
+            finals.append(final)
+        return ops.concatenate(finals, axis=-1)
+
+    def _final_states(self, frames, real):
+        first, *_ = self.grus
+        # What does not depend on the frame is made once, before the loop.
+        project = frames.projection(first.input_projection.kernel, first)
+        kernels = [ops.cast(gru.input_projection.kernel, gru.compute_dtype) for gru in self.grus]
+        matrices = [gru.matrices() for gru in self.grus]
+        weights = ops.cast(real, "float32")[..., None]
+
+        def step(t, states):
+            x, following = project(frames.q[:, t], frames.scales[:, t]), []
+            for number, gru in enumerate(self.grus):
+                x = gru.product("BI,IJ->BJ", x, kernels[number]) if number else x
+                state, *_ = gru.cell(
+                    x + gru.input_projection.bias, states[number], *matrices[number]
+                )
+                x = states[number] + weights[:, t] * (state - states[number])
+                following.append(x)
+            return tuple(following)
+
+        count, length, _ = ops.shape(frames.q)
+        start = ops.zeros((count, self.units))
+        return ops.fori_loop(0, length, step, (start,) * len(self.grus))
 
 
 def _orthogonal(shape, dtype=None):

@@ -67,16 +67,27 @@ class StoredFrames(NamedTuple):
 
     def project(self, kernel, layer):
         """Frames times a matrix `[D, K]`, float32 `[B, T, K]`, by a `nonlocal_vlad.MatrixLayer`."""
+        return self.projection(kernel, layer)(self.q, self.scales)
+
+    def projection(self, kernel, layer):
+        """`project` as a function of the bytes, `[B, T, D]` or `[B, D]`, and the scales."""
         kernel = ops.cast(kernel, "float32")
         scaled = self.gains[:, None] * kernel
-        products = layer.product("BTD,DK->BTK", self._centered(layer), scaled)
-        products += _SHIFT * ops.sum(scaled, axis=0)
-        return self.scales[..., None] * products + ops.sum(self.offsets[:, None] * kernel, axis=0)
+        matrix = ops.cast(scaled, layer.compute_dtype)
+        shift = _SHIFT * ops.sum(scaled, axis=0)
+        offset = ops.sum(self.offsets[:, None] * kernel, axis=0)
+
+        def project(q, scales):
+            rows = "BT"[: len(q.shape) - 1]
+            products = layer.product(f"{rows}D,DK->{rows}K", _centered(q, layer), matrix)
+            return scales[..., None] * (products + shift) + offset
+
+        return project
 
     def pool(self, weights, layer):
         """Sums weighted by `[B, T, K]`, float32 `[B, K, D]`, by a `nonlocal_vlad.MatrixLayer`."""
         scaled = weights * self.scales[..., None]
-        sums = layer.product("BTK,BTD->BKD", scaled, self._centered(layer))
+        sums = layer.product("BTK,BTD->BKD", scaled, _centered(self.q, layer))
         sums += _SHIFT * ops.sum(scaled, axis=1)[..., None]
         return self.gains * sums + ops.sum(weights, axis=1)[..., None] * self.offsets
 
@@ -88,8 +99,9 @@ class StoredFrames(NamedTuple):
         variance = ops.square(self.gains) * ops.maximum(square - ops.square(mean), 0.0)
         return self.gains * mean + self.offsets, variance
 
-    def _centered(self, layer):
-        return ops.cast(self.q, layer.compute_dtype) - _CENTER
+
+def _centered(q, layer):
+    return ops.cast(q, layer.compute_dtype) - _CENTER
 
 
 def frame_scales(q):

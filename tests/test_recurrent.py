@@ -7,27 +7,31 @@ import tensorflow as tf
 import layer_references as references
 import nonlocal_vlad
 import recurrent
+from stored_frames import StoredFrames, frame_scales
 
 LENGTHS = (5, 1, 3)
-MASK = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
+REAL = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
 
 
 @pytest.fixture(scope="module")
 def results():
-    """States, final states and gradients by mode: with the derived gradient and with ours."""
+    """States, final states and gradients, by whether TensorFlow derived the gradient."""
     rng = np.random.default_rng(3)
-    frames = tf.constant(rng.normal(size=(*MASK.shape, 4)).astype(np.float32))
+    frames = tf.constant(rng.normal(size=(*REAL.shape, 4)).astype(np.float32))
     # Weights of the outputs, so that each has its own share in the gradient.
-    shares = [rng.normal(size=(*MASK.shape, 6)), rng.normal(size=(len(LENGTHS), 6))]
+    shares = [rng.normal(size=(*REAL.shape, 6)), rng.normal(size=(len(LENGTHS), 6))]
     layer = recurrent.GRU(6)
     layer.build(frames.shape)
     references.randomize(layer)
 
+    own = layer.recurrence
+
     @tf.function(autograph=False)
-    def run(training):
+    def run(derived):
+        layer.recurrence = (lambda *inputs: layer._steps(*inputs)[0]) if derived else own
         with tf.GradientTape() as tape:
             tape.watch(frames)
-            outputs = layer(frames, mask=tf.constant(MASK), training=training)
+            outputs = layer(frames, tf.constant(REAL))
             total = tf.add_n(
                 [
                     tf.reduce_sum(output * share.astype(np.float32))
@@ -37,36 +41,36 @@ def results():
         weights = [weight.value for weight in layer.trainable_weights]
         return outputs, tape.gradient(total, [frames, *weights])
 
-    return {training: run(training) for training in (False, True)}
+    return {derived: run(derived) for derived in (True, False)}
 
 
-def test_states_do_not_depend_on_the_mode(results):
-    for derived, own in zip(results[False][0], results[True][0], strict=True):
+def test_states_do_not_depend_on_the_gradient(results):
+    for derived, own in zip(results[True][0], results[False][0], strict=True):
         np.testing.assert_array_equal(own, derived)
 
 
 def test_state_rests_at_padding(results):
-    states, last = (np.asarray(output) for output in results[True][0])
+    states, last = (np.asarray(output) for output in results[False][0])
     for row, length in enumerate(LENGTHS):
         np.testing.assert_array_equal(states[row, length:], states[row, length - 1 : -1])
         np.testing.assert_array_equal(last[row], states[row, length - 1])
 
 
 def test_gradient_is_the_derived_one(results):
-    for derived, own in zip(results[False][1], results[True][1], strict=True):
+    for derived, own in zip(results[True][1], results[False][1], strict=True):
         assert np.abs(derived).max() > 0.1
         np.testing.assert_allclose(own, derived, rtol=1e-5, atol=1e-6)
 
 
 def test_padding_gets_no_gradient(results):
-    d_frames = np.asarray(results[True][1][0])
-    assert not d_frames[~MASK].any()
-    assert d_frames[MASK].all()
+    d_frames = np.asarray(results[False][1][0])
+    assert not d_frames[~REAL].any()
+    assert d_frames[REAL].all()
 
 
 def test_matrices_in_bfloat16_change_states_and_gradients_little():
     rng = np.random.default_rng(3)
-    frames = tf.constant(rng.normal(size=(*MASK.shape, 4)).astype(np.float32))
+    frames = tf.constant(rng.normal(size=(*REAL.shape, 4)).astype(np.float32))
     outcomes = []
     for policy in ("float32", "mixed_bfloat16"):
         with nonlocal_vlad.matrix_policy(policy):
@@ -74,10 +78,24 @@ def test_matrices_in_bfloat16_change_states_and_gradients_little():
         layer.build(frames.shape)
         references.randomize(layer)
         with tf.GradientTape() as tape:
-            states, last = layer(frames, mask=tf.constant(MASK), training=True)
+            states, last = layer(frames, tf.constant(REAL))
             total = tf.reduce_sum(states[..., 0]) + tf.reduce_sum(last)
         weights = [weight.value for weight in layer.trainable_weights]
         outcomes.append([states, *tape.gradient(total, weights)])
     for exact, rounded in zip(*outcomes, strict=True):
         assert rounded.dtype == tf.float32
         assert 0 < np.abs(rounded - exact).max() < 0.03 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_stack_predicts_the_final_states_of_its_layers(layers):
+    rng = np.random.default_rng(5)
+    q = tf.constant(rng.integers(0, 256, (*REAL.shape, 4), dtype=np.uint8))
+    frames = StoredFrames.normalized(q, frame_scales(q)).affine(*rng.normal(size=(2, 4)))
+    stack = recurrent.GRUStack(6, layers)
+    stack.build(frames.shape)
+    references.randomize(stack)
+    expected = stack(frames, tf.constant(REAL), training=True)
+    assert expected.shape == (len(LENGTHS), 6 * layers)
+    actual = stack(frames, tf.constant(REAL), training=False)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
