@@ -10,8 +10,8 @@ import frame_level_models
 import stored_frames
 from utils import InputError
 
-# A model gets as many videos at once as keep its activations at about this many floats, 24 MiB.
-_MOST_VALUES = 6 * 2**20
+# A model gets as many videos at once as keep its activations at about this many floats, 192 MiB.
+_MOST_VALUES = 48 * 2**20
 
 
 class Ensemble:

@@ -366,16 +366,16 @@ class GruModel(FrameLevelModel):
     def __init__(self, *, gru_cells=1200, gru_layers=2, moe_l2=1e-6, **kwargs):
         super().__init__(moe_l2=moe_l2, **kwargs)
         utils.check_at_least(1, gru_cells=gru_cells, gru_layers=gru_layers)
-        self.gru = recurrent.GRUStack(gru_cells, gru_layers, name="gru")
+        self.stack = recurrent.GRUStack(gru_cells, gru_layers, name="stack")
 
     def encode(self, frames, frame_weights, training):
         """Final states of all layers side by side, `[B, gru_layers * gru_cells]`."""
-        return self.gru(frames, frame_weights > 0, training=training)
+        return self.stack(frames, frame_weights > 0, training=training)
 
     def values_per_video(self, num_frames, num_samplings):
         """The gates of a moment, states, and the frames if they are copied."""
         copies = num_samplings if self.iterations else 0
-        return 10 * self.gru.units + copies * num_frames * sum(self.feature_sizes)
+        return 10 * self.stack.units + copies * num_frames * sum(self.feature_sizes)
 
 
 class StreamEncoder(keras.layers.Layer):

@@ -141,17 +141,21 @@ class _Function:
         name, number = _split(source)
         return tf.TensorShape(self._shapes[name][number])
 
-    def constants(self):
-        """Values of the scalar constants among the nodes, a set."""
-        nodes = [node for node in self.nodes if node.op == "Const"]
-        values = [tf.make_ndarray(node.attr["value"].tensor) for node in nodes]
-        return {value.item() for value in values if value.ndim == 0}
+    def counted_to(self):
+        """The limit, if this is the condition `count < limit` of a loop; else None."""
+        for node in self.nodes:
+            if node.op != "Less" or _split(node.input[0])[0] in self._by_name:
+                continue
+            limit = self._by_name.get(_split(node.input[1])[0])
+            if limit is not None and limit.op == "Const" and node.attr["T"].type == tf.int32:
+                return tf.make_ndarray(limit.attr["value"].tensor).item()
+        return None
 
     def loop_length(self, node, functions):
         """How often a loop runs: to the limit of its count, or to the end of the lists it reads."""
-        limits = functions[node.attr["cond"].func.name].constants()
-        if len(limits) == 1:
-            return limits.pop()
+        limit = functions[node.attr["cond"].func.name].counted_to()
+        if limit is not None:
+            return limit
         sources = [self._by_name.get(_split(source)[0]) for source in node.input]
         lengths = {
             self.shape(source.input[0])[0]

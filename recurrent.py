@@ -176,12 +176,14 @@ class GRUStack(keras.layers.Layer):
         weights = ops.cast(real, "float32")[..., None]
 
         def step(t, states):
-            x, following = project(frames.q[:, t], frames.scales[:, t]), []
+            with keras.name_scope(first.name):
+                x = project(frames.q[:, t], frames.scales[:, t])
+            following = []
             for number, gru in enumerate(self.grus):
-                x = gru.product("BI,IJ->BJ", x, kernels[number]) if number else x
-                state, *_ = gru.cell(
-                    x + gru.input_projection.bias, states[number], *matrices[number]
-                )
+                with keras.name_scope(gru.name):
+                    x = gru.product("BI,IJ->BJ", x, kernels[number]) if number else x
+                    x += gru.input_projection.bias
+                    state, *_ = gru.cell(x, states[number], *matrices[number])
                 x = states[number] + weights[:, t] * (state - states[number])
                 following.append(x)
             return tuple(following)

@@ -359,7 +359,7 @@ def test_gru_model_classifies_the_states_of_all_layers_after_the_last_real_frame
     for states in reference_frames(frames, num_frames):
         encoding = []
         for number in range(layers):
-            states = reference_gru(states, sub_weights(weights, f"gru/gru_{number}"))
+            states = reference_gru(states, sub_weights(weights, f"stack/gru_{number}"))
             encoding += states[-1]
         encodings.append(encoding)
     expected = reference_moe(encodings, sub_weights(weights, "classifier"), 2)
@@ -550,7 +550,7 @@ def test_order_of_the_frames_changes_what_a_recurrent_model_predicts(name, cells
 def test_initial_bias_of_a_gru_opens_its_two_gates():
     layers = registry.build_model(
         "GruModel", num_classes=2, feature_sizes=(3,), gru_cells=4
-    ).gru.grus
+    ).stack.grus
     for layer in layers:
         np.testing.assert_array_equal(layer.input_projection.bias, [1] * 8 + [0] * 4)
 
