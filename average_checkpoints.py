@@ -46,8 +46,8 @@ def average(
     """Writes the mean of checkpoints as a train directory of its own.
 
     All floating-point variables are averaged in float64, the optimizer's among them; integers,
-    counts and random states are those of the last checkpoint. Memory holds the result and one
-    variable more.
+    counts and random states are those of the last checkpoint. Moving averages of the weights begin
+    anew from the result. Memory holds the result, the model and one variable more.
 
     Args:
         train_dir: str. Directory of the training run.
@@ -67,6 +67,7 @@ def average(
         InputError: if the checkpoints do not fit together, or the directory cannot be written.
     """
     config = RunConfig.load(train_dir)
+    keras.utils.set_random_seed(config.seed)
     model = config.build_model()
     checkpoints.check_fits(checkpoints.weights(model), paths[-1])
     with files.atomic_directory(output_dir) as partial:
@@ -79,12 +80,15 @@ def average(
             )
             means |= recomputed_statistics(model, config, means, reader, batch_norm_batches)
         weights = {name: value for name, value in means.items() if name.startswith("weights/")}
+        for name in [name for name in means if name.startswith("ema/")]:
+            means[name] = weights[name.replace("ema/", "weights/", 1)]
         report = {
             "steps": [checkpoints.step_of(path) for path in paths],
             "train_dir": os.path.abspath(train_dir),
             "batch_norm": batch_norm,
             "digest": checkpoints.digest(weights),
         }
+        del weights
         write_checkpoint(means, partial, checkpoints.step_of(paths[-1]))
         config.save(partial)
         files.write_json(os.path.join(partial, REPORT), report)
@@ -114,6 +118,10 @@ def select(train_dir, *, first_step=None, last_step=None, num_last=None, names=N
         )
     if names:
         found = [checkpoints.find(train_dir, name) for name in names]
+        if len({checkpoints.step_of(path) for path in found}) < len(found):
+            raise InputError(
+                f"--checkpoints must be of different steps. Received: {listing(found)}"
+            )
     else:
         found = [os.path.join(train_dir, name) for name in checkpoints.names(train_dir)]
     found = {checkpoints.step_of(path): path for path in found}
@@ -219,7 +227,7 @@ def recomputed_statistics(model, config, means, reader, num_batches):
         config: `RunConfig`.
         means: dict from name in the checkpoint to array, as of `mean_of`.
         reader: `readers.RecordReader` of training data.
-        num_batches: int. Batches of the config's size; fewer if the data end before.
+        num_batches: int. Batches of the config's size.
 
     Returns:
         A dict from name in the checkpoint to array, of the statistics alone.
@@ -238,7 +246,6 @@ def recomputed_statistics(model, config, means, reader, num_batches):
     for norm in norms:
         norm.cumulative = True
         norm.num_updates.assign(0.0)
-    keras.utils.set_random_seed(config.seed)
     forward = tf.function(lambda inputs: model(inputs, training=True), autograph=False)
     dataset = reader.dataset(
         config.batch_size,
@@ -260,11 +267,17 @@ def recomputed_statistics(model, config, means, reader, num_batches):
 
 
 def write_checkpoint(values, directory, step):
-    """Writes variables, a dict from name in a checkpoint to array, as a checkpoint."""
+    """Writes variables as a checkpoint.
+
+    Args:
+        values: dict from name in a checkpoint to array; it is emptied, to hold each only once.
+        directory: str.
+        step: int.
+    """
     groups = {}
-    for name, value in values.items():
+    for name in sorted(values):
         group, path = checkpoints.split_stored_name(name)
-        groups.setdefault(group, {})[path] = tf.Variable(value, trainable=False)
+        groups.setdefault(group, {})[path] = tf.Variable(values.pop(name), trainable=False)
     manager = tf.train.CheckpointManager(
         tf.train.Checkpoint(**groups), directory, None, checkpoint_name=checkpoints.FILE_PREFIX
     )

@@ -1,7 +1,7 @@
 """The type in which matrices are multiplied: float32, or bfloat16 where that is faster.
 
-Only operands of matrix products are rounded to bfloat16; weights, sums, batch normalisation and
-softmax stay in float32.
+Matrix products round their operands and their results to bfloat16 and sum in float32 between;
+weights, batch normalisation, softmax and everything else elementwise stay in float32.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ def define_flags(flag_values):
         "compute_dtype",
         None,
         list(_POLICIES),
-        "Type of the operands of matrix products; everything else is float32. By default bfloat16 "
+        "Type of matrix products; everything else is float32. By default bfloat16 "
         "where the device multiplies it natively, else float32.",
         flag_values=flag_values,
     )

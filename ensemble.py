@@ -10,8 +10,8 @@ import frame_level_models
 import stored_frames
 from utils import InputError
 
-# A model gets as many videos at once as keep its activations at about this many floats, 192 MiB.
-_MOST_VALUES = 48 * 2**20
+# The lengths of the frames are found in smaller parts, which stay in the processor's cache.
+_MOST_SCALES = 2**20
 
 
 class Ensemble:
@@ -27,20 +27,23 @@ class Ensemble:
         num_samplings: int. Samplings of the frames to average over, for models that sample; 0
             takes every frame once instead.
         seed: int. Of the samplings.
+        most_values: int. A model gets as many videos at once as keep its activations at about so
+            many floats, by default 768 MiB. Each part of a batch goes through all weights again.
 
     Raises:
         InputError: if the weights do not fit.
     """
 
-    def __init__(self, models, *, weights=None, num_samplings=1, seed=0):
+    def __init__(self, models, *, weights=None, num_samplings=1, seed=0, most_values=192 * 2**20):
         self.models = models
         self.weights = normalized_weights(weights, len(models))
         self.num_samplings = num_samplings
         self.seed = seed
+        self.most_values = most_values
 
     def __call__(self, inputs):
         """Probabilities, float32 `[B, C]`, of the inputs of a `readers.Batch` as tensors."""
-        return tf.add_n(
+        predictions = tf.add_n(
             [
                 weight * probabilities
                 for weight, probabilities in zip(
@@ -48,6 +51,7 @@ class Ensemble:
                 )
             ]
         )
+        return tf.ensure_shape(predictions, [None, self.models[0].num_classes])
 
     def member_predictions(self, inputs):
         """Probabilities of each model by itself: a list of float32 `[B, C]`."""
@@ -69,7 +73,10 @@ class Ensemble:
         }
         count, length, size = tf.unstack(tf.shape(videos["frames"]))
         scales = in_parts(
-            lambda part: stored_frames.frame_scales(part["frames"]), videos, 2 * length * size
+            lambda part: stored_frames.frame_scales(part["frames"]),
+            videos,
+            2 * length * size,
+            _MOST_SCALES,
         )
         videos["scales"] = tf.reshape(scales, [count, length])
         predictions = []
@@ -88,19 +95,20 @@ class Ensemble:
             positions = model.draw_positions(num_frames, self.num_samplings, seed)
         inputs = videos if positions is None else {**videos, "positions": positions}
         values = model.values_per_video(length, max(self.num_samplings, 1))
-        return in_parts(lambda part: model(part, training=False), inputs, values)
+        return in_parts(lambda part: model(part, training=False), inputs, values, self.most_values)
 
 
-def in_parts(function, inputs, values):
+def in_parts(function, inputs, values, most_values):
     """Joins what a function gives for some videos at a time.
 
     Args:
         function: from inputs to a float32 tensor.
         inputs: dict of tensors, each with one row per video.
-        values: int tensor. How many floats the function holds per video; it limits a part.
+        values: int tensor. How many floats the function holds per video.
+        most_values: int. How many it may hold; it limits a part.
     """
     count = tf.shape(inputs["num_frames"])[0]
-    size = tf.maximum(_MOST_VALUES // values, 1)
+    size = tf.maximum(most_values // values, 1)
     num_parts = (count + size - 1) // size
     size = (count + num_parts - 1) // num_parts
     parts = tf.TensorArray(tf.float32, num_parts, infer_shape=False)

@@ -29,6 +29,8 @@ from progress import Progress
 from utils import InputError, listing
 
 DTYPES = ("bfloat16", "float32")
+# An exported graph keeps its activations at about so many floats, 64 MiB, beside its weights.
+_MOST_VALUES = 16 * 2**20
 FROZEN_GRAPH = "frozen_graph.pb"
 
 
@@ -77,16 +79,18 @@ def export(
     with files.atomic_directory(output_dir) as partial:
         members = Ensemble(
             [
-                frozen_model(config, path, dtype, use_ema)
-                for config, path in zip(configs, paths, strict=True)
+                frozen_model(config, path, dtype, use_ema, name=f"m{number}")
+                for number, (config, path) in enumerate(zip(configs, paths, strict=True))
             ],
             weights=weights,
             num_samplings=num_samplings,
             seed=seed,
+            most_values=_MOST_VALUES,
         )
         module = serving.make_module(members, data, top_k, class_names)
         with _quiet():
             tf.saved_model.save(module, partial, signatures=module.served)
+        serving.strip_shapes(partial)
         if frozen_graph:
             serving.write_frozen_graph(module, os.path.join(partial, FROZEN_GRAPH))
         manifest = {
@@ -119,7 +123,7 @@ def export(
     return manifest
 
 
-def frozen_model(config, path, dtype, use_ema=False):
+def frozen_model(config, path, dtype, use_ema, name):
     """The model of a checkpoint for prediction alone: norms folded, nothing trainable.
 
     Args:
@@ -127,12 +131,13 @@ def frozen_model(config, path, dtype, use_ema=False):
         path: str. Path prefix of the checkpoint.
         dtype: str. Type of its matrices.
         use_ema: bool. Whether to use the exponential moving average of the weights.
+        name: str. With it the names of all nodes in the graph begin, so it should be short.
     """
     trained = config.build_model()
     checkpoints.restore_weights(trained, path, use_ema)
     _fold(trained)
     with tf.variable_creator_scope(_not_trainable):
-        frozen = config.build_model(dtype)
+        frozen = config.build_model(dtype, name)
     _fold(frozen)
     for source, target in zip(trained.weights, frozen.weights, strict=True):
         target.assign(tf.cast(source.value, target.dtype))
@@ -169,12 +174,13 @@ def _size_of(directory):
     )
 
 
-def fit_weights(predictor, reader, *, batch_size, top_k=20):
+def fit_weights(predictor, reader, names, *, batch_size, top_k=20):
     """Weights that make an ensemble fit held-out data best, and what each model reaches by itself.
 
     Args:
         predictor: `predictor.Predictor` of several runs, restored; gets the weights.
         reader: `readers.RecordReader` of data that no model was trained on.
+        names: sequence of str. What to call each model.
         batch_size: int. Videos per batch.
         top_k: int. Predictions per video that count for GAP.
 
@@ -194,8 +200,8 @@ def fit_weights(predictor, reader, *, batch_size, top_k=20):
                 member.accumulate(values, batch.labels, 0.0)
             progress.tick(reader.bytes_read, f"fitted to {metrics[0].num_videos} videos")
     weights = fit.weights()
-    for model, member, weight in zip(ensemble.models, metrics, weights, strict=True):
-        logging.info("%s: GAP@%d %.4f, weight %.4f", model.name, top_k, member.get()["gap"], weight)
+    for name, member, weight in zip(names, metrics, weights, strict=True):
+        logging.info("%s: GAP@%d %.4f, weight %.4f", name, top_k, member.get()["gap"], weight)
     return weights
 
 
@@ -293,7 +299,7 @@ def fitted_weights(flag_values, train_dirs):
 
     equal, _ = evaluation.evaluate(predictor, reader(), **options)
     logging.info("equal weights: %s", evaluation.describe(equal))
-    weights = fit_weights(predictor, reader(), **options)
+    weights = fit_weights(predictor, reader(), train_dirs, **options)
     predictor.set_weights(weights)
     fitted, _ = evaluation.evaluate(predictor, reader(), **options)
     logging.info(

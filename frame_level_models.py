@@ -201,7 +201,7 @@ def _scaled_floor(uniform, limits):
     """Integers from 0 to limit - 1; rounding must not let one reach its limit."""
     limits = limits[:, None, None]
     scaled = ops.floor(uniform * ops.cast(limits, "float32"))
-    return ops.minimum(ops.cast(scaled, "int32"), limits - 1)
+    return ops.clip(ops.cast(scaled, "int32"), 0, ops.maximum(limits - 1, 0))
 
 
 def take_frames(frames, positions, num_samplings=1):

@@ -3,8 +3,8 @@
 Letters in formulas and einsums: B batch, N samplings, T frames, D features, K clusters,
 E embedding, C classes, M mixtures.
 
-Matrix products can have operands in bfloat16 (`matrix_policy`). Biases, batch normalisation,
-softmax and all sums stay in float32.
+Matrix products can be in bfloat16 (`matrix_policy`), which rounds their operands and results.
+Biases, batch normalisation, softmax and everything else stay in float32.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class MatrixLayer(keras.layers.Layer):
         self.supports_masking = True  # Between recurrent layers, Keras hands masks through.
 
     def product(self, equation, *operands):
-        """Einsum of operands in the dtype of the policy; the result is float32."""
+        """Einsum in the dtype of the policy; the result comes back as float32."""
         operands = [ops.cast(operand, self.compute_dtype) for operand in operands]
         return ops.cast(ops.einsum(equation, *operands), "float32")
 

@@ -165,7 +165,9 @@ def build_classifier(name, *, num_classes, **given):
     )
 
 
-def build_model(name, *, num_classes, feature_sizes, matrix_policy="float32", **given):
+def build_model(
+    name, *, num_classes, feature_sizes, matrix_policy="float32", model_name=None, **given
+):
     """Builds a registered model, an ordinary `keras.Model`.
 
     Args:
@@ -174,6 +176,8 @@ def build_model(name, *, num_classes, feature_sizes, matrix_policy="float32", **
         feature_sizes: sequence of int. Size of each feature, in the order of the reader.
         matrix_policy: str. Keras dtype policy of the matrix products, as of
             `nonlocal_vlad.matrix_policy`.
+        model_name: str. Name of the `keras.Model`, with which the paths of its weights begin; by
+            default that of its class.
         **given: hyper-parameters that differ from the model's defaults.
 
     Raises:
@@ -185,6 +189,8 @@ def build_model(name, *, num_classes, feature_sizes, matrix_policy="float32", **
     _check_positive_integers("feature_sizes", feature_sizes)
     with nonlocal_vlad.matrix_policy(matrix_policy):
         try:
+            if model_name is not None:
+                arguments["name"] = model_name
             model = cls(num_classes=num_classes, feature_sizes=feature_sizes, **arguments)
         except ValueError as error:
             raise InputError(f"{name}: {error}") from error

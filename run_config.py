@@ -155,13 +155,14 @@ class RunConfig:
         """Whether the model takes frames, or else the mean features of videos."""
         return registry.model_class(self.model).frame_level
 
-    def build_model(self, matrix_policy="float32"):
-        """Builds the model with initial weights; the policy is that of its matrix products."""
+    def build_model(self, matrix_policy="float32", model_name=None):
+        """Builds the model with initial weights; options as of `registry.build_model`."""
         return registry.build_model(
             self.model,
             num_classes=self.num_classes,
             feature_sizes=self.feature_sizes,
             matrix_policy=matrix_policy,
+            model_name=model_name,
             **self.hyperparameters,
         )
 

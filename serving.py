@@ -1,6 +1,9 @@
 """The graph of an exported model: its signatures, how it reads records, what it refuses."""
 
+import os
+
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from utils import InputError
@@ -53,6 +56,21 @@ def make_module(ensemble, data, top_k, class_names=None):
     if class_names is not None:
         module.class_names = tf.saved_model.Asset(class_names)
     return module
+
+
+def strip_shapes(export_dir):
+    """Takes the shapes of inner tensors out of a SavedModel's graph; loading infers them again."""
+    path = os.path.join(export_dir, "saved_model.pb")
+    saved = saved_model_pb2.SavedModel()
+    with tf.io.gfile.GFile(path, "rb") as file:
+        saved.ParseFromString(file.read())
+    for meta_graph in saved.meta_graphs:
+        functions = meta_graph.graph_def.library.function
+        for nodes in (meta_graph.graph_def.node, *(function.node_def for function in functions)):
+            for node in nodes:
+                node.attr.pop("_output_shapes", None)
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(saved.SerializeToString(deterministic=True))
 
 
 def write_frozen_graph(module, path):

@@ -186,6 +186,7 @@ def test_an_averaged_run_is_evaluated_predicted_and_trained_like_any(trained, fr
         (("--num_last=0",), "--num_last must be above 0"),
         (("--first_step=101",), "no checkpoint in .* is among those asked for"),
         (("--checkpoints=41",), r"there is no checkpoint .*model\.ckpt-41"),
+        (("--checkpoints=40,80,40",), "--checkpoints must be of different steps"),
         (("--num_last=2", "--first_step=40"), "exclude each other"),
         (("--batch_norm=recompute",), "--train_data_pattern go together"),
         (("--train_data_pattern=x", "--batch_norm=mean"), "go together"),
@@ -224,7 +225,7 @@ def test_a_checkpoint_that_is_not_finite_is_refused_by_name(trained, tmp_path):
         for path, weight in checkpoints.weights(model).items()
     }
     for step in (1, 2):
-        average_checkpoints.write_checkpoint(values, str(tmp_path), step)
+        average_checkpoints.write_checkpoint(dict(values), str(tmp_path), step)
     paths = [str(tmp_path / f"model.ckpt-{step}") for step in (1, 2)]
     with pytest.raises(InputError, match=r"hidden/kernel in .*model\.ckpt-1 is not finite"):
         average_checkpoints.mean_of(paths)
@@ -242,6 +243,17 @@ def test_names_inside_a_checkpoint_are_found_back():
 def ema_of(train_dir, checkpoint=None):
     model = checkpoints.load_model(str(train_dir), checkpoint, use_ema=True)
     return {path: weight.numpy() for path, weight in checkpoints.weights(model).items()}
+
+
+def test_moving_averages_begin_anew_from_averaged_weights(trained_netvlad, frame_data, tmp_path):
+    options = (f"--train_data_pattern={frame_data}", "--batch_norm_batches=5")
+    digests = [average(trained_netvlad, tmp_path / name, *options)["digest"] for name in "ab"]
+    assert digests[0] == digests[1]  # The frames that are sampled follow the seed.
+    weights, averages = programs.weights_of(tmp_path / "a"), ema_of(tmp_path / "a")
+    for path, weight in weights.items():
+        np.testing.assert_array_equal(averages[path], weight, err_msg=path)
+    programs.train_netvlad(tmp_path / "a", frame_data, "--max_steps=122", "--num_epochs=20")
+    assert (tmp_path / "a" / "model.ckpt-122.index").exists()
 
 
 def test_moving_averages_follow_their_recurrence(frame_data, tmp_path):

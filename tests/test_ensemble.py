@@ -125,11 +125,11 @@ def draw(model, inputs, num_samplings, seed):
 
 
 @pytest.mark.parametrize("most_values", [1, 500, 10**9])
-def test_parts_of_a_batch_predict_as_the_whole(most_values, monkeypatch):
+def test_parts_of_a_batch_predict_as_the_whole(most_values):
     models, inputs = [make_model(name) for name in SMALL], make_inputs(7)
     expected = predict(models, inputs, num_samplings=3)
-    monkeypatch.setattr(ensemble, "_MOST_VALUES", most_values)
-    np.testing.assert_allclose(predict(models, inputs, num_samplings=3), expected, rtol=1e-5)
+    actual = predict(models, inputs, num_samplings=3, most_values=most_values)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_videos", [None, 0], ids=["size unknown", "size known"])
@@ -142,6 +142,15 @@ def test_empty_batch_gives_no_predictions(num_videos):
     function = tf.function(members, input_signature=[signature])
     empty = {"frames": tf.zeros([0, 9, 8], tf.uint8), "num_frames": tf.zeros([0], tf.int32)}
     assert function(empty).shape == (0, 6)
+
+
+def test_a_video_without_frames_leaves_the_others_alone():
+    model, inputs = make_model("LFNLNetVLADModel"), make_inputs(2)
+    positions = model.draw_positions(tf.constant([3, 0]), 1, 7)
+    _, weights = model.sample(inputs["frames"][:2], tf.constant([3, 0]), positions)
+    weights = np.asarray(weights)
+    assert weights[0, :3].sum() == model.iterations
+    assert weights[0, 3:].sum() == weights[1].sum() == 0
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,22 @@ def test_nothing_in_it_is_trainable_and_matrices_are_bfloat16(exported):
     assert len(vectors) <= 4
 
 
+def test_signatures_tell_the_shapes_of_their_outputs(exported):
+    signatures = tf.saved_model.load(str(exported)).signatures
+    shapes = {
+        name: {key: spec.shape.as_list() for key, spec in signature.structured_outputs.items()}
+        for name, signature in signatures.items()
+    }
+    assert shapes == {
+        "predict": {"predictions": [None, 10]},
+        "serving_default": {
+            "video_id": [None],
+            "class_indexes": [None, 3],
+            "predictions": [None, 3],
+        },
+    }
+
+
 def test_the_manifest_tells_where_it_comes_from(exported, trained_netvlad):
     manifest = json.loads((exported / "manifest.json").read_text())
     (model,) = manifest["models"]
@@ -330,7 +346,8 @@ def test_fitted_weights_beat_equal_ones_and_every_member_is_told(
     assert min(weights) >= 0
     # The GRU has hardly been trained.
     assert weights[1] > 0.8
-    for text in ("equal weights: GAP@20", "GruModel: GAP@20", "LFNLNetVLADModel: GAP@20", "fitted"):
+    members = [f"{train_dir}: GAP@20" for train_dir in (trained_gru, trained_netvlad)]
+    for text in ("equal weights: GAP@20", *members, "fitted"):
         assert text in caplog.text
 
 
