@@ -17,8 +17,9 @@ _MOST_SCALES = 2**20
 class Ensemble:
     """Predicts with several models in one graph.
 
-    The frames are normalised once for all models. A prediction depends on nothing
-    but the input and the seed: the same batch gives the same result at every call.
+    The lengths of the frames, by which they are normalised, are found once for all models. A
+    prediction depends on nothing but the input and the seed: the same batch gives the same result
+    at every call.
 
     Args:
         models: list of `keras.Model`s with the same input and classes.

@@ -86,7 +86,8 @@ class FrameLevelModel(keras.Model):
         if positions is None:
             positions = self.draw_positions(num_frames, 1, self.sampling_seed)
         num_samplings = 1 if positions is None else positions.shape[1]
-        if scales is not None:
+        # A model that counts leaves frames, and so their scales, where they stand.
+        if scales is not None and not self.sample_by_count:
             scales, _ = self.sample(scales, num_frames, positions)
         frames, frame_weights = self.sample(frames, num_frames, positions)
         frames = normalize(frames, frame_weights, scales)

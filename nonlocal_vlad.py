@@ -45,7 +45,6 @@ class MatrixLayer(keras.layers.Layer):
 
     def __init__(self, **kwargs):
         super().__init__(dtype=_matrix_policy.get(), autocast=False, **kwargs)
-        self.supports_masking = True  # Between recurrent layers, Keras hands masks through.
 
     def product(self, equation, *operands):
         """Einsum in the dtype of the policy; the result comes back as float32."""
