@@ -411,8 +411,8 @@ class NetVLAD(MatrixLayer):
         descriptors = self._residuals(frames, shares, per_sampling(frame_weights))
         if self.nonlocal_block is not None:
             descriptors = self.nonlocal_block(descriptors)
-        descriptors = l2_normalize(descriptors)
-        return l2_normalize(ops.reshape(descriptors, (-1, self.clusters * frames.shape[-1])))
+        descriptors = intra_normalize(descriptors)
+        return ops.reshape(descriptors, (-1, self.clusters * frames.shape[-1]))
 
     def _residuals(self, frames, shares, weights):
         """The v_k of every sampling, `[B * N, K, D]`, of shares `[B, T, K]` and `[B, N, T]`.
@@ -473,4 +473,22 @@ def per_sampling(frame_weights):
 def l2_normalize(x):
     """Vectors of length 1 along the last axis; 0 stays 0."""
     squared = ops.sum(ops.square(x), axis=-1, keepdims=True)
-    return x * ops.rsqrt(ops.maximum(squared, 1e-12))
+    return x * _inverse_root(squared)
+
+
+def intra_normalize(descriptors):
+    """Each descriptor of `[B, K, D]` to length 1, then all K of a video together; 0 stays 0.
+
+    The lengths after the first step follow from those before it, so that the descriptors, large
+    tensors, are read and written once.
+
+    Reference: [Arandjelovic and Zisserman, 2013](https://doi.org/10.1109/CVPR.2013.207).
+    """
+    squared = ops.sum(ops.square(descriptors), axis=-1, keepdims=True)
+    scales = _inverse_root(squared)
+    total = ops.sum(squared * ops.square(scales), axis=-2, keepdims=True)
+    return descriptors * (scales * _inverse_root(total))
+
+
+def _inverse_root(squared):
+    return ops.rsqrt(ops.maximum(squared, 1e-12))

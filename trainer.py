@@ -16,6 +16,8 @@ from utils import InputError, listing
 # One call runs as many steps as fit in about this time, so that the progress shown is fresh.
 _SECONDS_PER_CALL = 1.0
 _MOST_STEPS_PER_CALL = 50
+# Slices of a gradient whose squares are added up before they are summed.
+_SUMMANDS = 8
 
 
 def build_optimizer(config):
@@ -132,14 +134,22 @@ class Trainer:
         with tf.GradientTape() as tape:
             predictions = self.model(inputs, training=True)
             label_loss = self._label_loss(labels, predictions)
-            penalty = tf.add_n(self.model.losses) if self.model.losses else 0.0
-            loss = label_loss + self.config.regularization_penalty * penalty
+            loss = tf.add_n([label_loss, *self._added_losses()])
         gradients = tape.gradient(loss, weights)
         self._warn_of_unused(weights, gradients)
         self._update(self._merged(gradients))
         if self.ema is not None:
             self._update_ema()
         return label_loss, loss, predictions
+
+    def _added_losses(self):
+        """What layers added to the loss; the penalties of weights, the last ones, come later."""
+        losses = self.model.losses
+        added = losses[: len(losses) - len(self._regularized())]
+        return [self.config.regularization_penalty * loss for loss in added]
+
+    def _regularized(self):
+        return [w for w in self.model.trainable_variables if w.regularizer is not None]
 
     def _make_ema(self):
         """Moving averages of all weights, a dict from path to `tf.Variable`."""
@@ -162,31 +172,68 @@ class Trainer:
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
         if replicas == 1:
-            return gradients
+            return [as_computed(gradient) for gradient in gradients]
         return [
             None if gradient is None else context.all_reduce("SUM", gradient) / replicas
             for gradient in gradients
         ]
 
     def _clip_and_apply(self, gradients):
-        """Clips the gradient of each variable and updates the weights."""
+        """Adds the penalties of weights, clips the gradient of each and updates the weights.
+
+        In a compiled update neither costs a pass through the memory of its own.
+        """
+        weights, regularized = self.model.trainable_variables, self._regularized()
+        with tf.GradientTape() as tape:
+            penalties = [weight.regularizer(weight) for weight in regularized]
+        penalties = tape.gradient(penalties, regularized)
+        of_penalty = dict(zip((w.path for w in regularized), penalties, strict=True))
         norm, replicas = self.config.clip_gradient_norm, self.strategy.num_replicas_in_sync
 
-        def clipped(gradient):
+        def whole(gradient, weight):
             if gradient is None:
                 return None
-            gradient = tf.clip_by_norm(gradient, norm) if norm > 0 else gradient
+            gradient = tf.ensure_shape(tf.cast(gradient, weight.dtype), weight.shape)
+            if weight.path in of_penalty:
+                gradient += self.config.regularization_penalty * of_penalty[weight.path]
+            gradient = clip_by_norm(gradient, norm) if norm > 0 else gradient
             # The optimizer sums over the replicas.
             return gradient / replicas if replicas > 1 else gradient
 
         self.optimizer.apply(
-            [clipped(gradient) for gradient in gradients], self.model.trainable_variables
+            [whole(gradient, w) for gradient, w in zip(gradients, weights, strict=True)], weights
         )
 
     def _warn_of_unused(self, weights, gradients):
         unused = [w.path for w, g in zip(weights, gradients, strict=True) if g is None]
         if unused:
             logging.warning("the loss does not depend on these weights: %s", listing(unused))
+
+
+def as_computed(gradient):
+    """A gradient in the type in which it was computed.
+
+    That of a matrix comes from a product in bfloat16 and is then converted to the float32 of the
+    weight. The update is told the value before, the same in half the memory.
+    """
+    if isinstance(gradient, tf.Tensor) and gradient.op.type == "Cast":
+        (source,) = gradient.op.inputs
+        return source if source.dtype == tf.bfloat16 else gradient
+    return gradient
+
+
+def clip_by_norm(gradient, most):
+    """`tf.clip_by_norm` that XLA turns into one pass through the memory on CPU.
+
+    It sums a large tensor in several passes, but what is added up entry by entry first in the same
+    pass as its squares.
+    """
+    rows = gradient.shape[0] // _SUMMANDS * _SUMMANDS if gradient.shape.rank else 0
+    total = tf.reduce_sum(tf.square(gradient[rows:] if rows else gradient))
+    if rows:
+        parts = tf.split(gradient[:rows], _SUMMANDS)
+        total += tf.reduce_sum(tf.add_n([tf.square(part) for part in parts]))
+    return gradient * (most / tf.maximum(tf.sqrt(total), most))
 
 
 def run_loop(

@@ -74,6 +74,9 @@ class MoeModel(VideoLevelModel):
 
         p_c = sum_m softmax_m(G_c x) * sigmoid(w_cm x + b_cm),  m = 1..M of M + 1
 
+    The columns of gates and experts are those of the first mixture for all classes, then those of
+    the second, and so on.
+
     With `moe_prob_gating`, context gating of the class probabilities follows, which lets classes
     support or suppress each other.
 
@@ -106,11 +109,14 @@ class MoeModel(VideoLevelModel):
 
     def classify(self, x, training):
         """Probabilities `[B, C]` of vectors `[B, D]`."""
-        mixtures = self.num_mixtures
-        gates = ops.reshape(self.gates(x), (-1, self.num_classes, mixtures + 1))
-        experts = ops.reshape(self.experts(x), (-1, self.num_classes, mixtures))
-        weights = ops.softmax(gates, axis=-1)[..., :mixtures]
-        probabilities = ops.einsum("BCM,BCM->BC", weights, ops.sigmoid(experts))
+        gates = ops.reshape(self.gates(x), (-1, self.num_mixtures + 1, self.num_classes))
+        experts = ops.reshape(self.experts(x), (-1, self.num_mixtures, self.num_classes))
+        # Classes come last, and the expert that always says no is one of all: long rows and whole
+        # tensors are several times as fast as a softmax over a short axis and a part of it.
+        experts = ops.pad(ops.sigmoid(experts), ((0, 0), (0, 1), (0, 0)))
+        largest = ops.stop_gradient(ops.max(gates, axis=1, keepdims=True))
+        shares = ops.exp(gates - largest)
+        probabilities = ops.sum(shares * experts, axis=1) / ops.sum(shares, axis=1)
         if self.prob_gating is None:
             return probabilities
         return self.prob_gating(probabilities, training=training)

@@ -96,8 +96,8 @@ def reference_moe(vectors, weights, mixtures, training=False):
         experts = linear(vector, weights["experts/kernel"], weights["experts/bias"])
         row = []
         for c in range(NUM_CLASSES):
-            scores = [math.exp(gates[c * (mixtures + 1) + m]) for m in range(mixtures + 1)]
-            chances = [sigmoid(experts[c * mixtures + m]) for m in range(mixtures)]
+            scores = [math.exp(gates[m * NUM_CLASSES + c]) for m in range(mixtures + 1)]
+            chances = [sigmoid(experts[m * NUM_CLASSES + c]) for m in range(mixtures)]
             # The last expert always says no.
             row.append(sum(scores[m] / sum(scores) * chance for m, chance in enumerate(chances)))
         predictions.append(row)
