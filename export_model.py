@@ -19,6 +19,7 @@ from absl import flags, logging
 import checkpoints
 import evaluation
 import files
+import frame_level_models
 import nonlocal_vlad
 import predictor as predictors
 import program
@@ -29,8 +30,8 @@ from progress import Progress
 from utils import InputError, listing
 
 DTYPES = ("bfloat16", "float32")
-# An exported graph keeps its activations at about so many floats, 64 MiB, beside its weights.
-_MOST_VALUES = 16 * 2**20
+# An exported graph keeps its activations at about so many floats, 40 MiB, beside its weights.
+_MOST_VALUES = 10 * 2**20
 FROZEN_GRAPH = "frozen_graph.pb"
 
 
@@ -90,7 +91,7 @@ def export(
         module = serving.make_module(members, data, top_k, class_names)
         with _quiet():
             tf.saved_model.save(module, partial, signatures=module.served)
-        serving.strip_shapes(partial)
+        serving.make_compact(partial)
         if frozen_graph:
             serving.write_frozen_graph(module, os.path.join(partial, FROZEN_GRAPH))
         manifest = {
@@ -156,10 +157,11 @@ def _quiet():
 
 
 def _fold(model):
-    """Folds every batch normalisation that follows a matrix into it."""
-    for layer in model._flatten_layers():
-        if isinstance(layer, nonlocal_vlad.Linear):
-            layer.fold()
+    """Folds every batch normalisation next to a matrix into it."""
+    for kind in (frame_level_models.StreamEncoder, nonlocal_vlad.Linear):
+        for layer in model._flatten_layers():
+            if isinstance(layer, kind):
+                layer.fold()
 
 
 def _not_trainable(create, **options):

@@ -150,7 +150,8 @@ class FrameLevelModel(keras.Model):
             return frames, real_weights(ops.arange(length, dtype="int32")[None], num_frames)
         num_samplings, count = positions.shape[1:]
         positions = ops.reshape(positions, (-1, count or ops.shape(positions)[2]))
-        num_frames = ops.repeat(num_frames, num_samplings, axis=0)
+        if num_samplings > 1:
+            num_frames = ops.repeat(num_frames, num_samplings, axis=0)
         weights = real_weights(positions, num_frames)
         positions = ops.minimum(positions, length - 1)
         if not self.sample_by_count:
@@ -235,7 +236,7 @@ def normalize(frames, frame_weights, scales=None):
     if len(frame_weights.shape) == 3:
         frame_weights = ops.max(frame_weights, axis=1)
     scales = frame_scales(frames) if scales is None else scales
-    return StoredFrames.normalized(frames, scales * ops.cast(frame_weights > 0, "float32"))
+    return StoredFrames(frames, scales * ops.cast(frame_weights > 0, "float32"))
 
 
 @registry.register
@@ -412,6 +413,14 @@ class StreamEncoder(keras.layers.Layer):
             name="hidden",
         )
         self.hidden_gating = nonlocal_vlad.ContextGating(name="hidden_gating") if gating else None
+
+    def fold(self):
+        """Moves the normalisation of the frames into the assignments, for prediction."""
+        scale, offset = self.input_norm.affine()
+        start = 0
+        for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
+            pooling.assignment.fold_input(scale[start : start + size], offset[start : start + size])
+            start += size
 
     def call(self, frames, frame_weights, training=False):
         """The hidden vector, `[B, hidden_size]` or `[B * N, hidden_size]`."""

@@ -51,12 +51,26 @@ class MatrixLayer(keras.layers.Layer):
         operands = [ops.cast(operand, self.compute_dtype) for operand in operands]
         return ops.cast(ops.einsum(equation, *operands), "float32")
 
+    def rows_times(self, x, matrix):
+        """Rows `[B, D]` or `[B, T, D]` times a matrix `[D, K]`, in the dtype of the policy."""
+        if len(x.shape) == 2:
+            return self.product("RD,DK->RK", x, matrix)
+        # As one matrix, whose gradient is one product as well and not one for each B.
+        rows = self.product("RD,DK->RK", ops.reshape(x, (-1, x.shape[-1])), matrix)
+        length = x.shape[1] or ops.shape(x)[1]
+        return ops.reshape(rows, (-1, length, matrix.shape[-1]))
+
     def project(self, x, kernel):
-        """Rows `[B, D]` or `[B, T, D]`, or `StoredFrames`, times a matrix `[D, K]`."""
-        if isinstance(x, StoredFrames):
-            return x.project(kernel, self)
-        rows = "BT"[: len(x.shape) - 1]
-        return self.product(f"{rows}D,DK->{rows}K", x, kernel)
+        """Rows, or `StoredFrames`, times a matrix `[D, K]`.
+
+        Returns:
+            `(rows, offset)`: float32 rows, and what is to be added to them, `[K]` or None. It is
+            apart because batch normalisation needs it in no row.
+        """
+        if not isinstance(x, StoredFrames):
+            return self.rows_times(x, kernel), None
+        project, offset = x.projection(kernel, self)
+        return project(x.q, x.scales), offset
 
     def pool(self, x, weights):
         """Sums `[B, K, D]` of frames `[B, T, D]`, or `StoredFrames`, with weights `[B, T, K]`."""
@@ -124,24 +138,35 @@ class BatchNorm(keras.layers.Layer):
             name="num_updates",
         )
 
-    def call(self, x, row_weights=None, training=False):
-        """Normalises the last axis of `x`."""
+    def call(self, x, row_weights=None, training=False, offset=None):
+        """Normalises the last axis of `x`, to which an offset `[D]` may still have to be added."""
+        offset = 0.0 if offset is None else offset
         if self.folded:
-            return x + self.beta
-        if training:
-            mean, variance = weighted_moments(x, row_weights)
+            return x + (self.beta + offset)
+        if not training:
+            scale, shift = self.affine()
+            return apply_affine(x, scale, shift + scale * offset)
+        if isinstance(x, StoredFrames):
+            mean, variance = x.moments(shares_of(row_weights, x))
             self._update(mean, variance)
-        else:
-            mean, variance = self.moving_mean, self.moving_variance
-        scale, offset = self._affine(mean, variance)
-        return x.affine(scale, offset) if isinstance(x, StoredFrames) else x * scale + offset
+            return x.affine(*self._affine(mean, variance))
+        # The mean takes the offset out again, so its gradient is 0, but it has one.
+        output, mean, variance = normalize_rows(
+            x, shares_of(row_weights, x), self.gamma, self.beta + 0.0 * offset, self.epsilon
+        )
+        self._update(mean + offset, variance)
+        return output
+
+    def affine(self):
+        """Scale and offset, `[D]` each, that prediction applies."""
+        return self._affine(self.moving_mean, self.moving_variance)
 
     def fold(self):
         """Leaves nothing but an offset, for prediction; returns the scale, `[D]`, to apply before.
 
         With the scale in the matrix whose product is normalised, predictions stay the same.
         """
-        scale, offset = self._affine(self.moving_mean, self.moving_variance)
+        scale, offset = self.affine()
         self.beta.assign(offset)
         self.folded = True
         return scale
@@ -161,18 +186,66 @@ class BatchNorm(keras.layers.Layer):
         self.num_updates.assign_add(1.0)
 
 
-def weighted_moments(x, row_weights=None):
-    """Mean and variance over all axes but the last, `[D]` each; every row counts by its weight."""
-    axes = "BT"[: len(x.shape) - 1]
+def apply_affine(x, scale, offset):
+    """`scale * x + offset` for rows or `StoredFrames`."""
+    return x.affine(scale, offset) if isinstance(x, StoredFrames) else x * scale + offset
+
+
+def shares_of(row_weights, x):
+    """Share of every row of `x` in the statistics of a batch, of the shape of the weights."""
     if row_weights is None:
         row_weights = ops.ones(ops.shape(x)[:-1])
     row_weights = ops.cast(row_weights, "float32")
-    shares = row_weights / ops.sum(row_weights)
-    if isinstance(x, StoredFrames):
-        return x.moments(shares)
-    mean = ops.einsum(f"{axes},{axes}D->D", shares, x)
-    variance = ops.einsum(f"{axes},{axes}D->D", shares, ops.square(x - mean))
-    return mean, variance
+    return row_weights / ops.sum(row_weights)
+
+
+def normalize_rows(x, shares, gamma, beta, epsilon):
+    """Batch normalisation of rows with shares p that sum to 1.
+
+        m = sum_i p_i x_i,  v = sum_i p_i (x_i - m)^2,  r = 1 / sqrt(v + epsilon)
+        y_i = gamma * r * (x_i - m) + beta
+
+    The gradient is written by hand, from a gradient d of y: it reads and writes the rows a third as
+    often as the derived one. With s = sum_i d_i and t = sum_i d_i (x_i - m):
+
+        dx_i = gamma * r * (d_i - p_i (s + r^2 t (x_i - m))),  dgamma = r t,  dbeta = s
+
+    Args:
+        x: float32 `[B, D]` or `[B, T, D]`.
+        shares: float32 `[B]` or `[B, T]`.
+        gamma: `[D]`.
+        beta: `[D]`.
+        epsilon: float.
+
+    Returns:
+        `(y, m, v)`; gradients come through y alone.
+    """
+    axes = "BT"[: len(x.shape) - 1]
+
+    def sum_rows(weights, rows):
+        return ops.einsum(f"{axes},{axes}D->D", weights, rows)
+
+    constant = ops.stop_gradient(x)
+    mean = sum_rows(shares, constant)
+    centered = constant - mean
+    variance = sum_rows(shares, ops.square(centered))
+    inverse = ops.rsqrt(variance + epsilon)
+
+    @ops.custom_gradient
+    def run(x, gamma, beta):
+        scale = gamma * inverse
+
+        def gradient(d_output):
+            ones = ops.ones_like(shares)
+            total = sum_rows(ones, d_output)
+            correlation = sum_rows(ones, d_output * centered)
+            common = total * scale + centered * (correlation * scale * ops.square(inverse))
+            return d_output * scale - shares[..., None] * common, correlation * inverse, total
+
+        return centered * scale + beta, gradient
+
+    output = run(x, ops.cast(gamma, x.dtype), ops.cast(beta, x.dtype))
+    return output, mean, variance
 
 
 class Linear(MatrixLayer):
@@ -231,10 +304,12 @@ class Linear(MatrixLayer):
 
     def call(self, x, row_weights=None, training=False):
         """The linear map of the last axis of `x`."""
-        x = self.project(x, self.kernel)
+        x, offset = self.project(x, self.kernel)
         if self.norm is not None:
-            return self.norm(x, row_weights, training=training)
-        return x + self.bias if self.use_bias else x
+            return self.norm(x, row_weights, training=training, offset=offset)
+        for addend in (offset, self.bias if self.use_bias else None):
+            x = x if addend is None else x + addend
+        return x
 
     def fold(self):
         """Moves the scale of the batch normalisation into W, for prediction."""
@@ -318,17 +393,17 @@ class NonLocalBlock(MatrixLayer):
 
     def call(self, x):
         """Descriptors `[B, K, D]` that have seen each other."""
-        values = self.product("BKD,DE->BKE", x, self.g)
+        values = self.rows_times(x, self.g)
         attended = self.product("BKJ,BJE->BKE", self._weights(x), values)
-        return x + self.product("BKE,ED->BKD", attended, self.out)
+        return x + self.rows_times(attended, self.out)
 
     def _weights(self, x):
         """Share of descriptor J in the new descriptor K, `[B, K, J]`."""
         scale = x.shape[-1] ** -0.5 if self.scale is None else self.scale
         if self.pairwise == "gaussian":
             return ops.softmax(scale * self.product("BKD,BJD->BKJ", x, x), axis=-1)
-        queries = self.product("BKD,DE->BKE", x, self.theta)
-        keys = self.product("BKD,DE->BKE", x, self.phi)
+        queries = self.rows_times(x, self.theta)
+        keys = self.rows_times(x, self.phi)
         products = scale * self.product("BKE,BJE->BKJ", queries, keys)
         if self.pairwise == "embedded_gaussian":
             return ops.softmax(products, axis=-1)
@@ -350,6 +425,7 @@ class SoftAssignment(Linear):
     def __init__(self, clusters, **kwargs):
         utils.check_at_least(1, clusters=clusters)
         super().__init__(clusters, batch_norm=True, **kwargs)
+        self.input_folded = False
 
     def build(self, frames_shape, *_):
         """Creates the cluster weights w, `[D, K]`, and batch normalisation in place of a bias."""
@@ -358,7 +434,15 @@ class SoftAssignment(Linear):
 
     def call(self, frames, frame_weights=None, training=False):
         """Assignments `[B, T, K]`; they sum to 1 over K."""
+        if self.input_folded:
+            frames = frames.normalized()
         return ops.softmax(super().call(frames, frame_weights, training=training), axis=-1)
+
+    def fold_input(self, scale, offset):
+        """Takes over `scale * x + offset` of the frames, for prediction from `StoredFrames`."""
+        self.norm.moving_mean.assign_sub(ops.einsum("D,DK->K", offset, self.kernel))
+        self.kernel.assign(scale[:, None] * self.kernel)
+        self.input_folded = True
 
 
 class NetVLAD(MatrixLayer):
@@ -460,8 +544,29 @@ class SoftBagOfFeatures(MatrixLayer):
     def call(self, frames, frame_weights, training=False):
         """The normalised histogram, `[B, K]` or `[B * N, K]`."""
         shares = self.assignment(frames, frame_weights, training=training)
-        sums = ops.einsum("BNT,BTK->BNK", per_sampling(frame_weights), shares)
+        weights = per_sampling(frame_weights)
+        if training:
+            sums = weighted_sum(weights[:, 0], shares)
+        else:
+            sums = ops.einsum("BNT,BTK->BNK", weights, shares)
         return l2_normalize(ops.reshape(sums, (-1, self.clusters)))
+
+
+def weighted_sum(weights, rows):
+    """Sum `[B, K]` of rows `[B, T, K]` with weights `[B, T]`, through which no gradient comes.
+
+    The derived gradient is a product of matrices of one row and one column, which takes several
+    times as long as the product by broadcasting here.
+    """
+
+    @ops.custom_gradient
+    def run(rows):
+        def gradient(d_sum):
+            return weights[..., None] * d_sum[:, None]
+
+        return ops.einsum("BT,BTK->BK", weights, rows), gradient
+
+    return run(rows)
 
 
 def per_sampling(frame_weights):

@@ -170,7 +170,9 @@ class GRUStack(keras.layers.Layer):
     def _final_states(self, frames, real):
         first, *_ = self.grus
         # What does not depend on the frame is made once, before the loop.
-        project = frames.projection(first.input_projection.kernel, first)
+        project, offset = frames.projection(first.input_projection.kernel, first)
+        biases = [gru.input_projection.bias for gru in self.grus]
+        biases[0] = biases[0] if offset is None else biases[0] + offset
         kernels = [ops.cast(gru.input_projection.kernel, gru.compute_dtype) for gru in self.grus]
         matrices = [gru.matrices() for gru in self.grus]
         weights = ops.cast(real, "float32")[..., None]
@@ -182,7 +184,7 @@ class GRUStack(keras.layers.Layer):
             for number, gru in enumerate(self.grus):
                 with keras.name_scope(gru.name):
                     x = gru.product("BI,IJ->BJ", x, kernels[number]) if number else x
-                    x += gru.input_projection.bias
+                    x += biases[number]
                     state, *_ = gru.cell(x, states[number], *matrices[number])
                 x = states[number] + weights[:, t] * (state - states[number])
                 following.append(x)

@@ -58,8 +58,11 @@ def make_module(ensemble, data, top_k, class_names=None):
     return module
 
 
-def strip_shapes(export_dir):
-    """Takes the shapes of inner tensors out of a SavedModel's graph; loading infers them again."""
+def make_compact(export_dir):
+    """Takes out of a SavedModel's graph what loading it would only hold in memory.
+
+    That are the shapes of inner tensors, which are inferred again, and constants that occur twice.
+    """
     path = os.path.join(export_dir, "saved_model.pb")
     saved = saved_model_pb2.SavedModel()
     with tf.io.gfile.GFile(path, "rb") as file:
@@ -69,8 +72,37 @@ def strip_shapes(export_dir):
         for nodes in (meta_graph.graph_def.node, *(function.node_def for function in functions)):
             for node in nodes:
                 node.attr.pop("_output_shapes", None)
+        for function in functions:
+            _merge_constants(function)
     with tf.io.gfile.GFile(path, "wb") as file:
         file.write(saved.SerializeToString(deterministic=True))
+
+
+def _merge_constants(function):
+    """Leaves one of the equal constants of a FunctionDef."""
+    kept, replaced, nodes = {}, {}, []
+    for node in function.node_def:
+        if node.op == "Const" and not node.input:
+            value = node.attr["value"].SerializeToString(deterministic=True)
+            name = kept.setdefault(value, node.name)
+            if name != node.name:
+                replaced[node.name] = name
+                continue
+        nodes.append(node)
+
+    def renamed(tensor):
+        mark = "^" if tensor.startswith("^") else ""
+        name, *output = tensor.removeprefix(mark).split(":")
+        return ":".join([mark + replaced.get(name, name), *output])
+
+    for node in nodes:
+        node.input[:] = [renamed(tensor) for tensor in node.input]
+    for name, tensor in function.ret.items():
+        function.ret[name] = renamed(tensor)
+    nodes = [node.SerializeToString() for node in nodes]
+    del function.node_def[:]
+    for node in nodes:
+        function.node_def.add().ParseFromString(node)
 
 
 def write_frozen_graph(module, path):

@@ -11,36 +11,29 @@ from keras import ops
 
 import utils
 
-# Subtracted from a byte, it leaves a number that even bfloat16 holds exactly, and a small one.
-_CENTER = 128.0
-# What is to be added then, in units of the quantisation, to be where 0 is 0.
-_SHIFT = _CENTER + utils.QUANTIZATION_OFFSET / utils.QUANTIZATION_SCALE
+# The byte that would stand for 0, 127 + 1/512. Bfloat16 rounds it to 127, a difference of 1/130560
+# of the range that the bytes cover, and holds every byte less 127 exactly.
+_ZERO = -utils.QUANTIZATION_OFFSET / utils.QUANTIZATION_SCALE
 
 
 class StoredFrames(NamedTuple):
     """The frames of videos.
 
-        x_td = scales_t * gains_d * (q_td - 128 + shift) + offsets_d
+        x_td = scales_t * gains_d * (q_td - zero) + offsets_d
 
-    with B videos of T frames of D entries.
+    with B videos of T frames of D entries, and the zero of the quantisation.
 
     Attributes:
         q: the stored bytes, uint8 `[B, T, D]`.
         scales: float32 `[B, T]`, one over the length of each frame; 0 for padding.
-        gains: float32 `[D]`.
-        offsets: float32 `[D]`.
+        gains: float32 `[D]`, or None for 1.
+        offsets: float32 `[D]`, or None for 0.
     """
 
     q: Any
     scales: Any
-    gains: Any
-    offsets: Any
-
-    @classmethod
-    def normalized(cls, q, scales):
-        """Frames of length 1, with the scales of `frame_scales`."""
-        size = q.shape[-1]
-        return cls(q, scales, ops.ones([size]), ops.zeros([size]))
+    gains: Any = None
+    offsets: Any = None
 
     @property
     def shape(self):
@@ -49,7 +42,13 @@ class StoredFrames(NamedTuple):
 
     def affine(self, gains, offsets):
         """The frames `gains * x + offsets`."""
-        return self._replace(gains=self.gains * gains, offsets=self.offsets * gains + offsets)
+        if self.offsets is not None:
+            offsets = self.offsets * gains + offsets
+        return self._replace(gains=self._gained(gains), offsets=offsets)
+
+    def normalized(self):
+        """The frames before any `affine`, of length 1."""
+        return StoredFrames(self.q, self.scales)
 
     def entries(self, start, size):
         """The part of every frame that is one feature."""
@@ -57,57 +56,62 @@ class StoredFrames(NamedTuple):
         return StoredFrames(
             self.q[..., start:stop],
             self.scales,
-            self.gains[start:stop],
-            self.offsets[start:stop],
+            None if self.gains is None else self.gains[start:stop],
+            None if self.offsets is None else self.offsets[start:stop],
         )
 
     def to_float(self):
         """The frames as numbers, float32 `[B, T, D]`."""
-        return self.scales[..., None] * (self.gains * _shifted(self.q)) + self.offsets
-
-    def project(self, kernel, layer):
-        """Frames times a matrix `[D, K]`, float32 `[B, T, K]`, by a `nonlocal_vlad.MatrixLayer`."""
-        return self.projection(kernel, layer)(self.q, self.scales)
+        values = self.scales[..., None] * self._gained(_centered(self.q, "float32"))
+        return values if self.offsets is None else values + self.offsets
 
     def projection(self, kernel, layer):
-        """`project` as a function of the bytes, `[B, T, D]` or `[B, D]`, and the scales."""
-        kernel = ops.cast(kernel, "float32")
-        scaled = self.gains[:, None] * kernel
-        matrix = ops.cast(scaled, layer.compute_dtype)
-        shift = _SHIFT * ops.sum(scaled, axis=0)
-        offset = ops.sum(self.offsets[:, None] * kernel, axis=0)
+        """What multiplies frames by a matrix `[D, K]`, with a `nonlocal_vlad.MatrixLayer`.
+
+        Returns:
+            `(project, offset)`: a function of the bytes, `[B, T, D]` or `[B, D]`, and the scales,
+            to float32 `[B, T, K]` or `[B, K]`; and what is to be added then, `[K]` or None.
+        """
+        matrix, offset = kernel, None
+        if self.gains is not None:
+            matrix = self.gains[:, None] * ops.cast(kernel, "float32")
+        if self.offsets is not None:
+            offset = ops.einsum("D,DK->K", self.offsets, ops.cast(kernel, "float32"))
+        matrix = ops.cast(matrix, layer.compute_dtype)
 
         def project(q, scales):
-            rows = "BT"[: len(q.shape) - 1]
-            products = layer.product(f"{rows}D,DK->{rows}K", _centered(q, layer), matrix)
-            return scales[..., None] * (products + shift) + offset
+            return scales[..., None] * layer.rows_times(_centered(q, layer.compute_dtype), matrix)
 
-        return project
+        return project, offset
 
     def pool(self, weights, layer):
         """Sums weighted by `[B, T, K]`, float32 `[B, K, D]`, by a `nonlocal_vlad.MatrixLayer`."""
         scaled = weights * self.scales[..., None]
-        sums = layer.product("BTK,BTD->BKD", scaled, _centered(self.q, layer))
-        sums += _SHIFT * ops.sum(scaled, axis=1)[..., None]
-        return self.gains * sums + ops.sum(weights, axis=1)[..., None] * self.offsets
+        centered = _centered(self.q, layer.compute_dtype)
+        sums = self._gained(layer.product("BTK,BTD->BKD", scaled, centered))
+        if self.offsets is None:
+            return sums
+        return sums + ops.sum(weights, axis=1)[..., None] * self.offsets
 
     def moments(self, shares):
         """Mean and variance of the frames, `[D]` each, with shares `[B, T]` that sum to 1."""
-        values = _shifted(self.q)
+        values = _centered(self.q, "float32")
         mean = ops.einsum("BT,BTD->D", shares * self.scales, values)
         square = ops.einsum("BT,BTD->D", shares * ops.square(self.scales), ops.square(values))
-        variance = ops.square(self.gains) * ops.maximum(square - ops.square(mean), 0.0)
-        return self.gains * mean + self.offsets, variance
+        variance = ops.maximum(square - ops.square(mean), 0.0)
+        mean = self._gained(mean)
+        return mean if self.offsets is None else mean + self.offsets, self._gained(
+            self._gained(variance)
+        )
+
+    def _gained(self, values):
+        return values if self.gains is None else self.gains * values
 
 
-def _centered(q, layer):
-    return ops.cast(q, layer.compute_dtype) - _CENTER
+def _centered(q, dtype):
+    return ops.cast(q, dtype) - ops.cast(_ZERO, dtype)
 
 
 def frame_scales(q):
     """One over the length of the dequantised frames `[B, T, D]`, in units of the quantisation."""
-    return ops.rsqrt(ops.sum(ops.square(_shifted(q)), axis=-1))
-
-
-def _shifted(q):
-    return ops.cast(q, "float32") + (_SHIFT - _CENTER)
+    return ops.rsqrt(ops.sum(ops.square(_centered(q, "float32")), axis=-1))

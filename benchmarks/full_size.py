@@ -1,39 +1,56 @@
-"""What the benchmarks of models share: random full-size batches and the circumstances."""
-
-import importlib.metadata
-import json
-import os
-import resource
-import statistics
-import sys
+"""What the benchmarks of models share: their flags, and random full-size batches."""
 
 import keras
 import numpy as np
 from absl import flags
 
+import comparison
 import compute
+import plain_models
 import program
 import recipe_flags
-
-PACKAGES = ("tensorflow", "keras", "numpy")
 
 
 def define_flags(flag_values):
     """Defines the flags of a benchmark of one model, which takes recipes as well."""
     recipe_flags.define_flags(flag_values)
     compute.define_flags(flag_values)
+    comparison.define_flags(flag_values)
     flag_values.set_default("batch_size", 80)
     own = {"flag_values": flag_values}
-    flags.DEFINE_integer("rounds", 5, "How often to measure.", **own)
     flags.DEFINE_integer("steps", 2, "Batches in each round.", **own)
-    flags.DEFINE_enum("format", "table", ["table", "json"], "How to print the result.", **own)
+    flags.DEFINE_boolean(
+        "plain", True, "Measures the same model in plain Keras and float32, the baseline.", **own
+    )
 
 
-def config_from_flags(flag_values):
-    """The `RunConfig` to measure."""
+def run(way, flag_values, **plain_way):
+    """Compares `way` for the project's model with that for its plain twin.
+
+    Args:
+        way: function of a model, its config and the number of batches, to what does the work.
+        flag_values: with the flags of `define_flags`.
+        **plain_way: more arguments of `way` for the plain model.
+    """
     program.require_flags(flag_values, "model")
-    program.require_positive(flag_values, "rounds", "steps")
-    return recipe_flags.config_from_flags(flag_values)
+    program.require_positive(flag_values, "steps")
+    config = recipe_flags.config_from_flags(flag_values)
+    policy = compute.matrix_policy(flag_values.compute_dtype)
+    keras.utils.set_random_seed(config.seed)
+    model = config.build_model(policy)
+    steps = flag_values.steps
+    makers = {"project": lambda: way(model, config, steps)}
+    if flag_values.plain:
+        plain = plain_models.PlainModel(model)
+        makers["plain Keras, float32"] = lambda: way(plain, config, steps, **plain_way)
+    comparison.run(
+        makers,
+        list(makers)[-1],
+        flag_values,
+        model=config.model,
+        batch_size=config.batch_size,
+        matrix_policy=policy,
+    )
 
 
 def random_batch(config):
@@ -45,46 +62,3 @@ def random_batch(config):
         return rng.standard_normal((size, width), dtype=np.float32), labels
     frames = rng.integers(0, 256, (size, config.max_frames, width), dtype=np.uint8)
     return {"frames": frames, "num_frames": np.full(size, config.max_frames, np.int32)}, labels
-
-
-def report(measure, flag_values):
-    """Prints what `measure(model, config, rounds, steps)`, seconds per batch, comes to."""
-    config = config_from_flags(flag_values)
-    keras.utils.set_random_seed(config.seed)
-    policy = compute.matrix_policy(flag_values.compute_dtype)
-    seconds = measure(config.build_model(policy), config, flag_values.rounds, flag_values.steps)
-    values = {**summary(config, seconds), "matrix_policy": policy}
-    print(json.dumps(values, indent=2) if flag_values.format == "json" else as_lines(values))
-
-
-def summary(config, seconds):
-    """The result: medians over the rounds of the seconds per batch, and the circumstances."""
-    median = statistics.median(seconds)
-    return {
-        "model": config.model,
-        "seconds_per_batch": round(median, 4),
-        "seconds_min": round(min(seconds), 4),
-        "seconds_max": round(max(seconds), 4),
-        "examples_per_second": round(config.batch_size / median, 1),
-        # Kilobytes on Linux; of the whole process, its input and TensorFlow itself included.
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "batch_size": config.batch_size,
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": {
-            "python": ".".join(map(str, sys.version_info[:3])),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
-    }
-
-
-def as_lines(values):
-    """A result as text for a terminal."""
-    return (
-        (
-            "{model}: {seconds_per_batch:.3f} s per batch of {batch_size} ({seconds_min:.3f} to "
-            "{seconds_max:.3f}), {examples_per_second:.1f} examples/s, peak memory "
-            "{peak_memory_gib:.2f} GiB, {cores} cores, {matrix_policy}"
-        ).format(**values)
-        + "\n"
-        + ", ".join(f"{k} {v}" for k, v in values["versions"].items())
-    )

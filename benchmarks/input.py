@@ -7,14 +7,10 @@ the bare reading of records. benchmarks/README.md tells how to read the result.
 """
 
 import contextlib
-import importlib.metadata
-import json
 import os
 import pathlib
-import statistics
 import sys
 import tempfile
-import time
 
 import numpy as np
 import tensorflow as tf
@@ -22,18 +18,17 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import comparison
 import files
 import program
 import readers
 import utils
-from utils import InputError
 
 NUM_CLASSES = 3862
 MAX_FRAMES = 300
 FEATURES = {"rgb": 1024, "audio": 128}
 NUM_FILES = 8
 BASELINE = "per-example tf.data"
-PACKAGES = ("tensorflow", "numpy", "protobuf", "google-crc32c")
 
 
 def write_records(folder, num_videos, seed=0):
@@ -126,78 +121,10 @@ def ways_to_read(paths, batch_size, num_readers):
     }
 
 
-def measure(ways, rounds):
-    """Videos per second of every way in every round: a dict from name to list.
-
-    The ways take turns, so that whatever else the machine does hits all of them alike. One round
-    before the first is not counted: it brings the files into memory.
-
-    Raises:
-        InputError: if the ways do not read the same number of videos.
-    """
-    counts = {name: read() for name, read in ways.items()}
-    if len(set(counts.values())) > 1:
-        raise InputError(f"the ways to read find different numbers of videos: {counts}")
-    rates = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, read in ways.items():
-            start = time.perf_counter()
-            rates[name].append(read() / (time.perf_counter() - start))
-    return rates
-
-
-def summarize(rates):
-    """Medians over the rounds, and the ratios to the baseline of the same round, by way."""
-    summary = {}
-    for name, values in rates.items():
-        ratios = [value / base for value, base in zip(values, rates[BASELINE], strict=True)]
-        summary[name] = {
-            "videos_per_second": round(statistics.median(values), 1),
-            "ratio": round(statistics.median(ratios), 2),
-            "ratio_min": round(min(ratios), 2),
-            "ratio_max": round(max(ratios), 2),
-        }
-    return summary
-
-
-def circumstances(flag_values, paths):
-    """What the numbers depend on."""
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "files": len(paths),
-        "bytes": sum(map(files.file_size, paths)),
-        **{name: flag_values[name].value for name in ("batch_size", "num_readers", "rounds")},
-        "versions": {
-            "python": ".".join(map(str, sys.version_info[:3])),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
-    }
-
-
-def as_table(summary, conditions):
-    """The result as lines for a terminal."""
-    lines = [f"{'':22}{'videos/s':>10}{'ratio':>8}   (min to max)"]
-    for name, row in summary.items():
-        lines.append(
-            f"{name:22}{row['videos_per_second']:10.0f}{row['ratio']:8.2f}   "
-            f"({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
-        )
-    versions = ", ".join(f"{name} {text}" for name, text in conditions["versions"].items())
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Medians of {conditions['rounds']} rounds; {conditions['files']} files, "
-            f"{conditions['bytes'] / 1e6:.0f} MB; batches of {conditions['batch_size']}, "
-            f"{conditions['num_readers']} readers, {conditions['cores']} cores",
-            versions,
-        ]
-    )
-
-
 def define_flags(flag_values):
     """Defines the flags of this program."""
     program.define_flags(flag_values, "num_readers", batch_size=80)
+    comparison.define_flags(flag_values)
     own = {"flag_values": flag_values}
     flags.DEFINE_string(
         "data_pattern",
@@ -207,13 +134,11 @@ def define_flags(flag_values):
         **own,
     )
     flags.DEFINE_integer("num_videos", 400, "Videos to write without --data_pattern.", **own)
-    flags.DEFINE_integer("rounds", 5, "How often each way to read is measured.", **own)
-    flags.DEFINE_enum("format", "table", ["table", "json"], "How to print the result.", **own)
 
 
 def main(flag_values):
     """Runs the program."""
-    program.require_positive(flag_values, "num_videos", "batch_size", "num_readers", "rounds")
+    program.require_positive(flag_values, "num_videos", "batch_size", "num_readers")
     with contextlib.ExitStack() as stack:
         pattern = flag_values.data_pattern
         if pattern is None:
@@ -221,12 +146,16 @@ def main(flag_values):
             pattern = write_records(folder, flag_values.num_videos)
         paths = files.expand_patterns(pattern)
         ways = ways_to_read(paths, flag_values.batch_size, flag_values.num_readers)
-        summary = summarize(measure(ways, flag_values.rounds))
-        conditions = circumstances(flag_values, paths)
-    if flag_values.format == "json":
-        print(json.dumps({"results": summary, "conditions": conditions}, indent=2))
-    else:
-        print(as_table(summary, conditions))
+        # Reading everything once before the first round brings the files into memory.
+        comparison.run(
+            {name: lambda read=read: read for name, read in ways.items()},
+            BASELINE,
+            flag_values,
+            files=len(paths),
+            megabytes=round(sum(map(files.file_size, paths)) / 1e6),
+            batch_size=flag_values.batch_size,
+            num_readers=flag_values.num_readers,
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Measures the prediction of a full-size model on random frames.
+"""Measures the prediction of a full-size model on random frames, against plain Keras.
 
-    python benchmarks/predict.py --model=LFNLNetVLADModel
+    python benchmarks/predict.py --flagfile=recipes/lfnl_netvlad.flags --batch_size=80
 
 The batch lies in memory; predictions come back as an array, as in eval.py and inference.py.
 benchmarks/README.md tells how to read it.
@@ -8,7 +8,6 @@ benchmarks/README.md tells how to read it.
 
 import pathlib
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -19,24 +18,24 @@ from ensemble import Ensemble
 from full_size import define_flags
 
 
-def measure(model, config, rounds, steps):
-    """Seconds per batch in every round; two batches before the first are not counted."""
-    predict = predictor.compiled(Ensemble([model]))
+def way(model, config, steps, plain=False):
+    """Predicts batches; two before are not counted."""
+    predict = predictor.compiled(model if plain else Ensemble([model]))
     inputs, _ = full_size.random_batch(config)
-    for _ in range(2):
-        predict(inputs)
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
+
+    def work():
         for _ in range(steps):
             predict(inputs)
-        seconds.append((time.perf_counter() - start) / steps)
-    return seconds
+        return steps * config.batch_size
+
+    predict(inputs)
+    predict(inputs)
+    return work
 
 
 def main(flag_values):
     """Runs the program."""
-    full_size.report(measure, flag_values)
+    full_size.run(way, flag_values, plain=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ import numpy as np
 
 EPSILON = 1e-3
 
+# Weights whose gradient is 0: batch normalisation takes out again what they add to every row.
+WITHOUT_EFFECT = {"DbofModel/input_norm/beta", "SoftBoFModel/encoder/input_norm/beta"}
+
 
 def weights_of(layer):
     """Weights in float64 by path, without the name of the layer itself."""

@@ -3,20 +3,32 @@
 import importlib
 import json
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 
 import documents
+import layer_references as references
+import registry
 
 TINY = ("--num_classes=10", "--feature_sizes=8,4", "--max_frames=6", "--batch_size=4")
-TINY_MODEL = ("--model=DbofModel", "--dbof_cluster_size=5", "--dbof_hidden_size=3", *TINY)
+TINY_MODEL = (
+    *("--model=SoftBoFModel", "--soft_bof_cluster_size=5", "--soft_bof_hidden_size=3"),
+    *TINY,
+)
 
 
 @pytest.fixture
-def run_benchmark(monkeypatch, capsys):
+def benchmark_module(monkeypatch):
+    monkeypatch.syspath_prepend(str(documents.ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.fixture
+def run_benchmark(benchmark_module, capsys):
     def run(name, *arguments):
-        monkeypatch.syspath_prepend(str(documents.ROOT / "benchmarks"))
-        program = importlib.import_module(name)
+        program = benchmark_module(name)
         flag_values = flags.FlagValues()
         program.define_flags(flag_values)
         flag_values([name, *arguments])
@@ -26,23 +38,122 @@ def run_benchmark(monkeypatch, capsys):
     return run
 
 
+def ratios(text):
+    result = json.loads(text)
+    assert result["results"][result["baseline"]]["ratio"] == 1
+    for row in result["results"].values():
+        assert 0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
+        assert row["videos_per_second"] > 0
+        assert row["peak_memory_gib"] > 0
+    return result["results"]
+
+
 @pytest.mark.parametrize("name", ["train_step", "predict"])
-def test_benchmarks_of_models_tell_speed_and_memory(run_benchmark, name):
-    values = json.loads(
-        run_benchmark(name, *TINY_MODEL, "--rounds=2", "--steps=1", "--format=json")
-    )
-    assert values["model"] == "DbofModel"
-    assert 0 < values["seconds_min"] <= values["seconds_per_batch"] <= values["seconds_max"]
-    assert values["examples_per_second"] > 0
-    assert values["peak_memory_gib"] > 0
-    table = run_benchmark(name, *TINY_MODEL, "--rounds=1", "--steps=1")
-    assert "DbofModel: " in table
-    assert "peak memory" in table
+def test_benchmarks_of_models_compare_with_plain_keras(run_benchmark, name):
+    output = run_benchmark(name, *TINY_MODEL, "--rounds=2", "--steps=1", "--format=json")
+    assert set(ratios(output)) == {"project", "plain Keras, float32"}
+    table = run_benchmark(name, *TINY_MODEL, "--rounds=1", "--steps=1", "--noplain")
+    assert "model SoftBoFModel" in table
+    assert "plain Keras" not in table
+    assert "peak GiB" in table
 
 
 def test_the_input_benchmark_compares_every_way_with_the_baseline(run_benchmark):
     arguments = ("--num_videos=16", "--batch_size=8", "--rounds=1")
-    results = json.loads(run_benchmark("input", *arguments, "--format=json"))["results"]
-    assert results["per-example tf.data"]["ratio"] == 1
-    assert {"dataset()", "batches()", "bare records"} < set(results)
+    results = ratios(run_benchmark("input", *arguments, "--format=json"))
+    assert {"per-example tf.data", "dataset()", "batches()", "bare records"} < set(results)
     assert "videos/s" in run_benchmark("input", *arguments)
+
+
+def test_the_metrics_benchmark_compares_with_heaps(run_benchmark):
+    arguments = ("--num_videos=30", "--plain_videos=20", "--batch_size=10", "--rounds=1")
+    results = ratios(run_benchmark("metrics", *arguments, "--format=json"))
+    assert set(results) == {"project", "Python heaps"}
+
+
+def test_heaps_find_the_metrics_of_the_project(benchmark_module):
+    metrics = benchmark_module("metrics")
+    predictions, labels = metrics.random_batch(np.random.default_rng(3), 40)
+    found = []
+    for make in (metrics.projects, metrics.heaps):
+        accumulate, get = make()
+        accumulate(predictions, labels)
+        found.append(get())
+    ours, heaps = found
+    assert heaps == pytest.approx({name: ours[name] for name in heaps}, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("LFNLNetVLADModel", {"netvlad_cluster_size": "3,2", "nonlocal_embedding": "4,2"}),
+        ("LFNLNetRVLADModel", {"netvlad_cluster_size": "3,2", "nonlocal_embedding": "4,2"}),
+        ("SoftBoFModel", {"soft_bof_cluster_size": "5,2", "gating": True}),
+        ("GruModel", {"gru_cells": 4, "gru_layers": 2}),
+    ],
+)
+def test_plain_models_predict_as_those_of_the_project(benchmark_module, name, options):
+    sizes = {"num_classes": 4, "feature_sizes": (6, 3)}
+    if name != "GruModel":
+        options = {**options, "iterations": 0}
+    if "VLAD" in name:
+        options["netvlad_hidden_size"] = 5
+    if name == "SoftBoFModel":
+        options["soft_bof_hidden_size"] = 5
+    model = registry.build_model(name, **sizes, **options)
+    references.randomize(model)
+    plain = benchmark_module("plain_models").PlainModel(model)
+    rng = np.random.default_rng(1)
+    inputs = {
+        "frames": tf.constant(rng.integers(0, 256, (3, 5, 9), dtype=np.uint8)),
+        "num_frames": tf.constant([5, 3, 1]),
+    }
+    plain(inputs)
+    copy_weights(model, plain)
+    np.testing.assert_allclose(plain(inputs), model(inputs), rtol=1e-4, atol=1e-6)
+
+
+def copy_weights(model, plain):
+    classifier = plain.classifier
+    for dense, linear in (
+        (classifier.gates, model.classifier.gates),
+        (classifier.experts, model.classifier.experts),
+    ):
+        # The project has the classes of a mixture side by side.
+        columns = [
+            np.moveaxis(np.reshape(weight, (*weight.shape[:-1], -1, 4)), -1, -2)
+            for weight in map(np.asarray, linear.weights)
+        ]
+        dense.set_weights([np.reshape(c, (*c.shape[:-2], -1)) for c in columns])
+    copy_gating(model.classifier.prob_gating, classifier.gating)
+    if hasattr(plain.encoder, "grus"):
+        for gru, source in zip(plain.encoder.grus, model.stack.grus, strict=True):
+            kernel, bias = source.input_projection.weights
+            recurrent = np.concatenate([source.gates, source.candidate], axis=1)
+            gru.set_weights([kernel, recurrent, bias])
+        return
+    source, target = model.encoder, plain.encoder
+    copy_norm(source.input_norm, target.norm)
+    target.hidden.set_weights([source.hidden.kernel, source.hidden.bias])
+    copy_gating(source.hidden_gating, target.gating)
+    for pooling, plain_pooling in zip(source.poolings, target.poolings, strict=True):
+        plain_pooling.assign.set_weights([pooling.assignment.kernel])
+        copy_norm(pooling.assignment.norm, plain_pooling.norm)
+        if plain_pooling.centers is not None:
+            plain_pooling.centers.assign(pooling.centers)
+        if plain_pooling.block is not None:
+            for name in ("theta", "phi", "g", "out"):
+                kernel = getattr(pooling.nonlocal_block, name)
+                getattr(plain_pooling.block, name).set_weights([kernel])
+
+
+def copy_gating(source, target):
+    assert (source is None) == (target is None)
+    if source is not None:
+        target.gate.set_weights([source.gate.kernel])
+        copy_norm(source.gate.norm, target.norm)
+
+
+def copy_norm(source, target):
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    target.set_weights([getattr(source, name) for name in names])

@@ -91,7 +91,7 @@ def test_matrices_in_bfloat16_change_states_and_gradients_little():
 def test_a_stack_predicts_the_final_states_of_its_layers(layers):
     rng = np.random.default_rng(5)
     q = tf.constant(rng.integers(0, 256, (*REAL.shape, 4), dtype=np.uint8))
-    frames = StoredFrames.normalized(q, frame_scales(q)).affine(*rng.normal(size=(2, 4)))
+    frames = StoredFrames(q, frame_scales(q)).affine(*rng.normal(size=(2, 4)))
     stack = recurrent.GRUStack(6, layers)
     stack.build(frames.shape)
     references.randomize(stack)

@@ -1,0 +1,144 @@
+"""Measures how many videos per second go into the metrics, and what the result costs.
+
+    python benchmarks/metrics.py
+    python benchmarks/metrics.py --num_videos=1100000 --noplain --rounds=1
+
+The baseline keeps Python heaps per class, as one writes metrics of rankings first. The predictions
+lie in memory. benchmarks/README.md tells how to read the result.
+"""
+
+import heapq
+import pathlib
+import sys
+
+import numpy as np
+from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import comparison
+import eval_util
+import program
+
+NUM_CLASSES = 3862
+# Batches of predictions that are used in turns.
+DISTINCT_BATCHES = 4
+
+
+class HeapMetrics:
+    """GAP, mAP, hit at one and PERR from Python lists and heaps; ties in any order.
+
+    Args:
+        num_class: int.
+        top_k: int. Entries of each video that count.
+    """
+
+    def __init__(self, num_class, top_k):
+        self.top_k = top_k
+        self.positives = np.zeros(num_class, np.int64)
+        self.num_videos = 0
+        self._hits = 0
+        self._perr = 0.0
+        self._pool = []
+        self._per_class = [[] for _ in range(num_class)]
+
+    def accumulate(self, predictions, labels):
+        """Adds a batch of `[B, C]` predictions and labels."""
+        for row, truth in zip(predictions, labels, strict=True):
+            ranked = heapq.nlargest(self.top_k, range(len(row)), key=row.__getitem__)
+            self.positives += truth.astype(np.int64)
+            self.num_videos += 1
+            self._hits += truth[ranked[0]] > 0
+            count = int(truth.sum())
+            self._perr += sum(truth[ranked[:count]]) / max(count, 1)
+            for entry in ranked:
+                heapq.heappush(self._pool, (-row[entry], truth[entry]))
+                heapq.heappush(self._per_class[entry], (-row[entry], truth[entry]))
+
+    def get(self):
+        """The metrics over everything accumulated."""
+        pairs = zip(self._per_class, self.positives, strict=True)
+        aps = [_average_precision(heap, count) for heap, count in pairs if count]
+        return {
+            "avg_hit_at_one": self._hits / self.num_videos,
+            "avg_perr": self._perr / self.num_videos,
+            "gap": _average_precision(self._pool, self.positives.sum()),
+            "map": sum(aps) / len(aps),
+        }
+
+
+def _average_precision(heap, num_positives):
+    hits, total, heap = 0, 0.0, list(heap)
+    for rank in range(1, len(heap) + 1):
+        if heapq.heappop(heap)[1]:
+            hits += 1
+            total += hits / rank
+    return total / num_positives
+
+
+def random_batch(rng, size):
+    """Scores and labels of random videos; labels score higher than most."""
+    labels = rng.random((size, NUM_CLASSES)) < 3 / NUM_CLASSES
+    labels[:, 0] |= ~labels.any(axis=1)
+    scores = rng.random((size, NUM_CLASSES), dtype=np.float32) ** 8
+    return np.where(labels, np.sqrt(scores), scores), labels.astype(np.float32)
+
+
+def way(make, num_videos, batches):
+    """Accumulates videos and gets the metrics."""
+
+    def work():
+        accumulate, get = make()
+        done = 0
+        while done < num_videos:
+            predictions, labels = batches[done // len(batches[0][0]) % len(batches)]
+            size = min(len(labels), num_videos - done)
+            accumulate(predictions[:size], labels[:size])
+            done += size
+        get()
+        return done
+
+    return work
+
+
+def projects():
+    """The metrics of eval.py."""
+    metrics = eval_util.EvaluationMetrics(NUM_CLASSES, top_k=20)
+    return lambda predictions, labels: metrics.accumulate(predictions, labels, 0.0), metrics.get
+
+
+def heaps():
+    """The baseline."""
+    metrics = HeapMetrics(NUM_CLASSES, top_k=20)
+    return metrics.accumulate, metrics.get
+
+
+def define_flags(flag_values):
+    """Defines the flags of this program."""
+    comparison.define_flags(flag_values)
+    own = {"flag_values": flag_values}
+    flags.DEFINE_integer("num_videos", 20_000, "Videos of the project's metrics.", **own)
+    flags.DEFINE_integer("plain_videos", 1000, "Videos of the baseline.", **own)
+    flags.DEFINE_integer("batch_size", 1024, "Videos in a batch.", **own)
+    flags.DEFINE_boolean("plain", True, "Measures the baseline as well.", **own)
+
+
+def main(flag_values):
+    """Runs the program."""
+    program.require_positive(flag_values, "num_videos", "plain_videos", "batch_size")
+    rng = np.random.default_rng(0)
+    batches = [random_batch(rng, flag_values.batch_size) for _ in range(DISTINCT_BATCHES)]
+    makers = {"project": lambda: way(projects, flag_values.num_videos, batches)}
+    if flag_values.plain:
+        makers["Python heaps"] = lambda: way(heaps, flag_values.plain_videos, batches)
+    comparison.run(
+        makers,
+        list(makers)[-1],
+        flag_values,
+        num_videos=flag_values.num_videos,
+        batch_size=flag_values.batch_size,
+    )
+
+
+if __name__ == "__main__":
+    program.run(main, define_flags)

@@ -1,0 +1,168 @@
+"""The paper's models as one writes them first with Keras: the baseline of the speed ratios.
+
+Frames become float32, are sampled by copying and go through the layers of Keras. They predict the
+same with the same weights, which a test shows; `plain_model` takes the sizes of a model of the
+project, `copy_weights` its weights.
+"""
+
+import keras
+from keras import layers, ops
+
+import frame_level_models
+import utils
+
+
+class PlainMoe(layers.Layer):
+    """Mixture of experts, with the mixtures of a class side by side."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.num_classes, self.mixtures = model.num_classes, model.num_mixtures
+        penalty = {"kernel_regularizer": model.gates.regularizer}
+        self.gates = layers.Dense(self.num_classes * (self.mixtures + 1), use_bias=False, **penalty)
+        self.experts = layers.Dense(self.num_classes * self.mixtures, **penalty)
+        self.gating = PlainGating(self.num_classes) if model.prob_gating is not None else None
+
+    def call(self, x, training=False):
+        """Probabilities `[B, C]`."""
+        gates = ops.reshape(self.gates(x), (-1, self.num_classes, self.mixtures + 1))
+        experts = ops.reshape(self.experts(x), (-1, self.num_classes, self.mixtures))
+        shares = ops.softmax(gates, axis=-1)[..., : self.mixtures]
+        probabilities = ops.sum(shares * ops.sigmoid(experts), axis=-1)
+        return probabilities if self.gating is None else self.gating(probabilities, training)
+
+
+class PlainGating(layers.Layer):
+    """Context gating."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.gate = layers.Dense(size, use_bias=False)
+        self.norm = layers.BatchNormalization(momentum=0.999, epsilon=1e-3)
+
+    def call(self, x, training=False):
+        """Gated `[B, D]`."""
+        return x * ops.sigmoid(self.norm(self.gate(x), training=training))
+
+
+class PlainPooling(layers.Layer):
+    """NetVLAD, NetRVLAD or soft bag of features of one stream."""
+
+    def __init__(self, size, pooling):
+        super().__init__()
+        self.assign = layers.Dense(pooling.clusters, use_bias=False)
+        self.norm = layers.BatchNormalization(momentum=0.999, epsilon=1e-3)
+        self.is_vlad = hasattr(pooling, "has_centers")
+        self.centers = None
+        if self.is_vlad and pooling.has_centers:
+            self.centers = self.add_weight(shape=(pooling.clusters, size), name="centers")
+        block = pooling.nonlocal_block if self.is_vlad else None
+        self.block = None if block is None else PlainNonLocal(size, block)
+
+    def call(self, frames, mask, training=False):
+        """One vector per video."""
+        shares = ops.softmax(self.norm(self.assign(frames), training=training), axis=-1)
+        shares *= mask[..., None]
+        masses = ops.sum(shares, axis=1)
+        if not self.is_vlad:
+            return l2_normalize(masses)
+        descriptors = ops.matmul(ops.transpose(shares, (0, 2, 1)), frames)
+        if self.centers is not None:
+            descriptors -= masses[..., None] * self.centers
+        if self.block is not None:
+            descriptors = self.block(descriptors)
+        descriptors = l2_normalize(descriptors)
+        width = descriptors.shape[1] * descriptors.shape[2]
+        return l2_normalize(ops.reshape(descriptors, (-1, width)))
+
+
+class PlainNonLocal(layers.Layer):
+    """Non-local block with the embedded Gaussian."""
+
+    def __init__(self, size, block):
+        super().__init__()
+        self.scale = size**-0.5 if block.scale is None else block.scale
+        self.theta, self.phi, self.g = (
+            layers.Dense(block.embedding_dim, use_bias=False) for _ in range(3)
+        )
+        self.out = layers.Dense(size, use_bias=False)
+
+    def call(self, x):
+        """Descriptors `[B, K, D]` that have seen each other."""
+        products = ops.matmul(self.theta(x), ops.transpose(self.phi(x), (0, 2, 1)))
+        return x + self.out(ops.matmul(ops.softmax(self.scale * products), self.g(x)))
+
+
+class PlainStreams(layers.Layer):
+    """Pools every stream and reduces the results to one hidden vector."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.sizes = encoder.stream_sizes
+        self.norm = layers.BatchNormalization(momentum=0.999, epsilon=1e-3)
+        self.poolings = [
+            PlainPooling(size, pooling)
+            for size, pooling in zip(self.sizes, encoder.poolings, strict=True)
+        ]
+        self.hidden = layers.Dense(encoder.hidden.units)
+        gated = encoder.hidden_gating is not None
+        self.gating = PlainGating(encoder.hidden.units) if gated else None
+
+    def call(self, frames, mask, training=False):
+        """The hidden vector."""
+        frames = self.norm(frames, training=training)
+        pooled, start = [], 0
+        for size, pooling in zip(self.sizes, self.poolings, strict=True):
+            pooled.append(pooling(frames[..., start : start + size], mask, training))
+            start += size
+        hidden = self.hidden(ops.concatenate(pooled, axis=-1))
+        return hidden if self.gating is None else self.gating(hidden, training)
+
+
+class PlainGrus(layers.Layer):
+    """GRUs on top of each other."""
+
+    def __init__(self, stack):
+        super().__init__()
+        self.grus = [
+            layers.GRU(stack.units, return_sequences=True, return_state=True, reset_after=False)
+            for _ in stack.grus
+        ]
+
+    def call(self, frames, mask, training=False):
+        """Final states of all layers."""
+        states = []
+        for gru in self.grus:
+            frames, state = gru(frames, mask=mask > 0)
+            states.append(state)
+        return ops.concatenate(states, axis=-1)
+
+
+class PlainModel(keras.Model):
+    """A model of the project, in plain Keras."""
+
+    def __init__(self, model):
+        super().__init__(name="plain")
+        self.iterations = model.iterations
+        is_gru = isinstance(model, frame_level_models.GruModel)
+        self.encoder = PlainGrus(model.stack) if is_gru else PlainStreams(model.encoder)
+        self.classifier = PlainMoe(model.classifier)
+
+    def call(self, inputs, training=False):
+        """Probabilities, float32 `[B, C]`, of the same input as `FrameLevelModel`."""
+        num_frames = ops.cast(inputs["num_frames"], "int32")
+        frames = utils.dequantize(ops.cast(inputs["frames"], "float32"))
+        positions = ops.arange(ops.shape(frames)[1], dtype="int32")[None]
+        if self.iterations:
+            uniform = keras.random.uniform((ops.shape(frames)[0], self.iterations))
+            positions = ops.cast(uniform * ops.cast(num_frames[:, None], "float32"), "int32")
+            frames = ops.take_along_axis(frames, positions[..., None], axis=1)
+        mask = ops.cast(positions < num_frames[:, None], "float32")
+        encoding = self.encoder(l2_normalize(frames) * mask[..., None], mask, training=training)
+        return self.classifier(encoding, training=training)
+
+
+def l2_normalize(x):
+    """Vectors of length 1 along the last axis."""
+    squared = ops.sum(ops.square(x), axis=-1, keepdims=True)
+    return x * ops.rsqrt(ops.maximum(squared, 1e-12))
