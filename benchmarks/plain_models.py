@@ -1,8 +1,8 @@
 """The paper's models as one writes them first with Keras: the baseline of the speed ratios.
 
 Frames become float32, are sampled by copying and go through the layers of Keras. They predict the
-same with the same weights, which a test shows; `plain_model` takes the sizes of a model of the
-project, `copy_weights` its weights.
+same with the same weights, which a test shows; `PlainModel` takes the sizes of a model of the
+project.
 """
 
 import keras
@@ -29,7 +29,9 @@ class PlainMoe(layers.Layer):
         experts = ops.reshape(self.experts(x), (-1, self.num_classes, self.mixtures))
         shares = ops.softmax(gates, axis=-1)[..., : self.mixtures]
         probabilities = ops.sum(shares * ops.sigmoid(experts), axis=-1)
-        return probabilities if self.gating is None else self.gating(probabilities, training)
+        return (
+            probabilities if self.gating is None else self.gating(probabilities, training=training)
+        )
 
 
 class PlainGating(layers.Layer):
@@ -113,10 +115,10 @@ class PlainStreams(layers.Layer):
         frames = self.norm(frames, training=training)
         pooled, start = [], 0
         for size, pooling in zip(self.sizes, self.poolings, strict=True):
-            pooled.append(pooling(frames[..., start : start + size], mask, training))
+            pooled.append(pooling(frames[..., start : start + size], mask, training=training))
             start += size
         hidden = self.hidden(ops.concatenate(pooled, axis=-1))
-        return hidden if self.gating is None else self.gating(hidden, training)
+        return hidden if self.gating is None else self.gating(hidden, training=training)
 
 
 class PlainGrus(layers.Layer):
