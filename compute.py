@@ -30,7 +30,16 @@ def define_flags(flag_values):
 
 
 def matrix_policy(compute_dtype=None):
-    """The policy for `RunConfig.build_model`, a Keras dtype policy.
+    """The policy of a model to be trained, for `RunConfig.build_model`: a Keras dtype policy.
+
+    Args:
+        compute_dtype: str. As of `chosen_dtype`.
+    """
+    return _POLICIES[chosen_dtype(compute_dtype)]
+
+
+def chosen_dtype(compute_dtype=None):
+    """The type of matrix products, which is logged.
 
     Args:
         compute_dtype: str. float32 or bfloat16; by default bfloat16 where it is native.
@@ -38,7 +47,7 @@ def matrix_policy(compute_dtype=None):
     chosen = compute_dtype or ("bfloat16" if multiplies_bfloat16() else "float32")
     reason = "as asked for" if compute_dtype else "the default on this device"
     logging.info("matrix products have %s operands, %s", chosen, reason)
-    return _POLICIES[chosen]
+    return chosen
 
 
 def multiplies_bfloat16():

@@ -19,8 +19,7 @@ from absl import flags, logging
 import checkpoints
 import evaluation
 import files
-import frame_level_models
-import nonlocal_vlad
+import freezing
 import predictor as predictors
 import program
 import run_config
@@ -29,7 +28,6 @@ from ensemble import Ensemble, StackingFit
 from progress import Progress
 from utils import InputError, listing
 
-DTYPES = ("bfloat16", "float32")
 # An exported graph keeps its activations at about so many floats, 40 MiB, beside its weights.
 _MOST_VALUES = 10 * 2**20
 FROZEN_GRAPH = "frozen_graph.pb"
@@ -78,11 +76,14 @@ def export(
         raise InputError("--frozen_graph is for one model: the file could not hold several.")
     paths = [checkpoints.find(train_dir, checkpoint) for train_dir in train_dirs]
     with files.atomic_directory(output_dir) as partial:
+        # Names of nodes begin with that of the model, so it is short.
+        models = [
+            freezing.new_model(config, dtype, f"m{number}") for number, config in enumerate(configs)
+        ]
+        for model, config, path in zip(models, configs, paths, strict=True):
+            freezing.restore(model, config, path, use_ema)
         members = Ensemble(
-            [
-                frozen_model(config, path, dtype, use_ema, name=f"m{number}")
-                for number, (config, path) in enumerate(zip(configs, paths, strict=True))
-            ],
+            models,
             weights=weights,
             num_samplings=num_samplings,
             seed=seed,
@@ -124,27 +125,6 @@ def export(
     return manifest
 
 
-def frozen_model(config, path, dtype, use_ema, name):
-    """The model of a checkpoint for prediction alone: norms folded, nothing trainable.
-
-    Args:
-        config: `RunConfig`.
-        path: str. Path prefix of the checkpoint.
-        dtype: str. Type of its matrices.
-        use_ema: bool. Whether to use the exponential moving average of the weights.
-        name: str. With it the names of all nodes in the graph begin, so it should be short.
-    """
-    trained = config.build_model()
-    checkpoints.restore_weights(trained, path, use_ema)
-    _fold(trained)
-    with tf.variable_creator_scope(_not_trainable):
-        frozen = config.build_model(dtype, name)
-    _fold(frozen)
-    for source, target in zip(trained.weights, frozen.weights, strict=True):
-        target.assign(tf.cast(source.value, target.dtype))
-    return frozen
-
-
 @contextlib.contextmanager
 def _quiet():
     """Keeps TensorFlow from telling the names of all inputs of all functions."""
@@ -154,18 +134,6 @@ def _quiet():
         yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _fold(model):
-    """Folds every batch normalisation next to a matrix into it."""
-    for kind in (frame_level_models.StreamEncoder, nonlocal_vlad.Linear):
-        for layer in model._flatten_layers():
-            if isinstance(layer, kind):
-                layer.fold()
-
-
-def _not_trainable(create, **options):
-    return create(**{**options, "trainable": False})
 
 
 def _size_of(directory):
@@ -216,7 +184,7 @@ def define_flags(flag_values):
     flags.DEFINE_enum(
         "dtype",
         "bfloat16",
-        DTYPES,
+        freezing.DTYPES,
         "Type in which matrices are stored and multiplied; everything else is float32.",
         **own,
     )

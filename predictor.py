@@ -8,6 +8,7 @@ from absl import flags
 import checkpoints
 import compute
 import files
+import freezing
 import program
 from ensemble import Ensemble
 from run_config import DataConfig, RunConfig
@@ -30,7 +31,7 @@ class Predictor:
         seed: int. Seed of the sampling of frames; the same seed, data and batch size give the same
             predictions.
         use_ema: bool. Whether to use the exponential moving average of the weights.
-        compute_dtype: str. Type of the operands of matrix products, as of `compute.matrix_policy`.
+        compute_dtype: str. Type of matrices and their products, as of `compute.chosen_dtype`.
 
     Attributes:
         data: the `DataConfig` of what the models take.
@@ -56,9 +57,10 @@ class Predictor:
         self.data = configs[0].data
         self.label_loss = configs[0].label_loss
         self.steps = []
-        policy = compute.matrix_policy(compute_dtype)
+        dtype = compute.chosen_dtype(compute_dtype)
+        self._configs = configs
         self.ensemble = Ensemble(
-            [config.build_model(policy) for config in configs],
+            [freezing.new_model(config, dtype) for config in configs],
             weights=weights,
             num_samplings=num_samplings,
             seed=seed,
@@ -84,9 +86,11 @@ class Predictor:
             checkpoint: str. A path prefix or a step.
         """
         self.steps = []
-        for model, train_dir in zip(self.ensemble.models, self._train_dirs, strict=True):
+        for model, config, train_dir in zip(
+            self.ensemble.models, self._configs, self._train_dirs, strict=True
+        ):
             path = checkpoints.find(train_dir, checkpoint)
-            checkpoints.restore_weights(model, path, self._use_ema)
+            freezing.restore(model, config, path, self._use_ema)
             self.steps.append(checkpoints.step_of(path))
 
     def describe(self):

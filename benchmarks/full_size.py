@@ -24,10 +24,11 @@ def define_flags(flag_values):
     )
 
 
-def run(way, flag_values, **plain_way):
+def run(build, way, flag_values, **plain_way):
     """Compares `way` for the project's model with that for its plain twin.
 
     Args:
+        build: function of a config and a dtype, to the project's model.
         way: function of a model, its config and the number of batches, to what does the work.
         flag_values: with the flags of `define_flags`.
         **plain_way: more arguments of `way` for the plain model.
@@ -35,9 +36,9 @@ def run(way, flag_values, **plain_way):
     program.require_flags(flag_values, "model")
     program.require_positive(flag_values, "steps")
     config = recipe_flags.config_from_flags(flag_values)
-    policy = compute.matrix_policy(flag_values.compute_dtype)
+    dtype = compute.chosen_dtype(flag_values.compute_dtype)
     keras.utils.set_random_seed(config.seed)
-    model = config.build_model(policy)
+    model = build(config, dtype)
     steps = flag_values.steps
     makers = {"project": lambda: way(model, config, steps)}
     if flag_values.plain:
@@ -49,7 +50,7 @@ def run(way, flag_values, **plain_way):
         flag_values,
         model=config.model,
         batch_size=config.batch_size,
-        matrix_policy=policy,
+        compute_dtype=dtype,
     )
 
 

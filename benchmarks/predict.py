@@ -11,6 +11,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import freezing
 import full_size
 import predictor
 import program
@@ -35,7 +36,7 @@ def way(model, config, steps, plain=False):
 
 def main(flag_values):
     """Runs the program."""
-    full_size.run(way, flag_values, plain=True)
+    full_size.run(freezing.new_model, way, flag_values, plain=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from absl import flags, logging
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import comparison
+import freezing
 import full_size
 import predictor
 import program
@@ -77,7 +78,7 @@ def define_flags(flag_values):
     flags.DEFINE_integer("batch_size", 80, "Videos in a batch.", **own)
     flags.DEFINE_boolean("tiling", False, "Measures tiling the input too, which takes long.", **own)
     flags.DEFINE_enum(
-        "dtype", "float32", ("float32", "bfloat16"), "Type of matrices and their products.", **own
+        "dtype", "float32", freezing.DTYPES, "Type of matrices and their products.", **own
     )
 
 
@@ -88,7 +89,7 @@ def main(flag_values):
     configs = [config_of_recipe(name, size) for name in flag_values.recipes]
     inputs, _ = full_size.random_batch(configs[0])
     logging.set_verbosity(logging.WARNING)
-    models = [config.build_model(flag_values.dtype) for config in configs]
+    models = [freezing.new_model(config, flag_values.dtype) for config in configs]
     measured = [([model], name) for model, name in zip(models, flag_values.recipes, strict=True)]
     if len(models) > 1:
         measured.append((models, "all in one graph"))

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import compute
 import full_size
 import losses
 import program
@@ -73,7 +74,12 @@ def plain_step(model, config, optimizer, batch):
 
 def main(flag_values):
     """Runs the program."""
-    full_size.run(way, flag_values, make_step=plain_step)
+    full_size.run(
+        lambda config, dtype: config.build_model(compute.matrix_policy(dtype)),
+        way,
+        flag_values,
+        make_step=plain_step,
+    )
 
 
 if __name__ == "__main__":
