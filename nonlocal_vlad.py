@@ -46,6 +46,10 @@ class MatrixLayer(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(dtype=_matrix_policy.get(), autocast=False, **kwargs)
 
+    def add_weight(self, *args, **kwargs):
+        """A weight that comes as it is stored: Keras would round all of them for a mixed policy."""
+        return super().add_weight(*args, autocast=False, **kwargs)
+
     def product(self, equation, *operands):
         """Einsum in the dtype of the policy; the result comes back as float32."""
         operands = [ops.cast(operand, self.compute_dtype) for operand in operands]
@@ -72,11 +76,28 @@ class MatrixLayer(keras.layers.Layer):
         project, offset = x.projection(kernel, self)
         return project(x.q, x.scales), offset
 
-    def pool(self, x, weights):
-        """Sums `[B, K, D]` of frames `[B, T, D]`, or `StoredFrames`, with weights `[B, T, K]`."""
+    def pool(self, x, weights, centers=None):
+        """Sums of frames, or of their residuals to centres: v_k = sum_t weights_tk (x_t - c_k).
+
+        Args:
+            x: frames `[B, T, D]`, or `StoredFrames`.
+            weights: `[B, T, K]`.
+            centers: the c_k, `[K, D]`; None for 0.
+
+        Returns:
+            float32 `[B, K, D]`.
+        """
         if isinstance(x, StoredFrames):
-            return x.pool(weights, self)
-        return self.product("BTK,BTD->BKD", weights, x)
+            sums, offsets = x.pool(weights, self), x.offsets
+        else:
+            sums, offsets = self.product("BTK,BTD->BKD", weights, x), None
+        # What each frame adds is the same for all of them, and needs their total weight alone.
+        if centers is not None:
+            centers = ops.cast(centers, "float32")
+            offsets = -centers if offsets is None else offsets - centers
+        if offsets is None:
+            return sums
+        return sums + ops.sum(weights, axis=1)[..., None] * offsets
 
 
 def row_size(shape):
@@ -507,12 +528,9 @@ class NetVLAD(MatrixLayer):
         columns = weights.shape[1] * self.clusters
         assigned = ops.transpose(weights, (0, 2, 1))[..., None] * shares[:, :, None]
         assigned = ops.reshape(assigned, (-1, length, columns))
-        descriptors = self.pool(frames, assigned)
-        descriptors = ops.reshape(descriptors, (-1, self.clusters, size))
-        if not self.has_centers:
-            return descriptors
-        masses = ops.reshape(ops.sum(assigned, axis=1), (-1, self.clusters, 1))
-        return descriptors - masses * ops.cast(self.centers, masses.dtype)
+        centers = ops.tile(self.centers, (weights.shape[1], 1)) if self.has_centers else None
+        descriptors = self.pool(frames, assigned, centers)
+        return ops.reshape(descriptors, (-1, self.clusters, size))
 
 
 class SoftBagOfFeatures(MatrixLayer):

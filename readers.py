@@ -197,7 +197,11 @@ class RecordReader:
                 self._failure = error
                 raise
 
-        return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(1)
+        dataset = tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(1)
+        # There is nothing to tune, and the tuner's thread holds up the end of every iteration.
+        settings = tf.data.Options()
+        settings.autotune.enabled = False
+        return dataset.with_options(settings)
 
     @contextlib.contextmanager
     def explained_errors(self):

@@ -85,13 +85,14 @@ class StoredFrames(NamedTuple):
         return project, offset
 
     def pool(self, weights, layer):
-        """Sums weighted by `[B, T, K]`, float32 `[B, K, D]`, by a `nonlocal_vlad.MatrixLayer`."""
+        """Sums weighted by `[B, T, K]`, without what the offsets add to each frame.
+
+        Returns:
+            float32 `[B, K, D]`, made by a `nonlocal_vlad.MatrixLayer`.
+        """
         scaled = weights * self.scales[..., None]
         centered = _centered(self.q, layer.compute_dtype)
-        sums = self._gained(layer.product("BTK,BTD->BKD", scaled, centered))
-        if self.offsets is None:
-            return sums
-        return sums + ops.sum(weights, axis=1)[..., None] * self.offsets
+        return self._gained(layer.product("BTK,BTD->BKD", scaled, centered))
 
     def moments(self, shares):
         """Mean and variance of the frames, `[D]` each, with shares `[B, T]` that sum to 1."""

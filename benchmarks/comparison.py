@@ -59,7 +59,8 @@ def run(makers, baseline, flag_values, **conditions):
         "results": summarize(rates, baseline, peaks),
         "conditions": {**conditions, "rounds": flag_values.rounds, **circumstances()},
     }
-    print(json.dumps(result, indent=2) if flag_values.format == "json" else as_table(result))
+    as_text = json.dumps(result, indent=2) if flag_values.format == "json" else as_table(result)
+    print(as_text, flush=True)
 
 
 def summarize(rates, baseline, peaks):

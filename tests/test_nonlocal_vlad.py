@@ -390,3 +390,61 @@ def test_weights_have_the_shapes_of_the_formulas():
         **{f"nonlocal_block/{weight}": (SIZE, 2) for weight in ("theta", "phi", "g")},
         "nonlocal_block/out": (2, SIZE),
     }
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 5, 4)])
+def test_gradient_of_normalisation_is_the_derived_one(shape):
+    rng = np.random.default_rng(2)
+    x = tf.constant(rng.normal(size=shape).astype(np.float32))
+    weights = tf.constant(rng.integers(0, 3, shape[:-1]).astype(np.float32))
+    shares = weights / tf.reduce_sum(weights)
+    gamma, beta = (tf.constant(values) for values in rng.normal(size=(2, 4)).astype(np.float32))
+    direction = tf.constant(rng.normal(size=shape).astype(np.float32))
+
+    def derived(x, gamma, beta):
+        axes = list(range(len(shape) - 1))
+        mean = tf.reduce_sum(shares[..., None] * x, axes)
+        variance = tf.reduce_sum(shares[..., None] * tf.square(x - mean), axes)
+        return gamma * (x - mean) * tf.math.rsqrt(variance + 1e-3) + beta
+
+    def by_hand(x, gamma, beta):
+        return nonlocal_vlad.normalize_rows(x, shares, gamma, beta, 1e-3)[0]
+
+    results = []
+    for function in (derived, by_hand):
+        with tf.GradientTape() as tape:
+            tape.watch([x, gamma, beta])
+            output = function(x, gamma, beta)
+            loss = tf.reduce_sum(output * direction)
+        results.append([output, *tape.gradient(loss, [x, gamma, beta])])
+    for expected, actual in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_of_a_weighted_sum_is_the_derived_one():
+    rng = np.random.default_rng(2)
+    weights, rows, direction = (
+        tf.constant(rng.normal(size=shape).astype(np.float32))
+        for shape in ((2, 3), (2, 3, 4), (2, 4))
+    )
+    with tf.GradientTape() as tape:
+        tape.watch(rows)
+        sums = nonlocal_vlad.weighted_sum(weights, rows)
+        loss = tf.reduce_sum(sums * direction)
+    np.testing.assert_allclose(sums, np.einsum("BT,BTK->BK", weights, rows), rtol=1e-5, atol=1e-6)
+    expected = np.einsum("BT,BK->BTK", weights, direction)
+    np.testing.assert_allclose(tape.gradient(loss, rows), expected, rtol=1e-5)
+
+
+def test_an_offset_before_normalisation_changes_the_moving_mean_alone():
+    rng = np.random.default_rng(4)
+    x, offset = rng.normal(size=(6, 3)).astype(np.float32), np.float32([1.0, -2.0, 0.5])
+    apart, added = nonlocal_vlad.BatchNorm(), nonlocal_vlad.BatchNorm()
+    for training in (True, False):
+        np.testing.assert_allclose(
+            apart(x, training=training, offset=offset),
+            added(x + offset, training=training),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+    np.testing.assert_allclose(apart.moving_mean, added.moving_mean, rtol=1e-5)

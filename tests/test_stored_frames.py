@@ -74,7 +74,20 @@ def test_projection_is_that_of_the_numbers(case):
 def test_weighted_sums_are_those_of_the_numbers(case):
     frames, expected = pair(case)
     sums = np.einsum("BTK,BTD->BKD", WEIGHTS.astype(np.float64), expected)
-    assert_close(frames.pool(WEIGHTS, nonlocal_vlad.MatrixLayer()), sums)
+    layer = nonlocal_vlad.MatrixLayer()
+    assert_close(layer.pool(frames, WEIGHTS), sums)
+    assert_close(layer.pool(expected.astype(np.float32), WEIGHTS), sums)
+
+
+@EVERY_CASE
+def test_weighted_residuals_are_those_of_the_numbers(case):
+    frames, expected = pair(case)
+    centers = np.random.default_rng(1).normal(size=(K, expected.shape[-1])).astype(np.float32)
+    residuals = expected[:, :, None] - centers.astype(np.float64)
+    sums = np.einsum("BTK,BTKD->BKD", WEIGHTS.astype(np.float64), residuals)
+    layer = nonlocal_vlad.MatrixLayer()
+    assert_close(layer.pool(frames, WEIGHTS, centers), sums)
+    assert_close(layer.pool(expected.astype(np.float32), WEIGHTS, centers), sums)
 
 
 def test_moments_are_those_of_the_numbers():
