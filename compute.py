@@ -1,7 +1,8 @@
 """The type in which matrices are multiplied: float32, or bfloat16 where that is faster.
 
-Matrix products round their operands and their results to bfloat16 and sum in float32 between;
-weights, batch normalisation, softmax and everything else elementwise stay in float32.
+Matrix products round their operands and their results to bfloat16 and sum in float32 between.
+Batch normalisation, softmax and everything else elementwise stay in float32, and so do the weights
+that are trained; models for prediction store their matrices rounded.
 """
 
 import pathlib
@@ -23,7 +24,7 @@ def define_flags(flag_values):
         "compute_dtype",
         None,
         list(_POLICIES),
-        "Type of matrix products; everything else is float32. By default bfloat16 "
+        "Type of matrix products; everything elementwise is float32. By default bfloat16 "
         "where the device multiplies it natively, else float32.",
         flag_values=flag_values,
     )

@@ -1,8 +1,11 @@
 """Models for prediction alone, as evaluation, inference and exported graphs use them.
 
-Their normalisations are folded into matrices, which are stored in the type that is multiplied, and
-nothing in them is trainable.
+Batch normalisation behind a matrix, and that of the frames before an assignment to clusters, is
+folded into the matrix. Matrices are stored in the type that is multiplied, and nothing is
+trainable.
 """
+
+import gc
 
 import tensorflow as tf
 
@@ -31,18 +34,15 @@ def restore(frozen, config, path, use_ema=False):
     """Sets the weights of a frozen model from a checkpoint, as `checkpoints.restore_weights`."""
     trained = config.build_model()
     checkpoints.restore_weights(trained, path, use_ema)
-    set_weights(frozen, trained)
-
-
-def set_weights(frozen, trained):
-    """Sets the weights of a frozen model from those of a trained one, which is folded for it."""
     _fold(trained)
     for source, target in zip(trained.weights, frozen.weights, strict=True):
         target.assign(tf.cast(source.value, target.dtype))
+    # Models of Keras hold themselves, up to 0.6 GiB here, until Python looks for such cycles.
+    del trained, source
+    gc.collect()
 
 
 def _fold(model):
-    """Folds every batch normalisation next to a matrix into it."""
     for kind in (frame_level_models.StreamEncoder, nonlocal_vlad.Linear):
         for layer in model._flatten_layers():
             if isinstance(layer, kind):

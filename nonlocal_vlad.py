@@ -160,7 +160,7 @@ class BatchNorm(keras.layers.Layer):
         )
 
     def call(self, x, row_weights=None, training=False, offset=None):
-        """Normalises the last axis of `x`, to which an offset `[D]` may still have to be added."""
+        """Normalises the last axis of `x`; to rows an offset `[D]` may still have to be added."""
         offset = 0.0 if offset is None else offset
         if self.folded:
             return x + (self.beta + offset)

@@ -15,6 +15,8 @@ import pathlib
 import re
 import typing
 
+from keras.src.utils import naming
+
 import nonlocal_vlad
 from utils import InputError, listing
 
@@ -183,6 +185,9 @@ def build_model(
     Raises:
         InputError: if the name, an argument or its value is not valid.
     """
+    # Keras numbers layers without a name by what the process built before. Checkpoints know their
+    # weights by these names, which so are those of a process that builds nothing else.
+    naming.reset_uids()
     cls = model_class(name)
     arguments = resolve(name, given)
     _check_positive_integers("num_classes", [num_classes])

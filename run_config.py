@@ -16,6 +16,9 @@ from utils import InputError, listing
 FILE_NAME = "model_flags.json"
 
 _DEFAULT_FEATURE_NAMES = {True: ("rgb", "audio"), False: ("mean_rgb", "mean_audio")}
+# Of the weights in checkpoints. It changes where old weights would be read wrongly: 2 orders the
+# columns of a mixture of experts by mixture, then class.
+_WEIGHTS_FORMAT = 2
 _REPORTED_PACKAGES = ("tensorflow", "keras", "numpy")
 
 
@@ -185,6 +188,7 @@ class RunConfig:
             {
                 **dataclasses.asdict(self),
                 "frame_features": self.frame_level,
+                "weights_format": _WEIGHTS_FORMAT,
                 "versions": versions(),
             },
         )
@@ -205,6 +209,12 @@ class RunConfig:
         values = files.read_json(path)
         if not isinstance(values, dict):
             raise InputError(f"{path} must hold a JSON object")
+        weights_format = values.pop("weights_format", 1)
+        if weights_format != _WEIGHTS_FORMAT:
+            raise InputError(
+                f"{path} is of a run whose checkpoints have format {weights_format}; this version "
+                f"reads format {_WEIGHTS_FORMAT}. Use the version that trained it, or train again."
+            )
         for informative in ("frame_features", "versions"):
             values.pop(informative, None)
         return cls._from_json(path, values)

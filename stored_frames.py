@@ -76,7 +76,7 @@ class StoredFrames(NamedTuple):
         if self.gains is not None:
             matrix = self.gains[:, None] * ops.cast(kernel, "float32")
         if self.offsets is not None:
-            offset = ops.einsum("D,DK->K", self.offsets, ops.cast(kernel, "float32"))
+            offset = ops.sum(self.offsets[:, None] * ops.cast(kernel, "float32"), axis=0)
         matrix = ops.cast(matrix, layer.compute_dtype)
 
         def project(q, scales):

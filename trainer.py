@@ -191,11 +191,14 @@ class Trainer:
         norm, replicas = self.config.clip_gradient_norm, self.strategy.num_replicas_in_sync
 
         def whole(gradient, weight):
-            if gradient is None:
+            penalty = of_penalty.get(weight.path)
+            if gradient is None and penalty is None:
                 return None
+            if gradient is None:
+                gradient = tf.zeros_like(penalty)
             gradient = tf.ensure_shape(tf.cast(gradient, weight.dtype), weight.shape)
-            if weight.path in of_penalty:
-                gradient += self.config.regularization_penalty * of_penalty[weight.path]
+            if penalty is not None:
+                gradient += self.config.regularization_penalty * penalty
             gradient = clip_by_norm(gradient, norm) if norm > 0 else gradient
             # The optimizer sums over the replicas.
             return gradient / replicas if replicas > 1 else gradient

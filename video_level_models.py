@@ -114,7 +114,7 @@ class MoeModel(VideoLevelModel):
         # Classes come last, and the expert that always says no is one of all: long rows and whole
         # tensors are several times as fast as a softmax over a short axis and a part of it.
         experts = ops.pad(ops.sigmoid(experts), ((0, 0), (0, 1), (0, 0)))
-        largest = ops.stop_gradient(ops.max(gates, axis=1, keepdims=True))
+        largest = ops.stop_gradient(ops.max(gates, axis=1, keepdims=True, initial=float("-inf")))
         shares = ops.exp(gates - largest)
         probabilities = ops.sum(shares * experts, axis=1) / ops.sum(shares, axis=1)
         if self.prob_gating is None:

@@ -10,6 +10,7 @@ from keras import layers, ops
 
 import frame_level_models
 import utils
+import video_level_models
 
 
 class PlainMoe(layers.Layer):
@@ -145,6 +146,7 @@ class PlainModel(keras.Model):
 
     def __init__(self, model):
         super().__init__(name="plain")
+        check_has_twin(model)
         self.iterations = model.iterations
         is_gru = isinstance(model, frame_level_models.GruModel)
         self.encoder = PlainGrus(model.stack) if is_gru else PlainStreams(model.encoder)
@@ -162,6 +164,32 @@ class PlainModel(keras.Model):
         mask = ops.cast(positions < num_frames[:, None], "float32")
         encoding = self.encoder(l2_normalize(frames) * mask[..., None], mask, training=training)
         return self.classifier(encoding, training=training)
+
+
+def check_has_twin(model):
+    """Refuses a model that is not one of the paper's.
+
+    Raises:
+        InputError: naming it.
+    """
+    frames = (
+        frame_level_models.LFNLNetVLADModel,
+        frame_level_models.SoftBoFModel,
+        frame_level_models.GruModel,
+    )
+    blocks = [
+        getattr(pooling, "nonlocal_block", None)
+        for pooling in getattr(getattr(model, "encoder", None), "poolings", ())
+    ]
+    if (
+        not isinstance(model, frames)
+        or not isinstance(model.classifier, video_level_models.MoeModel)
+        or any(block is not None and block.pairwise != "embedded_gaussian" for block in blocks)
+    ):
+        raise utils.InputError(
+            f"{type(model).__name__} with these settings has no plain twin to compare with, which "
+            "the paper's models have. Use --noplain."
+        )
 
 
 def l2_normalize(x):

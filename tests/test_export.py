@@ -4,12 +4,14 @@ import glob
 import json
 import shutil
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import documents
 import export_model
+import frame_level_models
 import predictor as predictors
 import programs
 import registry
@@ -371,6 +373,39 @@ def test_a_model_of_plain_keras_layers_is_exported(frame_data, tmp_path, monkeyp
     expected = in_process([tmp_path / "run"], frame_data)
     export(tmp_path / "model", f"--train_dir={tmp_path / 'run'}")
     assert largest_difference(of_export(tmp_path / "model", frame_data), expected) < 5e-3
+
+
+def test_layers_without_names_are_restored_again_and_again(frame_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+
+    @registry.register
+    class UnnamedModel(frame_level_models.FrameLevelModel):
+        """Has a layer that Keras names."""
+
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.hidden = keras.layers.Dense(3)
+
+        def encode(self, frames, frame_weights, training):
+            return self.hidden(keras.ops.sum(frames, axis=1))
+
+    programs.run(
+        train,
+        "--model=UnnamedModel",
+        f"--train_dir={tmp_path / 'run'}",
+        f"--train_data_pattern={frame_data}",
+        *programs.SMALL_DATA,
+        "--batch_size=16",
+        "--max_steps=2",
+    )
+    predictor = predictors.Predictor([str(tmp_path / "run")] * 2)
+    results = []
+    for _ in range(2):
+        predictor.restore()
+        results.append(in_batches(predictor.predict, predictor.data.reader(frame_data)))
+    assert largest_difference(*results) == 0
+    export(tmp_path / "model", f"--train_dir={tmp_path / 'run'}", "--dtype=float32")
+    assert largest_difference(of_export(tmp_path / "model", frame_data), results[0]) < 1e-2
 
 
 # What an exported model refuses.

@@ -532,3 +532,8 @@ def test_one_traced_function_predicts_batches_of_every_shape(name, variant):
         if name in FRAME_LEVEL_MODELS:
             model.sampling_seed.state.assign([3, 0])
         np.testing.assert_allclose(traced(inputs), expected, rtol=1e-5)
+
+
+def test_the_mixture_of_experts_takes_no_videos():
+    model = shared("MoeModel", "small")
+    assert model(tf.zeros([0, D])).shape == (0, NUM_CLASSES)

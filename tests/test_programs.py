@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from absl import flags
 import documents
 import eval as eval_program
 import inference
+import predictor as predictors
 import registry
 import sample_records
 import train
@@ -567,3 +569,14 @@ def test_programs_refuse_another_backend_of_keras(tmp_path):
     result = run_command("-c", code)
     assert result.returncode == 1
     assert "KERAS_BACKEND=tensorflow" in result.stderr.splitlines()[-1]
+
+
+def test_a_run_whose_weights_would_be_read_wrongly_is_refused(trained, video_data, tmp_path):
+    train_dir = tmp_path / "run"
+    shutil.copytree(trained, train_dir)
+    path = train_dir / "model_flags.json"
+    values = json.loads(path.read_text())
+    del values["weights_format"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="checkpoints have format 1; this version reads format 2"):
+        predictors.Predictor([str(train_dir)])

@@ -103,3 +103,35 @@ def test_a_model_of_the_project_has_penalties_that_the_update_finds():
         "MoeModel/experts/kernel",
     ]
     assert len(model.losses) == 2
+
+
+class PenalisesUnused(AddsLoss):
+    """Has a penalised layer that predicts nothing."""
+
+    def __init__(self):
+        super().__init__()
+        penalty = keras.regularizers.L2(0.1)
+        self.unused = keras.layers.Dense(2, use_bias=False, kernel_regularizer=penalty)
+        self.unused.build((None, 3))
+
+
+def test_a_penalised_weight_that_predicts_nothing_shrinks(caplog):
+    config = RunConfig.create(
+        model="LogisticModel",
+        num_classes=4,
+        feature_names=("mean_rgb",),
+        feature_sizes=(5,),
+        optimizer="SGD",
+        base_learning_rate=0.5,
+        clip_gradient_norm=0.0,
+        batch_size=3,
+    )
+    model = PenalisesUnused()
+    kernel = model.unused.get_weights()[0]
+    optimizer = trainer.build_optimizer(config)
+    optimizer.build(model.trainable_variables)
+    stepper = trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
+    stepper.run(iter(tf.data.Dataset.from_tensors((tf.ones([3, 5]), tf.zeros([3, 4])))), 1)
+    factor = 1 - 0.5 * config.regularization_penalty * 0.2
+    np.testing.assert_allclose(model.unused.kernel, factor * kernel, rtol=1e-5)
+    assert "does not depend on these weights" in caplog.text
