@@ -23,6 +23,18 @@ def test_clipping_is_that_of_tensorflow(shape, factor):
     np.testing.assert_allclose(trainer.clip_by_norm(gradient, 0.5), expected, rtol=1e-6)
 
 
+def sgd_config(**settings):
+    return RunConfig.create(
+        model="LogisticModel",
+        num_classes=4,
+        feature_names=("mean_rgb",),
+        feature_sizes=(5,),
+        optimizer="SGD",
+        batch_size=3,
+        **settings,
+    )
+
+
 class AddsLoss(keras.Model):
     """A linear model with a penalty of its weights and a loss that it adds."""
 
@@ -39,17 +51,7 @@ class AddsLoss(keras.Model):
 
 
 def test_an_update_follows_loss_added_losses_and_penalties():
-    config = RunConfig.create(
-        model="LogisticModel",
-        num_classes=4,
-        feature_names=("mean_rgb",),
-        feature_sizes=(5,),
-        optimizer="SGD",
-        base_learning_rate=1.0,
-        regularization_penalty=0.7,
-        clip_gradient_norm=0.05,
-        batch_size=3,
-    )
+    config = sgd_config(base_learning_rate=1.0, regularization_penalty=0.7, clip_gradient_norm=0.05)
     rng = np.random.default_rng(1)
     x = tf.constant(rng.normal(size=(3, 5)).astype(np.float32))
     labels = tf.constant(np.eye(4, dtype=np.float32)[:3])
@@ -116,16 +118,7 @@ class PenalisesUnused(AddsLoss):
 
 
 def test_a_penalised_weight_that_predicts_nothing_shrinks(caplog):
-    config = RunConfig.create(
-        model="LogisticModel",
-        num_classes=4,
-        feature_names=("mean_rgb",),
-        feature_sizes=(5,),
-        optimizer="SGD",
-        base_learning_rate=0.5,
-        clip_gradient_norm=0.0,
-        batch_size=3,
-    )
+    config = sgd_config(base_learning_rate=0.5, clip_gradient_norm=0.0)
     model = PenalisesUnused()
     kernel = model.unused.get_weights()[0]
     optimizer = trainer.build_optimizer(config)
