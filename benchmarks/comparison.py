@@ -15,11 +15,13 @@ import program
 PACKAGES = ("tensorflow", "keras", "numpy")
 
 
-def define_flags(flag_values, rounds=5):
-    """Defines the flags of every benchmark."""
+def define_flags(flag_values, rounds=5, plain=None):
+    """Defines the flags of every benchmark; with `plain`, what it does, that of `run_beside`."""
     own = {"flag_values": flag_values}
     flags.DEFINE_integer("rounds", rounds, "How often each way is measured.", **own)
     flags.DEFINE_enum("format", "table", ["table", "json"], "How to print the result.", **own)
+    if plain is not None:
+        flags.DEFINE_boolean("plain", True, plain, **own)
 
 
 def peak_memory_gib():
@@ -61,6 +63,22 @@ def run(makers, baseline, flag_values, **conditions):
     }
     as_text = json.dumps(result, indent=2) if flag_values.format == "json" else as_table(result)
     print(as_text, flush=True)
+
+
+def run_beside(name, plain, project, flag_values, **conditions):
+    """Runs the project's way and, with `--plain`, the plain one as baseline.
+
+    Args:
+        name: str. What to call the plain way.
+        plain: function that makes it, as of `run`.
+        project: function that makes the project's.
+        flag_values: with the flags of `define_flags`.
+        **conditions: as of `run`.
+    """
+    makers = {"project": project}
+    if flag_values.plain:
+        makers[name] = plain
+    run(makers, name if flag_values.plain else "project", flag_values, **conditions)
 
 
 def summarize(rates, baseline, peaks):

@@ -15,13 +15,11 @@ def define_flags(flag_values):
     """Defines the flags of a benchmark of one model, which takes recipes as well."""
     recipe_flags.define_flags(flag_values)
     compute.define_flags(flag_values)
-    comparison.define_flags(flag_values)
-    flag_values.set_default("batch_size", 80)
-    own = {"flag_values": flag_values}
-    flags.DEFINE_integer("steps", 2, "Batches in each round.", **own)
-    flags.DEFINE_boolean(
-        "plain", True, "Measures the same model in plain Keras and float32, the baseline.", **own
+    comparison.define_flags(
+        flag_values, plain="Measures the same model in plain Keras and float32, the baseline."
     )
+    flag_values.set_default("batch_size", 80)
+    flags.DEFINE_integer("steps", 2, "Batches in each round.", flag_values=flag_values)
 
 
 def run(build, way, flag_values, **plain_way):
@@ -40,13 +38,12 @@ def run(build, way, flag_values, **plain_way):
     keras.utils.set_random_seed(config.seed)
     model = build(config, dtype)
     steps = flag_values.steps
-    makers = {"project": lambda: way(model, config, steps)}
-    if flag_values.plain:
-        plain = plain_models.PlainModel(model)
-        makers["plain Keras, float32"] = lambda: way(plain, config, steps, **plain_way)
-    comparison.run(
-        makers,
-        list(makers)[-1],
+    # Made first, since a model without a twin is refused.
+    plain = plain_models.PlainModel(model) if flag_values.plain else None
+    comparison.run_beside(
+        "plain Keras, float32",
+        lambda: way(plain, config, steps, **plain_way),
+        lambda: way(model, config, steps),
         flag_values,
         model=config.model,
         batch_size=config.batch_size,

@@ -115,12 +115,11 @@ def heaps():
 
 def define_flags(flag_values):
     """Defines the flags of this program."""
-    comparison.define_flags(flag_values)
+    comparison.define_flags(flag_values, plain="Measures the baseline as well.")
     own = {"flag_values": flag_values}
     flags.DEFINE_integer("num_videos", 20_000, "Videos of the project's metrics.", **own)
     flags.DEFINE_integer("plain_videos", 1000, "Videos of the baseline.", **own)
     flags.DEFINE_integer("batch_size", 1024, "Videos in a batch.", **own)
-    flags.DEFINE_boolean("plain", True, "Measures the baseline as well.", **own)
 
 
 def main(flag_values):
@@ -128,12 +127,10 @@ def main(flag_values):
     program.require_positive(flag_values, "num_videos", "plain_videos", "batch_size")
     rng = np.random.default_rng(0)
     batches = [random_batch(rng, flag_values.batch_size) for _ in range(DISTINCT_BATCHES)]
-    makers = {"project": lambda: way(projects, flag_values.num_videos, batches)}
-    if flag_values.plain:
-        makers["Python heaps"] = lambda: way(heaps, flag_values.plain_videos, batches)
-    comparison.run(
-        makers,
-        list(makers)[-1],
+    comparison.run_beside(
+        "Python heaps",
+        lambda: way(heaps, flag_values.plain_videos, batches),
+        lambda: way(projects, flag_values.num_videos, batches),
         flag_values,
         num_videos=flag_values.num_videos,
         batch_size=flag_values.batch_size,

@@ -11,6 +11,7 @@ from keras import layers, ops
 import frame_level_models
 import utils
 import video_level_models
+from nonlocal_vlad import l2_normalize
 
 
 class PlainMoe(layers.Layer):
@@ -190,9 +191,3 @@ def check_has_twin(model):
             f"{type(model).__name__} with these settings has no plain twin to compare with, which "
             "the paper's models have. Use --noplain."
         )
-
-
-def l2_normalize(x):
-    """Vectors of length 1 along the last axis."""
-    squared = ops.sum(ops.square(x), axis=-1, keepdims=True)
-    return x * ops.rsqrt(ops.maximum(squared, 1e-12))
