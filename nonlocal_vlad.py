@@ -166,7 +166,9 @@ class BatchNorm(keras.layers.Layer):
             return x + (self.beta + offset)
         if not training:
             scale, shift = self.affine()
-            return apply_affine(x, scale, shift + scale * offset)
+            if isinstance(x, StoredFrames):
+                return x.affine(scale, shift)
+            return x * scale + (shift + scale * offset)
         if isinstance(x, StoredFrames):
             mean, variance = x.moments(shares_of(row_weights, x))
             self._update(mean, variance)
@@ -205,11 +207,6 @@ class BatchNorm(keras.layers.Layer):
         self.moving_mean.assign(decay * self.moving_mean + (1.0 - decay) * mean)
         self.moving_variance.assign(decay * self.moving_variance + (1.0 - decay) * variance)
         self.num_updates.assign_add(1.0)
-
-
-def apply_affine(x, scale, offset):
-    """`scale * x + offset` for rows or `StoredFrames`."""
-    return x.affine(scale, offset) if isinstance(x, StoredFrames) else x * scale + offset
 
 
 def shares_of(row_weights, x):

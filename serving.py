@@ -6,6 +6,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+import files
 from utils import InputError
 
 
@@ -65,7 +66,7 @@ def make_compact(export_dir):
     """
     path = os.path.join(export_dir, "saved_model.pb")
     saved = saved_model_pb2.SavedModel()
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with files.gfile.GFile(path, "rb") as file:
         saved.ParseFromString(file.read())
     for meta_graph in saved.meta_graphs:
         functions = meta_graph.graph_def.library.function
@@ -74,21 +75,20 @@ def make_compact(export_dir):
                 node.attr.pop("_output_shapes", None)
         for function in functions:
             _merge_constants(function)
-    with tf.io.gfile.GFile(path, "wb") as file:
+    with files.gfile.GFile(path, "wb") as file:
         file.write(saved.SerializeToString(deterministic=True))
 
 
 def _merge_constants(function):
     """Leaves one of the equal constants of a FunctionDef."""
-    kept, replaced, nodes = {}, {}, []
-    for node in function.node_def:
-        if node.op == "Const" and not node.input:
-            value = node.attr["value"].SerializeToString(deterministic=True)
-            name = kept.setdefault(value, node.name)
-            if name != node.name:
-                replaced[node.name] = name
-                continue
-        nodes.append(node)
+    nodes, kept, replaced = function.node_def, {}, {}
+    for index in reversed(range(len(nodes))):
+        if nodes[index].op == "Const" and not nodes[index].input:
+            value = nodes[index].attr["value"].SerializeToString(deterministic=True)
+            name = kept.setdefault(value, nodes[index].name)
+            if name != nodes[index].name:
+                replaced[nodes[index].name] = name
+                del nodes[index]
 
     def renamed(tensor):
         mark = "^" if tensor.startswith("^") else ""
@@ -99,10 +99,6 @@ def _merge_constants(function):
         node.input[:] = [renamed(tensor) for tensor in node.input]
     for name, tensor in function.ret.items():
         function.ret[name] = renamed(tensor)
-    nodes = [node.SerializeToString() for node in nodes]
-    del function.node_def[:]
-    for node in nodes:
-        function.node_def.add().ParseFromString(node)
 
 
 def write_frozen_graph(module, path):

@@ -99,11 +99,9 @@ class StoredFrames(NamedTuple):
         values = _centered(self.q, "float32")
         mean = ops.einsum("BT,BTD->D", shares * self.scales, values)
         square = ops.einsum("BT,BTD->D", shares * ops.square(self.scales), ops.square(values))
-        variance = ops.maximum(square - ops.square(mean), 0.0)
+        variance = self._gained(self._gained(ops.maximum(square - ops.square(mean), 0.0)))
         mean = self._gained(mean)
-        return mean if self.offsets is None else mean + self.offsets, self._gained(
-            self._gained(variance)
-        )
+        return mean if self.offsets is None else mean + self.offsets, variance
 
     def _gained(self, values):
         return values if self.gains is None else self.gains * values
