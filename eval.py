@@ -13,6 +13,7 @@ import pandas as pd
 import tensorflow as tf
 from absl import flags, logging
 
+import checkpoints
 import evaluation
 import files
 import predictor as predictors
@@ -78,6 +79,13 @@ def define_flags(flag_values):
         "--train_dir until it is stopped.",
         **own,
     )
+    flags.DEFINE_boolean(
+        "all_checkpoints",
+        False,
+        "Evaluates every checkpoint that --train_dir still has, oldest first, and ends: a learning "
+        "curve, and what average_checkpoints.py --best chooses from.",
+        **own,
+    )
     flags.DEFINE_string("metrics_json", None, "File for the metrics of the last evaluation.", **own)
     flags.DEFINE_string(
         "per_class_csv", None, "File for the average precision of every class.", **own
@@ -100,7 +108,10 @@ def wait_for_run(train_dir):
 
 
 def checkpoints_to_evaluate(flag_values):
-    """Paths or steps of checkpoints: the one asked for, or new ones as they come."""
+    """Paths or steps of checkpoints: the one asked for, all there are, or new ones as they come."""
+    if flag_values.all_checkpoints:
+        steps = map(checkpoints.step_of, checkpoints.names(flag_values.train_dir))
+        return [str(step) for step in sorted(steps)]
     if flag_values.run_once or flag_values.checkpoint or not flag_values.train_dir:
         return [flag_values.checkpoint]
     return tf.train.checkpoints_iterator(flag_values.train_dir, min_interval_secs=1)
@@ -111,10 +122,15 @@ def main(flag_values):
     program.require_flags(flag_values, "eval_data_pattern")
     if flag_values.class_names and not flag_values.per_class_csv:
         raise InputError("--class_names adds names to --per_class_csv, which is not given.")
+    if flag_values.all_checkpoints:
+        program.require_flags(flag_values, "train_dir")
+        if flag_values.checkpoint:
+            raise InputError("--all_checkpoints and --checkpoint exclude each other.")
     for path in filter(None, (flag_values.per_class_csv, flag_values.metrics_json)):
         files.check_writable(path)
     class_names = read_class_names(flag_values.class_names) if flag_values.class_names else None
-    if flag_values.train_dir and not (flag_values.run_once or flag_values.checkpoint):
+    ends = flag_values.run_once or flag_values.checkpoint or flag_values.all_checkpoints
+    if flag_values.train_dir and not ends:
         wait_for_run(flag_values.train_dir)
     predictor = predictors.from_flags(flag_values)
     for checkpoint in checkpoints_to_evaluate(flag_values):

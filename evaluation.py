@@ -49,6 +49,7 @@ def evaluate(predictor, reader, *, batch_size, top_k=20):
             f"none of the {metrics.num_videos} videos has a label, so there is nothing to compare "
             "with. Is this a test split? Use inference.py for it."
         )
+    seconds = time.perf_counter() - start
     values = metrics.get()
     summary = {
         "step": max(predictor.steps),
@@ -59,6 +60,7 @@ def evaluate(predictor, reader, *, batch_size, top_k=20):
         "loss": values["avg_loss"],
         "class_prior_gap": eval_util.class_prior_gap(metrics.positives, metrics.num_videos, top_k),
         "num_videos": metrics.num_videos,
+        "videos_per_second": metrics.num_videos / seconds,
         "num_skipped": reader.damage.count,
         "top_k": top_k,
     }

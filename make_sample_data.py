@@ -20,7 +20,7 @@ import program
 import utils
 from files import atomic_path, atomic_write, gfile
 from progress import Progress
-from sample_world import Generator, World
+from sample_world import INGREDIENTS, STORIES, Generator, World
 from utils import InputError, listing
 
 LEVELS = ("frame", "video")
@@ -70,6 +70,7 @@ def make_sample_data(
     shards=4,
     seed=0,
     level="frame",
+    world="scenes",
     overwrite=False,
 ):
     """Writes train, validate and test records and a vocabulary.
@@ -87,6 +88,7 @@ def make_sample_data(
         shards: int. Training files; the other splits have a quarter of it, at least one.
         seed: int. Equal arguments give equal files.
         level: str. `frame` for all frames, `video` for the mean over the same frames.
+        world: str. What the videos tell, one of `sample_world.STORIES`.
         overwrite: bool. Whether to replace sample data in `output_dir`.
 
     Returns:
@@ -113,9 +115,15 @@ def make_sample_data(
     _check_features(feature_names, feature_sizes)
     if level not in LEVELS:
         raise InputError(f"level must be one of {listing(LEVELS)}. Received: {level!r}")
+    utils.check_one_of(STORIES, world=world)
     _prepare_directory(output_dir, overwrite)
-    world = World(seed, num_classes, feature_sizes)
-    generator = Generator(world, seed, tuple(feature_names), min_frames, max_frames)
+    generator = Generator(
+        World(seed, num_classes, feature_sizes, STORIES[world]),
+        seed,
+        tuple(feature_names),
+        min_frames,
+        max_frames,
+    )
     plan = _plan_files(output_dir, num_videos, num_eval_videos, shards)
     serialize = _serialize_frames if level == "frame" else _serialize_means
     return _write_all(generator, plan, serialize, output_dir)
@@ -192,7 +200,7 @@ def _write_all(generator, plan, serialize, output_dir):
     with Progress(total, "video") as progress:
         for split, files in plan.items():
             label_counts[split] = _write_split(generator, split, files, serialize, progress)
-    _write_vocabulary(os.path.join(output_dir, VOCABULARY), label_counts["train"])
+    _write_vocabulary(os.path.join(output_dir, VOCABULARY), label_counts["train"], generator.world)
     paths = [path for files in plan.values() for path, _ in files]
     return Summary(
         videos=videos,
@@ -242,13 +250,17 @@ def _set_context(features, video):
     features.feature["labels"].int64_list.value.extend(video.labels)
 
 
-def _write_vocabulary(path, train_counts):
-    """Writes the classes with the columns of YouTube-8M's vocabulary; what is unknown is empty."""
+def _write_vocabulary(path, train_counts, world):
+    """Writes the classes with the columns of YouTube-8M's vocabulary; what is unknown is empty.
+
+    The description tells what sets a class apart, its ingredient.
+    """
     with atomic_write(path) as file:
         file.write(f"{VOCABULARY_COLUMNS}\n")
         for index, count in enumerate(train_counts):
             name, vertical = class_name(index)
-            file.write(f"{index},{count},/sample/{index},{name},,{vertical},,,\n")
+            ingredient = INGREDIENTS[world.ingredients[index]]
+            file.write(f"{index},{count},/sample/{index},{name},,{vertical},,,{ingredient}\n")
 
 
 def class_name(index):
@@ -301,6 +313,15 @@ def define_flags(flag_values):
         "of the same videos.",
         flag_values=flag_values,
     )
+    flags.DEFINE_enum(
+        "world",
+        "scenes",
+        list(STORIES),
+        "What sets the classes apart. scenes: the visual words that occur together. bag: also the "
+        "order of scenes, or the sound alone. relational: mostly the light in which two words are "
+        "seen. unrelated: as relational, with lights that tell nothing.",
+        flag_values=flag_values,
+    )
     flags.DEFINE_list(
         "feature_names",
         ["rgb", "audio"],
@@ -327,6 +348,7 @@ def main(flag_values):
         shards=flag_values.shards,
         seed=flag_values.seed,
         level=flag_values.level,
+        world=flag_values.world,
         overwrite=flag_values.overwrite,
     )
     logging.info(

@@ -19,6 +19,10 @@ The story, in the order in which a video comes about:
 So a model that ignores the frames can only score the class prior. The mean over the frames mixes
 more words than it has dimensions, and brief runs drown in it. A model that looks at single frames
 recognises the words and, from those that occur together, the scenes.
+
+That is the world `scenes`. In other ones (`STORIES`) some classes come in pairs of siblings, which
+look alike but for one ingredient: the order of two scenes, the sound, or the relation between the
+lights in which two words are seen.
 """
 
 import dataclasses
@@ -39,7 +43,6 @@ WORD_SPREAD = 0.5
 FRAME_NOISE = 0.5
 
 # The videos.
-LABEL_COUNT_SHARES = (0.10, 0.22, 0.28, 0.24, 0.16)
 BACKGROUND_WEIGHT = 0.4
 SOUND_OF_CLASS_SHARE = 0.5
 LOST_LABEL_SHARE = 0.05
@@ -48,6 +51,56 @@ REPLACED_LABEL_SHARE = 0.05
 # Videos drawn together. They depend on the seed, the split and the number of the chunk, never on
 # the other chunks, the files or the level.
 VIDEOS_PER_CHUNK = 32
+
+INGREDIENTS = ("words", "order", "sound", "relation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """What the classes of a world differ in.
+
+    Classes 2k and 2k + 1 are a pair. Both have the same ingredient:
+
+    - `words`: each has scenes and a sound of its own.
+    - `order`: they share two scenes and the sound. A run of the first one shows the scenes one
+      after the other, a run of the second one the other way round.
+    - `sound`: they share the scenes, and each is always heard with its own sound.
+    - `relation`: they share a scene of two words, and the sound. A run of the first one shows both
+      words in the same light, a run of the second one in opposite lights.
+
+    Attributes:
+        ingredients: tuple of str. The ingredients of the pairs, in turns.
+        label_count_shares: tuple of float. Shares of the videos that show 1, 2, ... classes.
+        zipf_shift: float. Class c is drawn with weight `1 / (c + 1 + zipf_shift)`.
+        num_words: int. Visual words beside those of the background; None for `WORDS_PER_DIMENSION`
+            times the size of the feature.
+        light: float. Every run shows its words bright or dark: this much is added to, or taken
+            from, each value of the picture along a direction that all words share.
+        relations: bool. Whether the lights of the two words of a `relation` are related. Without,
+            no model can tell the siblings apart.
+    """
+
+    ingredients: tuple[str, ...] = ("words",)
+    label_count_shares: tuple[float, ...] = (0.10, 0.22, 0.28, 0.24, 0.16)
+    zipf_shift: float = 0.0
+    num_words: int | None = None
+    light: float = 0.0
+    relations: bool = True
+
+
+_RELATIONAL = Story(
+    ingredients=("words", "relation", "relation"),
+    label_count_shares=(0.55, 0.30, 0.10, 0.03, 0.02),
+    zipf_shift=10.0,
+    num_words=12,
+    light=0.25,
+)
+STORIES = {
+    "scenes": Story(),
+    "bag": Story(ingredients=("words", "words", "order", "words", "words", "sound", "words")),
+    "relational": _RELATIONAL,
+    "unrelated": dataclasses.replace(_RELATIONAL, relations=False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +121,58 @@ class World:
         seed: int.
         num_classes: int. Classes that can be labels, the most frequent one first.
         feature_sizes: sequence of int. The first feature is the picture, others are like sound.
+        story: `Story`.
     """
 
-    def __init__(self, seed, num_classes, feature_sizes):
+    def __init__(self, seed, num_classes, feature_sizes, story=STORIES["scenes"]):
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
-        weights = 1.0 / np.arange(1, num_classes + 1)
+        weights = 1.0 / (np.arange(1, num_classes + 1) + story.zipf_shift)
         self.num_classes = num_classes
+        self.story = story
         self.class_shares = weights / weights.sum()
-        self.words = [_draw_words(rng, size) for size in feature_sizes]
+        self.words = [
+            _draw_words(rng, size, None if feature else story.num_words)
+            for feature, size in enumerate(feature_sizes)
+        ]
         self.scenes = _draw_scenes(rng, num_classes, len(self.words[0]))
         self.sounds = [rng.integers(len(words), size=num_classes + 1) for words in self.words[1:]]
+        self.light = story.light * rng.choice(np.float32([-1.0, 1.0]), size=feature_sizes[0])
+        self.ingredients = _ingredients(story, num_classes)
+        self._make_siblings_alike(rng)
+
+    def has(self, ingredient):
+        """Which classes, the background included, have an ingredient: bool `[C + 1]`."""
+        return self.ingredients == INGREDIENTS.index(ingredient)
+
+    def _make_siblings_alike(self, rng):
+        """Gives the classes of a pair what they share."""
+        order, sound, relation = (self.has(name) for name in INGREDIENTS[1:])
+        classes = np.arange(self.num_classes + 1)
+        first = classes // 2 * 2
+        # The scenes of an order are one of each sibling: the own one comes first in a run.
+        self.scenes[order, 1] = self.scenes[classes[order] ^ 1, 0]
+        self.scenes[sound] = self.scenes[first[sound]]
+        if relation.any():
+            pairs = itertools.combinations(range(BACKGROUND_WORDS, len(self.words[0])), 2)
+            pairs = rng.permutation(np.array(list(pairs)))
+            own = pairs[first[relation] // 2 % len(pairs)]
+            self.scenes[relation] = np.tile(own, 2)[:, None]
+        for sounds in self.sounds:
+            alike = order | relation
+            sounds[alike] = sounds[first[alike]]
 
 
-def _draw_words(rng, size):
-    """Points of a feature space, `[WORDS_PER_DIMENSION * size + BACKGROUND_WORDS, size]`."""
-    shape = (WORDS_PER_DIMENSION * size + BACKGROUND_WORDS, size)
+def _ingredients(story, num_classes):
+    """Number of the ingredient of every class and the background, `[num_classes + 1]`."""
+    turns = np.array([INGREDIENTS.index(name) for name in story.ingredients])
+    ingredients = turns[np.arange(num_classes + 1) // 2 % len(turns)]
+    ingredients[num_classes // 2 * 2 :] = INGREDIENTS.index("words")  # Without a sibling.
+    return ingredients
+
+
+def _draw_words(rng, size, num_words):
+    """Points of a feature space, `[num_words + BACKGROUND_WORDS, size]`."""
+    shape = ((num_words or WORDS_PER_DIMENSION * size) + BACKGROUND_WORDS, size)
     return WORD_SPREAD * rng.standard_normal(shape, dtype=np.float32)
 
 
@@ -137,8 +227,9 @@ def _draw_classes(world, rng, num_frames):
 
     The largest log weights plus Gumbel noise are a weighted draw without replacement.
     """
-    most = min(len(LABEL_COUNT_SHARES), world.num_classes)
-    counts = 1 + rng.choice(len(LABEL_COUNT_SHARES), size=len(num_frames), p=LABEL_COUNT_SHARES)
+    shares = world.story.label_count_shares
+    most = min(len(shares), world.num_classes)
+    counts = 1 + rng.choice(len(shares), size=len(num_frames), p=shares)
     keys = rng.gumbel(size=(len(num_frames), world.num_classes)) + np.log(world.class_shares)
     drawn = np.argsort(-keys, axis=1)[:, :most]
     used = np.arange(most) < np.minimum(counts, num_frames)[:, None]
@@ -179,20 +270,36 @@ def _draw_runs(world, rng, shown, num_frames):
 def _draw_frames(world, rng, classes, lengths):
     """Quantised features of all frames of all runs: for every feature a `[frames, D]` array."""
     run = np.repeat(np.arange(len(lengths)), lengths)
-    scene = rng.integers(MAX_SCENES, size=len(lengths))
+    scene = rng.integers(MAX_SCENES, size=len(lengths))[run]
+    later = np.arange(len(run)) >= (np.cumsum(lengths) - lengths // 2)[run]
+    scene = np.where(world.has("order")[classes[run]], later, scene)
     place = rng.choice(len(SCENE_WORD_SHARES), size=len(run), p=SCENE_WORD_SHARES)
-    words = [world.scenes[classes[run], scene[run], place]]
+    words = [world.scenes[classes[run], scene, place]]
     for table, sounds in zip(world.words[1:], world.sounds, strict=True):
         any_word = rng.integers(len(table), size=len(lengths))
         of_class = rng.random(len(lengths)) < SOUND_OF_CLASS_SHARE
+        of_class |= world.has("sound")[classes]
         words.append(np.where(of_class, sounds[classes], any_word)[run])
-    return [
-        _draw_feature(rng, table, chosen) for table, chosen in zip(world.words, words, strict=True)
-    ]
+    points = [table[chosen] for table, chosen in zip(world.words, words, strict=True)]
+    if world.story.light:
+        lights = _draw_lights(world, rng, classes)
+        points[0] += lights[run, place % 2, None] * world.light
+    return [_blur(rng, point) for point in points]
 
 
-def _draw_feature(rng, table, words):
-    values = rng.standard_normal((len(words), table.shape[1]), dtype=np.float32)
+def _draw_lights(world, rng, classes):
+    """Lights of the words at even and at odd places of every run's scene, -1 or 1, `[runs, 2]`."""
+    lights = rng.choice(np.float32([-1.0, 1.0]), size=(len(classes), 2))
+    if world.story.relations:
+        related = world.has("relation")[classes]
+        same = np.where(classes % 2 == 0, 1.0, -1.0)
+        lights[related, 1] = (same * lights[:, 0])[related]
+    return lights
+
+
+def _blur(rng, points):
+    """The points with noise, quantised."""
+    values = rng.standard_normal(points.shape, dtype=np.float32)
     values *= FRAME_NOISE
-    values += table[words]
+    values += points
     return utils.quantize(values)
