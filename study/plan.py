@@ -42,12 +42,8 @@ class Model:
 
 
 MODELS = {
-    "logistic": Model("logistic regression on the mean", _MEAN, 20),
-    "moe": Model(
-        "mixture of experts on the mean",
-        (*_MEAN, "--video_level_classifier_model=MoeModel"),
-        20,
-    ),
+    "logistic": Model("logistic on the mean", _MEAN, 20),
+    "moe": Model("MoE on the mean", (*_MEAN, "--video_level_classifier_model=MoeModel"), 20),
     "dbof": Model(
         "DBoF",
         (
@@ -57,7 +53,7 @@ MODELS = {
         120,
     ),
     "lstm": Model("LSTM", ("--model=LstmModel", "--lstm_cells=256"), 500),
-    "netvlad": Model("gated NetVLAD, no non-local block", (*_NETVLAD, "--nononlocal_block"), 60),
+    "netvlad": Model("gated NetVLAD", (*_NETVLAD, "--nononlocal_block"), 60),
     "lfnl_dot": Model(
         "LFNL-NetVLAD, dot product", (*_NETVLAD, "--nonlocal_pairwise=dot_product"), 75
     ),
@@ -287,14 +283,17 @@ class Plan:
     def _add_averages(self, seed, name, train):
         run = self.model_dir("bag", seed, name)
         self._add_eval(seed, name, "ema", (train,), f"--train_dir={run}", "--use_ema")
+        data = (
+            f"--train_data_pattern={self.data('bag', 'train')}",
+            f"--batch_norm_batches={BATCH_NORM_BATCHES}",
+        )
         for treatment in self.scale.averages:
             averaged = self.model_dir("bag", seed, name, treatment)
             average = self._add(
                 self._average(seed, name, treatment),
                 *("average_checkpoints.py", f"--train_dir={run}", f"--output_dir={averaged}"),
                 *AVERAGES[treatment],
-                f"--train_data_pattern={self.data('bag', 'train')}",
-                f"--batch_norm_batches={BATCH_NORM_BATCHES}",
+                *(data if "--batch_norm=recompute" in AVERAGES[treatment] else ()),
                 output=averaged,
                 needs=(train,),
                 cost=12,

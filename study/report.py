@@ -1,8 +1,468 @@
-"""Writes what the study found: to come."""
+"""Writes what the study found: tables beside the paper's, claims and verdicts, plots, an HTML page.
+
+The report is a list of blocks, which are written as Markdown and as HTML.
+"""
+
+import base64
+import dataclasses
+import datetime
+import html
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+
+import pandas as pd
+
+import files
+import plan
+import plots
+
+FOLDER = "study"
+LOG = pathlib.Path(__file__).parent / "log.md"
+
+# GAP@20 of the paper's Tables 1 to 4, on its own validation split of YouTube-8M, and MB in float32.
+PAPER_SINGLE = dict(zip(plan.SIX, (0.8703, 0.8687, 0.8674, 0.8525, 0.8512, 0.8568), strict=True))
+PAPER_AVERAGED = dict(zip(plan.SIX, (0.8716, 0.8704, 0.8704, 0.8574, 0.8563, 0.8612), strict=True))
+PAPER_SIZE = dict(zip(plan.SIX, (593, 478, 427, 109, 143, 243), strict=True))
+PAPER_COMBINATIONS = (0.8752, 0.8778, 0.8782, 0.8800, 0.8820, 0.8839, 0.8842)
+PAPER_SAMPLINGS = {1: 0.8842, 5: 0.8846, 10: 0.8847}
+
+TREATMENTS = {
+    "last": "last checkpoint",
+    "last_recomputed": "last, batch norm anew",
+    "averaged": "averaged, batch norm anew",
+    "averaged_mean_bn": "averaged, mean batch norm",
+    "averaged_last_bn": "averaged, last batch norm",
+    "ema": "moving average",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Heading:
+    """A heading of a section."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A plot, by the name of its files, and what it shows."""
+
+    name: str
+    caption: str
+
+
+class Scores:
+    """GAP by seed of whatever was evaluated."""
+
+    def __init__(self, results):
+        keys = ["world", "subject", "treatment", "seed"]
+        self._gap = results.gap.set_index(keys)["gap"].sort_index()
+
+    def by_seed(self, subject, treatment="last", world="bag"):
+        """`pandas.Series` of GAP by seed; None if it was not run."""
+        key = (world, subject, treatment)
+        return self._gap.loc[key] if key in self._gap.index else None
+
+    def text(self, *key, **more):
+        """Mean and standard deviation over the seeds."""
+        return spread(self.by_seed(*key, **more))
+
+
+def spread(values):
+    """Mean and standard deviation of a series as text; a dash for None."""
+    if values is None or not len(values):
+        return "-"
+    deviation = f" ± {values.std():.4f}" if len(values) > 1 else ""
+    return f"{values.mean():.4f}{deviation}"
 
 
 def write(results, scale_name, report_dir):
-    """Writes the tables."""
-    report_dir.mkdir(parents=True, exist_ok=True)
-    for name in ("gap", "curves", "ingredients", "reliability", "sizes", "exported"):
-        getattr(results, name).to_csv(report_dir / f"{name}.csv", index=False)
+    """Writes study.md, study/index.html, the plots and the numbers as CSV files.
+
+    Args:
+        results: `results.Results`.
+        scale_name: key of `plan.SCALES`.
+        report_dir: `pathlib.Path`. Where study.md goes.
+    """
+    folder = report_dir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for field in dataclasses.fields(results):
+        table = getattr(results, field.name)
+        if isinstance(table, pd.DataFrame):
+            with files.atomic_write(str(folder / f"{field.name}.csv")) as file:
+                table.to_csv(file, index=False, float_format="%.6g")
+    plots.write(results, folder)
+    blocks = make_blocks(results, scale_name)
+    with files.atomic_write(str(report_dir / "study.md")) as file:
+        file.write(to_markdown(blocks))
+    with files.atomic_write(str(folder / "index.html")) as file:
+        file.write(to_html(blocks, folder))
+
+
+def make_blocks(results, scale_name):
+    """The report: `Heading`s, paragraphs (str), tables (`pandas.DataFrame`) and `Figure`s."""
+    scores, scale = Scores(results), results.plan.scale
+    return [
+        "**These numbers come from generated videos, not from YouTube-8M.** They show what each "
+        "idea of the paper brings in small worlds whose labels need known ingredients; they do not "
+        "tell how the models rank on real data.",
+        _setting(scale_name, scale),
+        Heading("What holds"),
+        "Differences of GAP are taken seed by seed, with mean and standard deviation over the "
+        'seeds. An advantage holds if the mean is above two standard deviations; "not below" and '
+        '"no gain" hold if the mean does not contradict them by as much.',
+        claims(scores, scale),
+        Heading("Table 1: single models"),
+        "GAP@20 of the last checkpoint; mean and standard deviation over the seeds. Gated NetVLAD "
+        "is LFNL-NetVLAD without the non-local block; with a dot product, the block weighs by "
+        "products instead of a softmax (embedded Gaussian).",
+        singles(results, scores),
+        Figure("gap_and_size", "GAP of the world bag against the size of the weights in float32."),
+        Figure("curves", "GAP on the validation videos of the world bag while training."),
+        Heading("What the labels need"),
+        "GAP of the classes that one ingredient tells apart, each group by itself.",
+        ingredients(results),
+        Figure("ingredients", "GAP of the classes that need an ingredient."),
+        Heading("Table 2: averaged checkpoints"),
+        f"The last {plan.AVERAGED_CHECKPOINTS} of {plan.CHECKPOINTS} checkpoints. The fair control "
+        "is the last checkpoint with its batch normalisation computed anew as well.",
+        averages(scores, scale),
+        Heading("Table 3: ensembles"),
+        "Averaged checkpoints; the plain mean of the predictions.",
+        combinations(scores, scale),
+        Heading("Table 4: samplings"),
+        f"The last ensemble of Table 3. Its models sample 32 of {plan.MIN_FRAMES} to "
+        f"{plan.MAX_FRAMES} frames; the GRU takes all. Without sampling every frame counts once.",
+        samplings(scores, scale),
+        Heading("Export"),
+        "The last ensemble as one graph. Sizes include the graph itself; models of this size show "
+        "no gain in speed, for that see docs/performance.md.",
+        exports(results, scores, scale),
+        Heading("Reliability of the probabilities"),
+        Figure(
+            "reliability",
+            "Share of classes that were true, by predicted probability, in the world bag. On the "
+            "diagonal, predictions can be taken as probabilities.",
+        ),
+        Heading("Log"),
+        LOG.read_text().strip(),
+    ]
+
+
+def _setting(scale_name, scale):
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "keras", "numpy")
+    )
+    command = "bash scripts/study.sh" + ("" if scale_name == "full" else f" --scale={scale_name}")
+    return (
+        f"Command: `{command}`, {datetime.date.today()}, on {os.cpu_count()} cores of "
+        f"{_processor()}, {versions}. {scale.num_videos} training and {scale.num_eval_videos} "
+        f"validation videos of {plan.MIN_FRAMES} to {plan.MAX_FRAMES} frames, {plan.NUM_CLASSES} "
+        f"classes, features of {plan.FEATURE_SIZES.replace(',', ' and ')} values. Models have a "
+        f"quarter of the paper's widths; all see {scale.max_steps} batches of {plan.BATCH_SIZE} "
+        "videos with the same "
+        "optimizer and learning rate, but for a higher rate in the two models of the mean. "
+        "docs/sample_data.md describes the worlds: in `bag`, labels need words (77%), the order of "
+        "frames (14%) or the sound alone (9%); in `relational`, 64% need a relation between "
+        "residuals; `unrelated` is the same world with that relation taken out."
+    )
+
+
+def _processor():
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.machine()
+    found = re.search(r"model name\s*: (.*)", text)
+    return found.group(1) if found else platform.machine()
+
+
+def claims(scores, scale):
+    """What the paper makes one expect, the difference measured, and whether it holds."""
+    rows = []
+
+    def add(claim, differences, holds):
+        if differences is None or differences.isna().any():
+            return
+        mean, deviation = differences.mean(), differences.std()
+        verdict = "one seed, no verdict" if len(differences) == 1 else holds(mean, deviation)
+        if isinstance(verdict, bool):
+            verdict = "holds" if verdict else "**does not hold**"
+        rows.append({"claim": claim, "difference": spread(differences), "verdict": verdict})
+
+    def above(mean, deviation):
+        return bool(mean > 2 * deviation)
+
+    def not_below(mean, deviation):
+        return bool(mean > -2 * deviation)
+
+    def no_gain(mean, deviation):
+        return bool(mean <= 2 * deviation)
+
+    def gain(better, worse):
+        return None if better is None or worse is None else better - worse
+
+    def mean_over(names, *key):
+        found = [scores.by_seed(name, *key) for name in names]
+        return None if any(one is None for one in found) else sum(found) / len(found)
+
+    single = [scores.by_seed(name) for name in scale.members]
+    pooled = [scores.by_seed(name) for name in plan.MEAN_POOLED if name in scale.worlds["bag"]]
+    add(
+        "the weakest of the paper's models above the best model of the mean (bag)",
+        gain(pd.concat(single, axis=1).min(axis=1), pd.concat(pooled, axis=1).max(axis=1)),
+        above,
+    )
+    averaged = mean_over(scale.members, "averaged")
+    for treatment, name in (
+        ("last", "the last one"),
+        ("last_recomputed", "the last one with batch norm anew"),
+    ):
+        add(
+            f"averaged checkpoints above {name}, mean of the models",
+            gain(averaged, mean_over(scale.members, treatment)),
+            above,
+        )
+    for names in scale.combinations:
+        best = pd.concat([scores.by_seed(name, "averaged") for name in names], axis=1).max(axis=1)
+        ensemble = scores.by_seed("+".join(names), "samplings1")
+        add(f"{_short(names)} together above the best of them", gain(ensemble, best), above)
+    everyone = "+".join(scale.combinations[-1])
+    add(
+        "10 samplings not below 1",
+        gain(scores.by_seed(everyone, "samplings10"), scores.by_seed(everyone, "samplings1")),
+        not_below,
+    )
+    exported = [scores.by_seed(everyone, f"exported_{dtype}") for dtype in plan.EXPORT_DTYPES]
+    if exported[0] is not None:
+        differences = exported[1] - exported[0]
+        add(
+            "bfloat16 within 0.0005 of float32",
+            differences,
+            lambda *_: bool(differences.abs().max() <= 5e-4),
+        )
+    for world, expected, what in (
+        ("relational", above, "above NetVLAD without the block"),
+        ("unrelated", no_gain, "no gain over NetVLAD without the block"),
+    ):
+        plain = scores.by_seed("netvlad", world=world)
+        for name in ("lfnl_netvlad", "lfnl_dot"):
+            title = {"lfnl_netvlad": "embedded Gaussian", "lfnl_dot": "dot product"}[name]
+            add(
+                f"non-local block, {title}: {what} ({world})",
+                gain(scores.by_seed(name, world=world), plain),
+                expected,
+            )
+    return pd.DataFrame(rows)
+
+
+def singles(results, scores):
+    """Table 1."""
+    sizes = results.sizes.set_index("subject")["mib"]
+    worlds = results.plan.scale.worlds
+    rows = [
+        {"model": "class prior", **{world: scores.text("prior", world=world) for world in worlds}}
+    ]
+    for name in plan.MODELS:
+        if name in sizes.index:
+            rows.append(
+                {
+                    "model": plan.MODELS[name].title,
+                    **{world: scores.text(name, world=world) for world in worlds},
+                    "MiB": f"{sizes[name]:.2f}",
+                    "GAP in the paper": _number(PAPER_SINGLE.get(name)),
+                    "MB in the paper": _number(PAPER_SIZE.get(name), "d"),
+                }
+            )
+    return pd.DataFrame(rows).fillna("-")
+
+
+def ingredients(results):
+    """GAP by ingredient."""
+    table = results.ingredients
+    share = table.groupby(["world", "ingredient"])["labels"].mean()
+    rows = []
+    for name in plan.MODELS:
+        row = {"model": plan.MODELS[name].title}
+        for (world, ingredient), labels in share.items():
+            chosen = table[
+                (table.world == world) & (table.ingredient == ingredient) & (table.subject == name)
+            ]
+            row[f"{world}: {ingredient} ({labels:.0%} of labels)"] = spread(chosen["gap"])
+        if set(row.values()) - {row["model"], "-"}:
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def averages(scores, scale):
+    """Table 2."""
+    return pd.DataFrame(
+        {
+            "model": plan.MODELS[name].title,
+            **{
+                title: scores.text(name, treatment)
+                for treatment, title in TREATMENTS.items()
+                if scores.by_seed(scale.members[0], treatment) is not None
+            },
+            "paper": f"{PAPER_SINGLE[name]:.4f} → {PAPER_AVERAGED[name]:.4f}",
+        }
+        for name in scale.members
+    )
+
+
+def combinations(scores, scale):
+    """Table 3."""
+    paper = {
+        tuple(plan.SIX[number - 1] for number in numbers): gap
+        for numbers, gap in zip(plan.COMBINATIONS, PAPER_COMBINATIONS, strict=True)
+    }
+    rows = []
+    for names in scale.combinations:
+        members = {name: scores.by_seed(name, "averaged").mean() for name in names}
+        best = max(members, key=members.get)
+        rows.append(
+            {
+                "models": _short(names),
+                "GAP": scores.text("+".join(names), "samplings1"),
+                "best member": f"{members[best]:.4f} ({plan.MODELS[best].title})",
+                "paper": f"{paper[names]:.4f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def samplings(scores, scale):
+    """Table 4."""
+    everyone = "+".join(scale.combinations[-1])
+    return pd.DataFrame(
+        {
+            "samplings": str(number) if number else "none, every frame once",
+            "GAP": scores.text(everyone, f"samplings{number}"),
+            "paper": _number(PAPER_SAMPLINGS.get(number)),
+        }
+        for number in plan.SAMPLINGS
+    )
+
+
+def exports(results, scores, scale):
+    """float32 against bfloat16."""
+    everyone = "+".join(scale.combinations[-1])
+    by_dtype = results.exported.groupby("dtype")[["mib", "videos_per_second"]].mean()
+    return pd.DataFrame(
+        {
+            "weights": dtype,
+            "GAP": scores.text(everyone, f"exported_{dtype}"),
+            "MiB on disk": f"{by_dtype.mib[dtype]:.2f}",
+            "videos/s on one core": f"{by_dtype.videos_per_second[dtype]:.0f}",
+        }
+        for dtype in plan.EXPORT_DTYPES
+    )
+
+
+def _short(names):
+    return " + ".join(plan.MODELS[name].title for name in names)
+
+
+def _number(value, style=".4f"):
+    return "-" if value is None else format(value, style)
+
+
+def to_markdown(blocks):
+    """The report as Markdown."""
+    parts = []
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"## {block.text}")
+        elif isinstance(block, Figure):
+            parts.append(
+                f'<picture><source media="(prefers-color-scheme: dark)" '
+                f'srcset="{FOLDER}/{block.name}_dark.png">'
+                f'<img alt="{block.caption}" src="{FOLDER}/{block.name}_light.png" width="600">'
+                f"</picture>\n\n*{block.caption}*"
+            )
+        elif isinstance(block, pd.DataFrame):
+            lines = [block.columns, ["---"] * len(block.columns), *block.to_numpy()]
+            parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+        else:
+            parts.append(block)
+    return "\n\n".join(
+        [parts[0], "# The study: what each idea of the paper brings", *parts[1:], ""]
+    )
+
+
+_STYLE = """
+:root { color-scheme: light dark; --back: #fcfcfb; --text: #1f1e1b; --soft: #5f5e58;
+  --line: #d9d8d2; --mark: #f1efe8; }
+@media (prefers-color-scheme: dark) { :root { --back: #1a1a19; --text: #f2f1ec; --soft: #b3b2a9;
+  --line: #3d3d39; --mark: #262624; } }
+body { margin: 0 auto; padding: 1rem; max-width: 54rem; background: var(--back);
+  color: var(--text); font: 1rem/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem;
+  position: sticky; left: 0; background: var(--back); }
+figure { margin: 1.5rem 0; } img { width: 100%; max-width: 40rem; height: auto; }
+figcaption { color: var(--soft); font-size: .875rem; }
+.first { background: var(--mark); padding: .8rem 1rem; border-radius: .4rem; }
+code { overflow-wrap: anywhere; }
+"""
+
+
+def to_html(blocks, folder):
+    """The report as one self-contained HTML page."""
+    first, *others = blocks
+    title = "The study: what each idea of the paper brings"
+    body = "\n".join(_block_to_html(block, folder) for block in others)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f'<p class="first">{_inline(first)}</p>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n'
+    )
+
+
+def _block_to_html(block, folder):
+    if isinstance(block, Heading):
+        return f"<h2>{html.escape(block.text)}</h2>"
+    if isinstance(block, Figure):
+        light, dark = (_embedded(folder / f"{block.name}_{mode}.png") for mode in plots.MODES)
+        return (
+            f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+            f'<img alt="{html.escape(block.caption)}" src="{light}"></picture>'
+            f"<figcaption>{html.escape(block.caption)}</figcaption></figure>"
+        )
+    if isinstance(block, pd.DataFrame):
+        head = "".join(f"<th>{_inline(name)}</th>" for name in block.columns)
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{_inline(str(value))}</td>' for value in row)}</tr>"
+            for row in block.to_numpy()
+        )
+        return (
+            f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{rows}</tbody></table></div>"
+        )
+    paragraphs = re.split(r"\n\n+", block)
+    return "\n".join(_paragraph(text) for text in paragraphs)
+
+
+def _paragraph(text):
+    if not text.startswith("- "):
+        return f"<p>{_inline(text)}</p>"
+    items = re.split(r"^- ", text, flags=re.MULTILINE)[1:]
+    return f"<ul>{''.join(f'<li>{_inline(item)}</li>' for item in items)}</ul>"
+
+
+def _inline(text):
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text))
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+
+
+def _embedded(path):
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,185 @@
+"""Plots of the study, each for a light and a dark page.
+
+A plot is 5 inches wide, so that its text stays readable on a phone.
+"""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+import files
+import plan
+
+MODES = ("light", "dark")
+_PAGE = {
+    "light": {"back": "#fcfcfb", "text": "#1f1e1b", "soft": "#5f5e58", "line": "#d9d8d2"},
+    "dark": {"back": "#1a1a19", "text": "#f2f1ec", "soft": "#b3b2a9", "line": "#3d3d39"},
+}
+# The paper's models have colours of their own, everything else is grey.
+_COLORS = {
+    "light": ("#2a78d6", "#eb6834", "#4a3aa7", "#1baf7a", "#c98500", "#d1437f"),
+    "dark": ("#5598e7", "#f0814f", "#9085e9", "#2cbd8b", "#d9a022", "#e87ba4"),
+}
+_MARKERS = "osD^vP"
+_GREY_MARKERS = {
+    **{"logistic": "o", "moe": "x", "dbof": "^"},
+    **{"lstm": "d", "netvlad": "s", "lfnl_dot": "D"},
+}
+_WIDTH = 5.0
+
+
+def write(results, folder):
+    """Writes `NAME_light.png` and `NAME_dark.png` for every plot.
+
+    Args:
+        results: `results.Results`.
+        folder: `pathlib.Path`.
+    """
+    for mode in MODES:
+        with plt.rc_context(_style(mode)):
+            for name, draw in PLOTS.items():
+                figure = draw(results, mode)
+                with files.atomic_path(str(folder / f"{name}_{mode}.png")) as partial:
+                    figure.savefig(partial, format="png", dpi=200, metadata={"Software": None})
+                plt.close(figure)
+
+
+def gap_and_size(results, mode):
+    """GAP of the world `bag` against the size of the weights."""
+    gap = _mean_gap(results, "bag")
+    sizes = results.sizes.set_index("subject")["mib"]
+    figure, axes = plt.subplots(figsize=(_WIDTH, 4.6), layout="constrained")
+    for name in _models(gap):
+        axes.plot(sizes[name], gap[name], linestyle="", **_look(name, mode), label=_title(name))
+    axes.axhline(gap["prior"], color=_PAGE[mode]["soft"], linewidth=1, linestyle=":")
+    axes.annotate(
+        "class prior",
+        (1, gap["prior"]),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4, 4),
+        textcoords="offset points",
+        ha="right",
+        color=_PAGE[mode]["soft"],
+    )
+    axes.set(xscale="log", xlabel="MiB in float32", ylabel="GAP@20")
+    axes.xaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def curves(results, mode):
+    """GAP while training, the mean over the seeds."""
+    table = results.curves[results.curves.world == "bag"]
+    means = table.groupby(["subject", "step"])["gap"].mean()
+    figure, axes = plt.subplots(figsize=(_WIDTH, 4.6), layout="constrained")
+    for name in _models(means.index.levels[0]):
+        look = {**_look(name, mode), "markersize": 4}
+        axes.plot(means[name].index, means[name], linewidth=1.6, **look, label=_title(name))
+    axes.set(xlabel="training steps", ylabel="GAP@20")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def ingredients(results, mode):
+    """GAP of every model, in one panel per world and ingredient."""
+    means = results.ingredients.groupby(["world", "ingredient", "subject"])["gap"]
+    deviations, means = means.std().fillna(0), means.mean()
+    panels = list(dict.fromkeys(key[:2] for key in means.index))
+    counts = [len(means[panel]) for panel in panels]
+    figure, all_axes = plt.subplots(
+        len(panels),
+        1,
+        figsize=(_WIDTH, 0.24 * sum(counts) + 0.62 * len(panels)),
+        height_ratios=counts,
+        layout="constrained",
+        sharex=True,
+        squeeze=False,
+    )
+    for axes, panel in zip(all_axes[:, 0], panels, strict=True):
+        names = list(_models(means[panel].index))[::-1]
+        for row, name in enumerate(names):
+            axes.errorbar(
+                means[panel][name],
+                row,
+                xerr=deviations[panel][name],
+                linestyle="",
+                **_look(name, mode),
+            )
+        axes.set_yticks(range(len(names)), [_title(name) for name in names])
+        axes.set_title("{}: {}".format(*panel), loc="left", fontsize=10, fontweight="bold")
+        axes.set_ylim(-0.6, len(names) - 0.4)
+    all_axes[-1, 0].set_xlabel("GAP of the classes that need it")
+    return figure
+
+
+def reliability(results, mode):
+    """Share of true labels by predicted probability."""
+    figure, axes = plt.subplots(figsize=(_WIDTH, 5.4), layout="constrained")
+    axes.plot([0, 1], [0, 1], color=_PAGE[mode]["soft"], linewidth=1, linestyle=":")
+    for name in _models(results.reliability.subject.unique()):
+        table = results.reliability[results.reliability.subject == name]
+        look = {**_look(name, mode), "markersize": 4}
+        axes.plot(
+            table.mean_prediction, table.share_true, linewidth=1.2, **look, label=_title(name)
+        )
+    axes.set(xlabel="predicted probability", ylabel="share that was true", aspect="equal")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+PLOTS = {
+    "gap_and_size": gap_and_size,
+    "curves": curves,
+    "ingredients": ingredients,
+    "reliability": reliability,
+}
+
+
+def _mean_gap(results, world):
+    table = results.gap
+    chosen = table[(table.world == world) & (table.treatment == "last")]
+    return chosen.groupby("subject")["gap"].mean()
+
+
+def _models(names):
+    """Those of the names that are models, in the plan's order."""
+    return [name for name in plan.MODELS if name in names]
+
+
+def _title(name):
+    return plan.MODELS[name].title
+
+
+def _look(name, mode):
+    """Colour and marker of a model; both differ, for those who do not see the colours."""
+    if name in plan.SIX:
+        number = plan.SIX.index(name)
+        return {"color": _COLORS[mode][number], "marker": _MARKERS[number]}
+    return {"color": _PAGE[mode]["soft"], "marker": _GREY_MARKERS[name]}
+
+
+def _style(mode):
+    page = _PAGE[mode]
+    return {
+        "figure.facecolor": page["back"],
+        "axes.facecolor": page["back"],
+        "savefig.facecolor": page["back"],
+        "text.color": page["text"],
+        "axes.labelcolor": page["text"],
+        "xtick.color": page["soft"],
+        "ytick.color": page["soft"],
+        "axes.edgecolor": page["line"],
+        "grid.color": page["line"],
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.linewidth": 0.6,
+        "font.size": 10,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "lines.markersize": 7,
+    }
