@@ -145,7 +145,7 @@ class World:
         return self.ingredients == INGREDIENTS.index(ingredient)
 
     def _make_siblings_alike(self, rng):
-        """Gives the classes of a pair what they share."""
+        """Gives the classes of a pair what they share, and siblings in sound different ones."""
         order, sound, relation = (self.has(name) for name in INGREDIENTS[1:])
         classes = np.arange(self.num_classes + 1)
         first = classes // 2 * 2
@@ -160,6 +160,9 @@ class World:
         for sounds in self.sounds:
             alike = order | relation
             sounds[alike] = sounds[first[alike]]
+            second = np.flatnonzero(sound & (classes > first))
+            equal = second[sounds[second] == sounds[first[second]]]
+            sounds[equal] ^= 1
 
 
 def _ingredients(story, num_classes):

@@ -372,3 +372,88 @@ def test_the_program_obeys_its_flags(tmp_path, frame_dir):
 def test_the_program_asks_for_an_output_directory():
     with pytest.raises(InputError, match="--output_dir must be given"):
         make_sample_data.main(parsed())
+
+
+def siblings_of(name, ingredient, num_classes=84):
+    """A world and its classes, in pairs `[P, 2]`, that have an ingredient."""
+    world = sample_world.World(3, num_classes, (24, 6), sample_world.STORIES[name])
+    return world, np.flatnonzero(world.has(ingredient)).reshape(-1, 2)
+
+
+def draw_runs(world, label, runs=400, length=9):
+    """Runs of one class without noise: words and values of every feature, `[R, T]` and more."""
+    rng = np.random.default_rng(0)
+    classes, lengths = np.full(runs, label), np.full(runs, length)
+    noise, sample_world.FRAME_NOISE = sample_world.FRAME_NOISE, 0.0
+    try:
+        features = sample_world._draw_frames(world, rng, classes, lengths)
+    finally:
+        sample_world.FRAME_NOISE = noise
+    values = [utils.dequantize(feature.astype(np.float32)) for feature in features]
+    nearest = [
+        np.argmin(((value[:, None] - table) ** 2).sum(-1), axis=1).reshape(runs, length)
+        for value, table in zip(values, world.words, strict=True)
+    ]
+    return nearest, [value.reshape(runs, length, -1) for value in values]
+
+
+def test_siblings_in_order_show_the_same_two_scenes_the_other_way_round():
+    world, pairs = siblings_of("bag", "order")
+    (words, sounds), _ = draw_runs(world, pairs[0, 0])
+    (sibling_words, sibling_sounds), _ = draw_runs(world, pairs[0, 1])
+    first, second = set(words[:, :5].ravel()), set(words[:, 5:].ravel())
+    assert first != second
+    assert set(sibling_words[:, :5].ravel()) == second
+    assert set(sibling_words[:, 5:].ravel()) == first
+    common = [np.bincount(part.ravel()).argmax() for part in (sounds, sibling_sounds)]
+    assert common[0] == common[1]
+
+
+def test_siblings_in_sound_look_alike_and_are_always_heard():
+    world, pairs = siblings_of("bag", "sound")
+    (words, sounds), _ = draw_runs(world, pairs[0, 0])
+    (sibling_words, sibling_sounds), _ = draw_runs(world, pairs[0, 1])
+    assert set(words.ravel()) == set(sibling_words.ravel())
+    assert len(set(sounds.ravel())) == len(set(sibling_sounds.ravel())) == 1
+    assert sounds[0, 0] != sibling_sounds[0, 0]
+
+
+@pytest.mark.parametrize(("name", "related"), [("relational", 1.0), ("unrelated", 0.0)])
+def test_siblings_in_relation_differ_in_the_product_of_two_lights(name, related):
+    world, pairs = siblings_of(name, "relation")
+    for label, sign in zip(pairs[0], (1, -1), strict=True):
+        (words, _), (values, _) = draw_runs(world, label)
+        both = sorted(set(words.ravel()))
+        assert len(both) == 2
+        light = np.sign((values - world.words[0][words]) @ world.light)
+        by_word = np.stack([np.where(words == word, light, 0).sum(axis=1) for word in both], axis=1)
+        by_word = np.sign(by_word[(by_word != 0).all(axis=1)])
+        # A light by itself tells nothing.
+        assert abs(by_word.mean(axis=0)).max() < 0.15
+        assert abs(by_word.prod(axis=1).mean() - sign * related) < 0.15
+
+
+def test_the_unrelated_world_is_the_relational_one_but_for_lights():
+    worlds = [siblings_of(name, "relation")[0] for name in ("relational", "unrelated")]
+    assert (worlds[0].scenes == worlds[1].scenes).all()
+    assert (worlds[0].words[0] == worlds[1].words[0]).all()
+    assert (worlds[0].light == worlds[1].light).all()
+
+
+def test_an_odd_class_has_no_sibling_and_needs_words():
+    world = sample_world.World(0, 3, (8, 4), sample_world.STORIES["relational"])
+    assert sample_world.INGREDIENTS[world.ingredients[2]] == "words"
+    generator = sample_world.Generator(world, 0, ("rgb", "audio"), 2, 5)
+    assert set(next(generator.videos("train")).labels) <= {0, 1, 2}
+
+
+def test_the_vocabulary_names_the_ingredients(tmp_path):
+    make(tmp_path, world="bag")
+    lines = (tmp_path / "vocabulary.csv").read_text().splitlines()[1:]
+    named = [line.rpartition(",")[-1] for line in lines]
+    assert named == [*["words"] * 4, *["order"] * 2, *["words"] * 4, *["sound"] * 2]
+
+
+def test_an_unknown_world_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"world must be one of .*relational.*'flat'"):
+        make(tmp_path, world="flat")

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Trains the paper's models on generated data, and writes its tables beside ours, with plots.
+# Arguments go to study/run.py; --quick is short for --scale=quick.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh requirements-study.txt
+
+python study/run.py "${@/#--quick/--scale=quick}"
