@@ -5,60 +5,81 @@
 
 Several runs (--train_dirs) or an exported model (--exported_model) predict just so.
 
-The file has the columns VideoId and LabelConfidencePairs: the best classes, each with its score.
+The file has the columns VideoId and LabelConfidencePairs: the best classes, each with its score. It
+appears when it is whole. What an interrupted run has finished is kept beside it, input file by
+input file; the same command with --resume goes on with it.
 """
 
-import csv
 import os
 import time
 
 from absl import flags, logging
 
-import eval_util
 import files
 import predictor as predictors
 import program
+from prediction_file import PredictionParts, format_lines
 from progress import Progress
+from utils import InputError
 
-HEADER = ("VideoId", "LabelConfidencePairs")
 
+def write_predictions(predictor, reader, output_file, *, batch_size, top_k=20, resume=False):
+    """Predicts all videos of a reader, one file after the other, and writes a CSV file.
 
-def write_predictions(predictor, reader, output_file, *, batch_size, top_k=20):
-    """Predicts all videos of a reader and writes a CSV file.
-
-    The file appears under its name only when it is whole. Memory does not grow with the number of
+    The file appears under its name only when it is whole. Until then each finished input file has
+    a part beside it, with which another run can go on. Memory does not grow with the number of
     videos.
 
     Args:
         predictor: `Predictor`, restored, or `ExportedPredictor`.
         reader: `readers.RecordReader`.
         output_file: str. Path; one that ends in `.gz` is compressed.
-        batch_size: int. Videos per batch.
+        batch_size: int. Videos per batch; those of a batch are of one file.
         top_k: int. Classes per video.
+        resume: bool. Whether to go on with the parts of an interrupted run, if there are any.
 
     Returns:
-        The number of videos.
+        The number of videos in the file.
+
+    Raises:
+        InputError: if a record is damaged beyond what may be skipped, or does not fit, or there is
+            no video, or there are parts that this run may not use.
     """
-    num_videos, start = 0, time.perf_counter()
-    with files.atomic_write(output_file) as file, Progress(reader.total_bytes, "B") as progress:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADER)
-        for batch in reader.batches(batch_size):
-            writer.writerows(format_rows(batch.video_ids, predictor.predict(batch.inputs), top_k))
-            num_videos += len(batch.video_ids)
-            rate = num_videos / (time.perf_counter() - start)
-            progress.tick(reader.bytes_read, f"predicted {num_videos} videos, {rate:.0f} videos/s")
+    settings = {**predictor.identity(), "batch_size": batch_size, "top_k": top_k}
+    parts = PredictionParts(output_file, settings, reader.paths, resume=resume)
+    try:
+        parts.restore_damage(reader.damage)
+        _write_parts(predictor, reader, parts, batch_size, top_k)
+        num_videos = parts.num_videos()
+        if num_videos == 0:
+            raise InputError(f"no video in {len(reader.paths)} files, as {reader.paths[0]}")
+    except BaseException:
+        parts.leave()
+        raise
+    parts.join()
     return num_videos
 
 
-def format_rows(video_ids, predictions, top_k):
-    """Rows of the CSV file: `(id, "class score class score ...")`, best first."""
-    classes, scores = eval_util.top_k_predictions(predictions, top_k)
-    for video_id, row_classes, row_scores in zip(
-        video_ids, classes.tolist(), scores.tolist(), strict=True
-    ):
-        pairs = zip(row_classes, row_scores, strict=True)
-        yield video_id, " ".join(f"{label} {score:g}" for label, score in pairs)
+def _write_parts(predictor, reader, parts, batch_size, top_k):
+    """Writes the parts that are not finished."""
+    predicted = done_bytes = 0
+    start = time.perf_counter()
+    with Progress(reader.total_bytes, "B") as progress:
+        for number, path in enumerate(reader.paths):
+            if not parts.is_finished(number):
+                before, of_file = predicted, reader.of_file(path)
+                with parts.open(number) as part:
+                    for batch in of_file.batches(batch_size):
+                        predictions = predictor.predict(batch.inputs)
+                        part.write(format_lines(batch.video_ids, predictions, top_k))
+                        predicted += len(batch.video_ids)
+                        rate = predicted / (time.perf_counter() - start)
+                        progress.tick(
+                            done_bytes + of_file.bytes_read,
+                            f"predicted {predicted} videos, {rate:.0f} videos/s",
+                        )
+                parts.finish(number, predicted - before, reader.damage)
+            done_bytes += files.file_size(path)
 
 
 def define_flags(flag_values):
@@ -74,6 +95,13 @@ def define_flags(flag_values):
         "output_file",
         None,
         "CSV file to write; compressed if it ends in .gz.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_boolean(
+        "resume",
+        False,
+        "Goes on with what an interrupted run of the same command left in OUTPUT_FILE.parts: input "
+        "files that it finished are not read again. Without such a directory, starts anew.",
         flag_values=flag_values,
     )
 
@@ -92,12 +120,13 @@ def main(flag_values):
         flag_values.output_file,
         batch_size=flag_values.batch_size,
         top_k=flag_values.top_k,
+        resume=flag_values.resume,
     )
     logging.info(
-        "predicted %d videos by %s, %.0f videos/s, %d damaged records skipped: %s",
+        "%d videos predicted by %s, %.1f s, %d damaged records skipped: %s",
         num_videos,
         predictor.describe(),
-        num_videos / (time.perf_counter() - start),
+        time.perf_counter() - start,
         reader.damage.count,
         os.path.abspath(flag_values.output_file),
     )

@@ -1,5 +1,6 @@
 """What predicts: models of train directories, or an exported graph; and the flags that name it."""
 
+import dataclasses
 import os
 
 import tensorflow as tf
@@ -93,6 +94,22 @@ class Predictor:
             freezing.restore(model, config, path, self._use_ema)
             self.steps.append(checkpoints.step_of(path))
 
+    def identity(self):
+        """All that predictions depend on beside the input, for comparison: a dict."""
+        weights = {
+            f"{number}/{weight.path}": weight.numpy()
+            for number, model in enumerate(self.ensemble.models)
+            for weight in model.weights
+        }
+        return {
+            "models": [dataclasses.asdict(config) for config in self._configs],
+            "checkpoint_steps": self.steps,
+            "model_weights": checkpoints.digest(weights),
+            "weights": self.ensemble.weights,
+            "num_samplings": self.ensemble.num_samplings,
+            "seed": self.ensemble.seed,
+        }
+
     def describe(self):
         """What predicts, in a few words."""
         if len(self.steps) == 1:
@@ -108,19 +125,9 @@ class ExportedPredictor:
     """
 
     def __init__(self, export_dir):
-        manifest_path = os.path.join(export_dir, MANIFEST)
-        if not files.gfile.exists(manifest_path):
-            raise InputError(
-                f"{export_dir} has no {MANIFEST}, so it is no directory that export_model.py "
-                "wrote. Check --exported_model."
-            )
-        manifest = files.read_json(manifest_path)
-        try:
-            self.data = DataConfig(**manifest["data"])
-            self.label_loss = manifest["label_loss"]
-            self.steps = [model["step"] for model in manifest["models"]]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{manifest_path} does not fit this version: {error!r}") from error
+        self._manifest, self.data = read_manifest(export_dir)
+        self.label_loss = self._manifest["label_loss"]
+        self.steps = [model["step"] for model in self._manifest["models"]]
         try:
             self._loaded = tf.saved_model.load(export_dir)
         except (OSError, ValueError, *files.REMOTE_ERRORS) as error:
@@ -137,9 +144,37 @@ class ExportedPredictor:
     def restore(self, checkpoint=None):
         """Does nothing: the weights are in the graph."""
 
+    def identity(self):
+        """All that predictions depend on beside the input, for comparison: a dict."""
+        return {"exported_model": self._manifest}
+
     def describe(self):
         """What predicts, in a few words."""
         return self._name
+
+
+def read_manifest(export_dir):
+    """What an exported model tells of itself, without loading it.
+
+    Returns:
+        The content of its manifest, a dict, and the `DataConfig` of what it takes.
+
+    Raises:
+        InputError: if there is no exported model, or it is of another version.
+    """
+    path = os.path.join(export_dir, MANIFEST)
+    if not files.gfile.exists(path):
+        raise InputError(
+            f"{export_dir} has no {MANIFEST}, so it is no directory that export_model.py "
+            "wrote. Check --exported_model."
+        )
+    manifest = files.read_json(path)
+    try:
+        for name in ("label_loss", "models", "digest"):
+            manifest[name]
+        return manifest, DataConfig(**manifest["data"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} does not fit this version: {error!r}") from error
 
 
 def load_configs(train_dirs):

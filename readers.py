@@ -8,6 +8,7 @@ run can go on where it stopped.
 import collections
 import concurrent.futures
 import contextlib
+import copy
 import ctypes
 import dataclasses
 import itertools
@@ -101,6 +102,7 @@ class RecordReader:
         self.num_readers = num_readers
         self.damage = tfrecord.DamageLog(skip_corrupt_records)
         self.bytes_read = 0
+        self._min_videos = 1
         self._failure = None
         self._warned_of_no_labels = False
 
@@ -108,6 +110,12 @@ class RecordReader:
     def total_bytes(self):
         """Size of all files together."""
         return sum(map(files.file_size, self.paths))
+
+    def of_file(self, path):
+        """A reader of one of the files, which may be empty. Damaged records count together."""
+        reader = copy.copy(self)
+        reader.paths, reader.bytes_read, reader._min_videos = [path], 0, 0
+        return reader
 
     def batches(
         self,
@@ -154,7 +162,7 @@ class RecordReader:
             epochs,
             seed if shuffle else None,
             shuffle_buffer_size,
-            min_videos=batch_size if drop_remainder else 1,
+            min_videos=batch_size if drop_remainder else self._min_videos,
         )
         with concurrent.futures.ThreadPoolExecutor(self.num_readers) as pool:
             videos = order.videos(self, pool, skip_batches * batch_size)

@@ -40,17 +40,24 @@ class DamageLog:
 
     Args:
         allowed: int. How many damaged records may be skipped.
+
+    Attributes:
+        skipped: dict from the `RecordPlace` of each record skipped so far to the reason, a str.
     """
 
     def __init__(self, allowed=0):
         self.allowed = allowed
-        self._places = set()
+        self.skipped = {}
         self._lock = threading.Lock()
 
     @property
     def count(self):
         """Number of different records skipped so far."""
-        return len(self._places)
+        return len(self.skipped)
+
+    def of_file(self, path):
+        """The skipped records of a file, as in `skipped`."""
+        return {place: reason for place, reason in self.skipped.items() if place.path == path}
 
     def add(self, place, reason):
         """Notes a damaged record.
@@ -59,14 +66,14 @@ class DamageLog:
             InputError: if it is one more than allowed.
         """
         with self._lock:
-            if (place.path, place.index) in self._places:
+            if place in self.skipped:
                 return
             if self.count >= self.allowed:
                 raise InputError(
                     f"{place}: {reason}. {self.count} damaged records were skipped before; to "
                     f"skip more, pass --skip_corrupt_records with a number above {self.allowed}."
                 )
-            self._places.add((place.path, place.index))
+            self.skipped[place] = reason
         logging.warning(
             "skipped %s: %s (%d of %d allowed)", place, reason, self.count, self.allowed
         )
