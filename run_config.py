@@ -51,13 +51,17 @@ class DataConfig:
             data_pattern: str. Globs of record files, comma-separated.
             **options: as of `readers.RecordReader`.
         """
+        return self.reader_of(files.expand_patterns(data_pattern), **options)
+
+    def reader_of(self, paths, **options):
+        """A reader of such records in files that are given by a list of their paths."""
         reader = (
             readers.YT8MFrameFeatureReader
             if self.frame_level
             else readers.YT8MAggregatedFeatureReader
         )
         return reader(
-            files.expand_patterns(data_pattern),
+            paths,
             feature_names=self.feature_names,
             feature_sizes=self.feature_sizes,
             num_classes=self.num_classes,

@@ -1,0 +1,127 @@
+"""Prediction with Apache Beam, on this machine."""
+
+import csv
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import export_model
+import inference
+import predict_beam
+import programs
+import sample_records
+from utils import InputError
+
+pytest.importorskip("apache_beam", reason="needs requirements-beam.txt")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Of Beam's own dependencies.
+# The engine of the DirectRunner that needs no download.
+IN_PROCESS = "--beam_options=--runner=FnApiRunner"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, trained_netvlad):
+    """An exported model that samples frames."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    programs.run(
+        export_model, f"--train_dir={trained_netvlad}", f"--output_dir={folder}", "--dtype=float32"
+    )
+    return folder
+
+
+def shards(prefix):
+    return sorted(prefix.parent.glob(f"{prefix.name}-*-of-*.csv"))
+
+
+def lines(paths):
+    """All lines behind the header of each file, sorted."""
+    found = []
+    for path in paths:
+        header, *rows = path.read_text().splitlines()
+        assert header == "VideoId,LabelConfidencePairs"
+        found += rows
+    return sorted(found)
+
+
+def arguments(exported, data, prefix):
+    return (
+        f"--exported_model={exported}",
+        f"--input_data_pattern={data}",
+        f"--output_prefix={prefix}",
+        "--batch_size=16",
+    )
+
+
+def test_two_workers_write_the_lines_of_inference(exported, frame_data, tmp_path):
+    """From another directory, in processes of their own, as on a cluster."""
+    prefix, single = tmp_path / "beam" / "predictions", tmp_path / "single.csv"
+    options = "--direct_num_workers=2 --direct_running_mode=multi_processing"
+    done = subprocess.run(
+        [
+            sys.executable,
+            programs.ROOT / "predict_beam.py",
+            *arguments(exported, frame_data, prefix),
+            f"--beam_options=--runner=FnApiRunner {options}",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "160 videos predicted, 0 damaged records skipped" in done.stderr
+    programs.run(
+        inference,
+        f"--exported_model={exported}",
+        f"--input_data_pattern={frame_data}",
+        f"--output_file={single}",
+        "--batch_size=16",
+    )
+    assert lines(shards(prefix)) == lines([single])
+    assert len(lines([single])) == 160
+
+
+@pytest.fixture
+def damaged(tmp_path, frame_data):
+    """Glob of three files; one record is damaged in each of two."""
+    for number, source in enumerate(sorted(pathlib.Path(frame_data).parent.glob("part*"))[:3]):
+        content = bytearray(source.read_bytes())
+        content[200] ^= number != 1
+        (tmp_path / f"test{number}.tfrecord").write_bytes(content)
+    return tmp_path / "test*.tfrecord"
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_more_damage_than_allowed_fails_and_writes_nothing(exported, damaged, tmp_path, allowed):
+    given = arguments(exported, damaged, tmp_path / "p")
+    with pytest.raises(Exception, match="skip_corrupt_records"):
+        programs.run(predict_beam, *given, IN_PROCESS, f"--skip_corrupt_records={allowed}")
+    assert not shards(tmp_path / "p")
+
+
+def test_allowed_damage_costs_its_records_alone(exported, damaged, tmp_path):
+    given = arguments(exported, damaged, tmp_path / "p")
+    programs.run(predict_beam, *given, IN_PROCESS, "--skip_corrupt_records=2")
+    assert len(lines(shards(tmp_path / "p"))) == 3 * 40 - 2
+
+
+def test_ids_are_quoted_as_csv(exported, tmp_path):
+    record = sample_records.frame_record('a,"b', [], rgb=[b"12345678"], audio=[b"1234"])
+    path = sample_records.write_records(tmp_path / "test.tfrecord", [record])
+    programs.run(predict_beam, *arguments(exported, path, tmp_path / "p"), IN_PROCESS)
+    (row,) = csv.reader(lines(shards(tmp_path / "p")))
+    assert row[0] == 'a,"b'
+
+
+def test_shards_of_an_earlier_run_are_refused(exported, frame_data, tmp_path):
+    (tmp_path / "p-00000-of-00007.csv").touch()
+    with pytest.raises(InputError, match=r"p-00000-of-00007\.csv exists already"):
+        programs.run(predict_beam, *arguments(exported, frame_data, tmp_path / "p"), IN_PROCESS)
+
+
+def test_a_directory_without_an_exported_model_is_refused(frame_data, tmp_path):
+    with pytest.raises(InputError, match=r"has no manifest\.json"):
+        programs.run(predict_beam, *arguments(tmp_path, frame_data, tmp_path / "p"), IN_PROCESS)
