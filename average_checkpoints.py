@@ -84,7 +84,7 @@ def average(
             means[name] = weights[name.replace("ema/", "weights/", 1)]
         report = {
             "steps": [checkpoints.step_of(path) for path in paths],
-            "train_dir": os.path.abspath(train_dir),
+            "train_dir": files.absolute(train_dir),
             "batch_norm": batch_norm,
             "digest": checkpoints.digest(weights),
         }
@@ -358,7 +358,7 @@ def main(flag_values):
         listing(report["steps"]),
         batch_norm,
         report["digest"],
-        os.path.abspath(flag_values.output_dir),
+        files.absolute(flag_values.output_dir),
     )
 
 

@@ -22,13 +22,21 @@ from run_config import FILE_NAME
 from utils import InputError
 
 
-def save_summary(summary, eval_dir):
-    """Adds a summary to metrics.json, in place of one of the same step, and to TensorBoard."""
-    path = os.path.join(eval_dir, "metrics.json")
+def save_summary(summary, train_dir, kind, tensorboard_dir=None):
+    """Adds a summary to metrics.json, in place of one of the same step, and to TensorBoard.
+
+    Args:
+        summary: dict as of `evaluation.evaluate`.
+        train_dir: str. Directory of the run.
+        kind: str. Name of the directory for it there.
+        tensorboard_dir: str. Where TensorBoard's logs go in place of `train_dir`.
+    """
+    path = os.path.join(train_dir, kind, "metrics.json")
     history = files.read_json(path) if files.gfile.exists(path) else []
     history = [entry for entry in history if entry["step"] != summary["step"]]
     files.write_json(path, sorted([*history, summary], key=lambda entry: entry["step"]))
-    with tf.summary.create_file_writer(eval_dir).as_default():
+    log_dir = os.path.join(tensorboard_dir or train_dir, kind)
+    with tf.summary.create_file_writer(log_dir).as_default():
         for name in ("hit_at_one", "perr", "gap", "map", "loss"):
             tf.summary.scalar(name, summary[name], summary["step"])
 
@@ -55,8 +63,9 @@ def read_class_names(path):
         InputError: if it cannot be read or lacks the columns.
     """
     try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
+        with files.open_binary(path) as file:
+            table = pd.read_csv(file)
+    except (OSError, ValueError, *files.REMOTE_ERRORS) as error:
         raise InputError(f"cannot read the class names of {path}: {error}") from error
     if not {"Index", "Name"} <= set(table.columns):
         raise InputError(
@@ -68,6 +77,7 @@ def read_class_names(path):
 def define_flags(flag_values):
     """Defines the flags of this program."""
     predictors.define_flags(flag_values)
+    program.define_flags(flag_values, "tensorboard_dir")
     own = {"flag_values": flag_values}
     flags.DEFINE_string(
         "eval_data_pattern", None, "Globs of records with labels, comma-separated; quote.", **own
@@ -119,6 +129,8 @@ def checkpoints_to_evaluate(flag_values):
 
 def main(flag_values):
     """Runs the program."""
+    predictors.use_environment(flag_values)
+    program.use_environment(flag_values, tensorboard_dir="AIP_TENSORBOARD_LOG_DIR")
     program.require_flags(flag_values, "eval_data_pattern")
     if flag_values.class_names and not flag_values.per_class_csv:
         raise InputError("--class_names adds names to --per_class_csv, which is not given.")
@@ -142,7 +154,7 @@ def main(flag_values):
         logging.info("%s | %s", predictor.describe(), evaluation.describe(summary))
         if flag_values.train_dir:
             kind = "eval_ema" if flag_values.use_ema else "eval"
-            save_summary(summary, os.path.join(flag_values.train_dir, kind))
+            save_summary(summary, flag_values.train_dir, kind, flag_values.tensorboard_dir)
         if flag_values.metrics_json:
             files.write_json(flag_values.metrics_json, summary)
         if flag_values.per_class_csv:

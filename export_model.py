@@ -180,7 +180,13 @@ def define_flags(flag_values):
     predictors.define_sampling_flags(flag_values)
     program.define_flags(flag_values, "top_k", "batch_size", "num_readers", "skip_corrupt_records")
     own = {"flag_values": flag_values}
-    flags.DEFINE_string("output_dir", None, "Directory to write; it must not exist yet.", **own)
+    flags.DEFINE_string(
+        "output_dir",
+        None,
+        "Directory to write; it must not exist yet. In a job of Vertex AI, by default "
+        "$AIP_MODEL_DIR.",
+        **own,
+    )
     flags.DEFINE_enum(
         "dtype",
         "bfloat16",
@@ -214,6 +220,8 @@ def define_flags(flag_values):
 
 def main(flag_values):
     """Runs the program."""
+    predictors.use_environment(flag_values)
+    program.use_environment(flag_values, output_dir="AIP_MODEL_DIR")
     program.require_flags(flag_values, "output_dir")
     files.check_new_directory(flag_values.output_dir)
     program.require_positive(flag_values, "top_k", "batch_size", "num_readers")
@@ -245,7 +253,7 @@ def main(flag_values):
         manifest["dtype"],
         manifest["bytes"] / 2**20,
         manifest["digest"],
-        os.path.abspath(flag_values.output_dir),
+        files.absolute(flag_values.output_dir),
     )
 
 

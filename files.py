@@ -21,6 +21,7 @@ REMOTE_ERRORS = (
     tf.errors.ResourceExhaustedError,
     tf.errors.UnauthenticatedError,
     tf.errors.UnavailableError,
+    tf.errors.UnimplementedError,
     tf.errors.UnknownError,
 )
 
@@ -28,6 +29,11 @@ REMOTE_ERRORS = (
 def is_remote(path):
     """Whether a path names another file system, as `gs://bucket/file` does."""
     return "://" in path
+
+
+def absolute(path):
+    """The path from the root; that of another file system as it is."""
+    return path if is_remote(path) else os.path.abspath(path)
 
 
 def expand_patterns(patterns):
@@ -155,7 +161,8 @@ def check_writable(path):
         if gfile.isdir(path):
             raise OSError("it is a directory")
         gfile.makedirs(os.path.dirname(path) or ".")
-        open_binary(partial, "wb").close()
+        with open_binary(partial, "wb") as file:
+            file.write(b"")  # Without it, TensorFlow creates no file.
         gfile.remove(partial)
     except (OSError, *REMOTE_ERRORS) as error:
         raise InputError(f"cannot write {path}: {error}") from error

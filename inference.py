@@ -10,7 +10,6 @@ appears when it is whole. What an interrupted run has finished is kept beside it
 input file; the same command with --resume goes on with it.
 """
 
-import os
 import time
 
 from absl import flags, logging
@@ -108,6 +107,7 @@ def define_flags(flag_values):
 
 def main(flag_values):
     """Runs the program."""
+    predictors.use_environment(flag_values)
     program.require_flags(flag_values, "input_data_pattern", "output_file")
     files.check_writable(flag_values.output_file)
     predictor = predictors.from_flags(flag_values)
@@ -128,7 +128,7 @@ def main(flag_values):
         predictor.describe(),
         time.perf_counter() - start,
         reader.damage.count,
-        os.path.abspath(flag_values.output_file),
+        files.absolute(flag_values.output_file),
     )
 
 

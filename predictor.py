@@ -247,6 +247,13 @@ def define_flags(flag_values):
     )
 
 
+def use_environment(flag_values):
+    """Takes the train directory of a job of Vertex AI, if no flag says what predicts."""
+    names = ("train_dir", "train_dirs", "exported_model")
+    if not any(flag_values[name].value for name in names if name in flag_values):
+        program.use_environment(flag_values, train_dir="AIP_CHECKPOINT_DIR")
+
+
 def train_dirs_from_flags(flag_values):
     """Train directories of a command line, one or several, and their weights.
 

@@ -24,7 +24,14 @@ _SHARED_FLAGS = {
     "train_dir": (
         flags.DEFINE_string,
         None,
-        "Directory of a training run: model_flags.json, checkpoints, TensorBoard logs, eval/.",
+        "Directory of a training run: model_flags.json, checkpoints, TensorBoard logs, eval/. In a "
+        "job of Vertex AI, by default $AIP_CHECKPOINT_DIR.",
+    ),
+    "tensorboard_dir": (
+        flags.DEFINE_string,
+        None,
+        "Directory for the logs of TensorBoard in place of --train_dir. In a job of Vertex AI, by "
+        "default $AIP_TENSORBOARD_LOG_DIR.",
     ),
     "checkpoint": (
         flags.DEFINE_string,
@@ -140,6 +147,19 @@ def float_list(flag_values, name):
     except ValueError:
         received = ",".join(flag_values[name].value)
         raise InputError(f"--{name} must be numbers, as 2,1,1. Received: {received}") from None
+
+
+def use_environment(flag_values, **variables):
+    """Sets flags that are not given to what environment variables say, if those are set.
+
+    Args:
+        flag_values: the flags of a program.
+        **variables: names of variables by name of flag, those that Vertex AI sets in its jobs.
+    """
+    for name, variable in variables.items():
+        if flag_values[name].value is None and os.environ.get(variable):
+            flag_values[name].value = os.environ[variable]
+            logging.info("--%s=%s, as $%s says", name, flag_values[name].value, variable)
 
 
 def require_one_of(flag_values, *names):

@@ -66,6 +66,7 @@ def train(
     num_readers=4,
     skip_corrupt_records=0,
     compute_dtype=None,
+    tensorboard_dir=None,
 ):
     """Trains until the data or the steps end, from the newest checkpoint if there is one.
 
@@ -83,6 +84,7 @@ def train(
         num_readers: int. Threads that read records.
         skip_corrupt_records: int. How many damaged records to skip.
         compute_dtype: str. Type of the operands of matrix products, as of `compute.matrix_policy`.
+        tensorboard_dir: str. Where TensorBoard's logs go; by default `train_dir`.
 
     Returns:
         A `TrainResult`.
@@ -136,7 +138,9 @@ def train(
     with (
         reader.explained_errors(),
         Progress(max_steps, "step", stepper.step) as progress,
-        tf.summary.create_file_writer(os.path.join(train_dir, "train")).as_default(),
+        tf.summary.create_file_writer(
+            os.path.join(tensorboard_dir or train_dir, "train")
+        ).as_default(),
     ):
         loss = trainer.run_loop(
             stepper,
@@ -190,7 +194,9 @@ def define_flags(flag_values):
     """Defines the flags of this program, those that a recipe sets among them."""
     recipe_flags.define_flags(flag_values)
     compute.define_flags(flag_values)
-    program.define_flags(flag_values, "train_dir", "num_readers", "skip_corrupt_records")
+    program.define_flags(
+        flag_values, "train_dir", "tensorboard_dir", "num_readers", "skip_corrupt_records"
+    )
     own = {"flag_values": flag_values}
     flags.DEFINE_string(
         "train_data_pattern", None, "Globs of training records, comma-separated; quote them.", **own
@@ -217,6 +223,9 @@ def config_from_flags(flag_values):
 
 def main(flag_values):
     """Runs the program."""
+    program.use_environment(
+        flag_values, train_dir="AIP_CHECKPOINT_DIR", tensorboard_dir="AIP_TENSORBOARD_LOG_DIR"
+    )
     train(
         config_from_flags(flag_values),
         **{
@@ -224,7 +233,7 @@ def main(flag_values):
             for name in (
                 *("train_data_pattern", "train_dir", "num_epochs", "max_steps", "start_new_model"),
                 *("export_model_steps", "keep_checkpoints", "log_steps", "metrics_steps"),
-                *("num_readers", "skip_corrupt_records", "compute_dtype"),
+                *("num_readers", "skip_corrupt_records", "compute_dtype", "tensorboard_dir"),
             )
         },
     )

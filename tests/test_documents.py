@@ -25,7 +25,7 @@ def test_there_are_commands_to_check():
 def test_commands_have_only_flags_that_exist(source, command, monkeypatch):
     _, script, *arguments = command
     assert (documents.ROOT / script).exists()
-    if "/" in script:
+    if "/" in script or script == "setup.py":
         return  # Benchmarks define their flags for themselves.
     program = importlib.import_module(script.removesuffix(".py"))
     flag_values = flags.FlagValues()
@@ -37,7 +37,7 @@ def test_commands_have_only_flags_that_exist(source, command, monkeypatch):
 
 
 def test_flags_in_the_readme_exist():
-    known = {"--flagfile", "--help", "--attention_units", "--logdir"}
+    known = {"--flagfile", "--help", "--attention_units", "--logdir", "--dry_run"}
     for path in documents.ROOT.glob("*.py"):
         if "program.run(main" not in path.read_text():
             continue
@@ -45,6 +45,7 @@ def test_flags_in_the_readme_exist():
         importlib.import_module(name).define_flags(flag_values)
         known |= {f"--{flag}" for flag in flag_values} | {f"--no{flag}" for flag in flag_values}
     text = (documents.ROOT / "README.md").read_text()
+    text = re.sub(r'--beam_options="[^"]*"', "--beam_options", text)  # Those flags are Beam's.
     assert set(re.findall(r"--[a-z_]+", text)) <= known
 
 
