@@ -342,7 +342,8 @@ class YT8MFrameFeatureReader(RecordReader):
                 for name, count in zip(self.feature_names, counts, strict=True)
             )
             raise DamagedVideoError(f"video {video_id!r} has unequal numbers of frames: {numbers}")
-        return Video(video_id, self._labels(place, video_id, context), features)
+        used = [frames[: self.max_frames] for frames in features]
+        return Video(video_id, self._labels(place, video_id, context), used)
 
     def _frames(self, place, video_id, name, size, feature_lists):
         if name not in feature_lists:
@@ -356,7 +357,7 @@ class YT8MFrameFeatureReader(RecordReader):
             raise DamagedVideoError(f"video {video_id!r} has no frame of {name!r}")
         if frames.shape[1] != size:
             raise self._wrong_size(place, name, size, frames.shape[1])
-        return frames[: self.max_frames]
+        return frames
 
     def _inputs(self, videos, pad_to_max_frames):
         num_frames = np.array([len(video.features[0]) for video in videos], np.int32)

@@ -686,6 +686,12 @@ def test_unequal_numbers_of_frames_are_damage(tmp_path):
     assert "video 'abc' has unequal numbers of frames: 3 of 'rgb', 2 of 'audio'" in message
 
 
+def test_unequal_numbers_of_frames_are_damage_behind_max_frames_too(tmp_path):
+    path = one_record(tmp_path, frame_record("abc", [1], rgb=[b"abcd"] * 3, audio=[b"ab"] * 2))
+    message = refusal(frame_reader(path, {"rgb": 4, "audio": 2}, max_frames=1))
+    assert "video 'abc' has unequal numbers of frames: 3 of 'rgb', 2 of 'audio'" in message
+
+
 def test_a_video_without_labels_is_a_negative_and_warned_of_once(tmp_path, warnings):
     no_labels = raw_frame_record(ID, rgb=[bytes_feature(b"abcd")])
     records = [
