@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Tries hard to break the programs and prints what held: damaged files, crashes, full disks.
+# scripts/test.sh runs a quick part of it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh requirements-dev.txt
+
+python tests/robustness/damaged_records.py --cases=10000

@@ -1,0 +1,538 @@
+"""Reads thousands of damaged record files, and checks that nothing wrong comes out of them.
+
+    python tests/robustness/damaged_records.py --cases=10000
+
+Every case is one file, damaged in a way drawn from its number, which `--first=NUMBER --cases=1`
+repeats. Two oracles tell what must come out: the format of TFRecord files, and the protobuf
+library. Damage to the bytes of a file is found by its checksums, so no video that was not written
+may be read. Damage from before the checksums were made cannot be told from meant content where the
+record stays valid: then the video must be what the protobuf library sees. In each case the reader
+must give exactly the good videos and count the others, or refuse the file, naming it and record.
+"""
+
+import collections
+import gzip
+import itertools
+import os
+import pathlib
+import random
+import resource
+import signal
+import struct
+import tempfile
+import time
+
+import harness
+
+# isort: split
+import google_crc32c
+import numpy as np
+import tensorflow as tf
+from absl import app, flags, logging
+from google.protobuf.message import DecodeError
+
+import readers
+import sample_records
+from utils import InputError
+
+SIZES = {"rgb": 6, "audio": 3}
+NUM_CLASSES = 10
+MAX_FRAMES = 8
+# A case is over in milliseconds; one that takes as long as this hangs.
+MOST_SECONDS = 20
+MOST_MEMORY_GROWTH = 100 << 20
+
+
+# Writing.
+
+
+def masked_crc(data):
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def header(length):
+    encoded = struct.pack("<Q", length)
+    return encoded + struct.pack("<I", masked_crc(encoded))
+
+
+def framed(payload):
+    return header(len(payload)) + payload + struct.pack("<I", masked_crc(payload))
+
+
+def frames(rng, count, size):
+    return [rng.randbytes(size) for _ in range(count)]
+
+
+def message(frame_level, rng, number):
+    """A valid record of a video, a protobuf message."""
+    context = {
+        rng.choice(["id", "video_id"]): sample_records.bytes_feature(f"video{number}".encode()),
+        "labels": sample_records.int64_feature(rng.sample(range(NUM_CLASSES), rng.randrange(4))),
+    }
+    if not frame_level:
+        for name, size in SIZES.items():
+            values = [rng.uniform(-2, 2) for _ in range(size)]
+            context[f"mean_{name}"] = sample_records.float_feature(values)
+        return tf.train.Example(features=tf.train.Features(feature=context))
+    count = rng.randrange(1, 13)
+    lists = {
+        name: tf.train.FeatureList(
+            feature=[sample_records.bytes_feature(frame) for frame in frames(rng, count, size)]
+        )
+        for name, size in SIZES.items()
+    }
+    return tf.train.SequenceExample(
+        context=tf.train.Features(feature=context),
+        feature_lists=tf.train.FeatureLists(feature_list=lists),
+    )
+
+
+def features_of(record):
+    return record.context if isinstance(record, tf.train.SequenceExample) else record.features
+
+
+# Damage to the bytes of a file: the checksums tell.
+
+
+def flip_bits(rng, content, _):
+    damaged = bytearray(content)
+    for _ in range(rng.choice([1, 1, 1, 2, 5])):
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+    return bytes(damaged)
+
+
+def truncate(rng, content, _):
+    return content[: rng.randrange(len(content))]
+
+
+def truncate_at_a_boundary(rng, content, offsets):
+    start, end = rng.choice(list(itertools.pairwise([*offsets, len(content)])))
+    places = [start, start + 8, start + 12, end - 4, end - 1]
+    return content[: rng.choice(places)]
+
+
+def swap_lengths(rng, content, offsets):
+    one, other = rng.sample(offsets, 2)
+    size = rng.choice([8, 12])  # Without and with the checksum of the length.
+    damaged = bytearray(content)
+    damaged[one : one + size] = content[other : other + size]
+    damaged[other : other + size] = content[one : one + size]
+    return bytes(damaged)
+
+
+def oversize_length(rng, content, offsets):
+    offset = rng.choice(offsets)
+    length = rng.choice([len(content), 10**6, 2**31, 2**40, 2**63, 2**64 - 16, 2**64 - 1])
+    return content[:offset] + header(length) + content[offset + 12 :]
+
+
+def change_length(rng, content, offsets):
+    offset = rng.choice(offsets)
+    (length,) = struct.unpack_from("<Q", content, offset)
+    new = max(0, length + rng.choice([-9, -4, -1, 1, 4, 9, -length]))
+    return content[:offset] + header(new) + content[offset + 12 :]
+
+
+def insert_garbage(rng, content, _):
+    place = rng.randrange(len(content) + 1)
+    return content[:place] + rng.randbytes(rng.randrange(1, 40)) + content[place:]
+
+
+def delete_bytes(rng, content, _):
+    place = rng.randrange(len(content))
+    return content[:place] + content[place + rng.randrange(1, 40) :]
+
+
+def zero_a_block(rng, content, _):
+    place, size = rng.randrange(len(content)), rng.randrange(1, 200)
+    zeros = bytes(min(size, len(content) - place))
+    return content[:place] + zeros + content[place + len(zeros) :]
+
+
+def repeat_a_block(rng, content, _):
+    place, size = rng.randrange(len(content)), rng.randrange(1, 200)
+    return content[: place + size] + content[place:]
+
+
+def compress(rng, content, _):
+    del rng
+    return gzip.compress(content, mtime=0)
+
+
+def nothing_left(rng, content, _):
+    del rng, content
+    return b""
+
+
+def another_format(rng, content, _):
+    del content
+    return rng.choice([b"hello", b"VideoId,Labels\n" * 9, rng.randbytes(300), b"\0" * 64, b"{}"])
+
+
+FILE_DAMAGE = (
+    *(flip_bits, flip_bits, truncate, truncate_at_a_boundary, swap_lengths, oversize_length),
+    *(change_length, insert_garbage, delete_bytes, zero_a_block, repeat_a_block, compress),
+    *(nothing_left, another_format),
+)
+
+
+# Damage to the content of a record, before its checksum was made.
+
+
+def change_payload(rng, record):
+    payload = bytearray(record.SerializeToString())
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        payload[rng.randrange(len(payload))] ^= 1 << rng.randrange(8)
+    return bytes(payload)
+
+
+def cut_payload(rng, record):
+    payload = record.SerializeToString()
+    return payload[: rng.randrange(len(payload))]
+
+
+def join_payloads(rng, record):
+    # Valid: protobuf merges what comes twice.
+    payload = record.SerializeToString()
+    return payload + payload[: rng.choice([len(payload), rng.randrange(len(payload))])]
+
+
+def oversize_field(rng, record):
+    payload = bytearray(record.SerializeToString())
+    places = [place for place, byte in enumerate(payload) if byte in (0x0A, 0x12)]
+    place = rng.choice(places)
+    length = rng.choice([b"\xff\xff\xff\xff\x07", b"\xff\xff\x7f", b"\xff" * 9 + b"\x01"])
+    payload[place + 1 : place + 2] = length
+    return bytes(payload)
+
+
+def missing_feature(rng, record):
+    features = features_of(record).feature
+    lists = getattr(record, "feature_lists", None)
+    maps = [features] if lists is None else [features, lists.feature_list]
+    chosen = rng.choice(maps)
+    del chosen[rng.choice(sorted(chosen))]
+    return record.SerializeToString()
+
+
+def extra_feature(rng, record):
+    feature = sample_records.bytes_feature(rng.randbytes(20), b"")
+    features_of(record).feature[rng.choice(["zzz", "Id", "rgb", ""])].CopyFrom(feature)
+    if isinstance(record, tf.train.SequenceExample):
+        record.feature_lists.feature_list["depth"].feature.append(feature)
+    return record.SerializeToString()
+
+
+def wrong_type(rng, record):
+    feature = rng.choice(
+        [
+            sample_records.float_feature([1.0, 2.0]),
+            sample_records.int64_feature([3]),
+            sample_records.bytes_feature(b"4"),
+            tf.train.Feature(),
+        ]
+    )
+    features = features_of(record).feature
+    places = [features[name] for name in sorted(features)]
+    if isinstance(record, tf.train.SequenceExample):
+        for name in SIZES:
+            places += list(record.feature_lists.feature_list[name].feature)
+    rng.choice(places).CopyFrom(feature)
+    return record.SerializeToString()
+
+
+def label_out_of_range(rng, record):
+    label = rng.choice([-1, NUM_CLASSES, 2**31, 2**63 - 1, -(2**63), NUM_CLASSES + 1])
+    features_of(record).feature["labels"].int64_list.value.append(label)
+    return record.SerializeToString()
+
+
+def repeated_label(rng, record):
+    labels = features_of(record).feature["labels"].int64_list.value
+    labels.extend([rng.randrange(NUM_CLASSES)] * 3)
+    return record.SerializeToString()
+
+
+def strange_id(rng, record):
+    value = rng.choice(
+        [b"\xff\xfe", b"", b"a\nb", b"=1+1", b"\x00", "\u00e9\u4e2d".encode(), b"x" * 5000]
+    )
+    features_of(record).feature["id"].CopyFrom(sample_records.bytes_feature(value))
+    return record.SerializeToString()
+
+
+def several_ids(rng, record):
+    feature = sample_records.bytes_feature(*[b"a", b"b"][: rng.choice([0, 2])])
+    features_of(record).feature["id"].CopyFrom(feature)
+    return record.SerializeToString()
+
+
+def duplicate_id(rng, record):
+    # Allowed: the reader does not compare videos.
+    del rng
+    features_of(record).feature["id"].CopyFrom(sample_records.bytes_feature(b"video0"))
+    return record.SerializeToString()
+
+
+def other_number_of_frames(rng, record):
+    if isinstance(record, tf.train.SequenceExample):
+        count = rng.choice([0, 1, MAX_FRAMES, MAX_FRAMES + 1, 300])
+        for name in rng.sample(sorted(SIZES), rng.choice([1, 2])):
+            _set_frames(record, name, frames(rng, count, SIZES[name]))
+    return record.SerializeToString()
+
+
+def ten_thousand_frames(rng, record):
+    if isinstance(record, tf.train.SequenceExample):
+        for name, size in SIZES.items():
+            _set_frames(record, name, frames(rng, 10_000, size))
+    return record.SerializeToString()
+
+
+def other_size(rng, record):
+    change = rng.choice([-1, 1, 100])
+    if isinstance(record, tf.train.SequenceExample):
+        name = rng.choice(sorted(SIZES))
+        old = [f.bytes_list.value[0] for f in record.feature_lists.feature_list[name].feature]
+        new = [frame[:change] if change < 0 else frame + bytes(change) for frame in old]
+        chosen = new if rng.random() < 0.5 else [*old[:-1], new[-1]]
+        _set_frames(record, name, chosen)
+    else:
+        values = record.features.feature["mean_rgb"].float_list.value
+        values.pop() if change < 0 else values.extend([0.5] * change)
+    return record.SerializeToString()
+
+
+def not_finite(rng, record):
+    if isinstance(record, tf.train.Example):
+        values = record.features.feature["mean_audio"].float_list.value
+        values[rng.randrange(len(values))] = rng.choice([float("nan"), float("inf"), -float("inf")])
+    return record.SerializeToString()
+
+
+def other_level(rng, record):
+    return message(isinstance(record, tf.train.Example), rng, 77).SerializeToString()
+
+
+def _set_frames(record, name, values):
+    del record.feature_lists.feature_list[name].feature[:]
+    record.feature_lists.feature_list[name].feature.extend(
+        sample_records.bytes_feature(value) for value in values
+    )
+
+
+RECORD_DAMAGE = (
+    *(change_payload, change_payload, change_payload, cut_payload, join_payloads, oversize_field),
+    *(missing_feature, extra_feature, wrong_type, label_out_of_range, repeated_label, strange_id),
+    *(several_ids, duplicate_id, other_number_of_frames, other_size, not_finite, other_level),
+)
+# These are slow, so they are drawn less often.
+RARE_RECORD_DAMAGE = (ten_thousand_frames,)
+
+
+# What must come out.
+
+
+def expected_payloads(content):
+    """Payloads of a TFRecord file by its format, in order: None for a damaged record."""
+    place = 0
+    while place < len(content):
+        head = content[place : place + 12]
+        if len(head) < 12 or head != header(struct.unpack_from("<Q", head)[0]):
+            yield None
+            return
+        end = place + 12 + struct.unpack_from("<Q", head)[0] + 4
+        if end > len(content):
+            yield None
+            return
+        payload = content[place + 12 : end - 4]
+        yield payload if content[place:end] == framed(payload) else None
+        place = end
+
+
+def expected_video(payload, frame_level):
+    """`(id, labels, values)` by the protobuf library; None if it is no video of the settings."""
+    try:
+        record = tf.train.SequenceExample.FromString(payload)
+    except DecodeError:
+        return None
+    context = record.context.feature
+    if not frame_level and record.feature_lists.feature_list:
+        return None
+    ids = [list(context[name].bytes_list.value) for name in ("id", "video_id") if name in context]
+    ids = [values[0] for values in ids if len(values) == 1]
+    labels = context["labels"] if "labels" in context else tf.train.Feature()
+    if not ids or labels.WhichOneof("kind") not in (None, "int64_list"):
+        return None
+    labels = list(labels.int64_list.value)
+    if not all(0 <= label < NUM_CLASSES for label in labels):
+        return None
+    find = _expected_frames if frame_level else _expected_vector
+    parts = [find(record, name, size) for name, size in SIZES.items()]
+    if any(part is None for part in parts):
+        return None
+    if frame_level and len(parts[0]) != len(parts[1]):
+        return None
+    joined = np.concatenate(parts, axis=-1)
+    return ids[0].decode("utf-8", "backslashreplace"), frozenset(labels), joined.tobytes()
+
+
+def _expected_frames(record, name, size):
+    values = []
+    for feature in record.feature_lists.feature_list[name].feature:
+        if len(feature.bytes_list.value) != 1 or len(feature.bytes_list.value[0]) != size:
+            return None
+        values.append(list(feature.bytes_list.value[0]))
+    return np.array(values, np.uint8) if values else None
+
+
+def _expected_vector(record, name, size):
+    values = np.array(record.context.feature[f"mean_{name}"].float_list.value, np.float32)
+    return values if len(values) == size and np.isfinite(values).all() else None
+
+
+# A case.
+
+
+def make_case(number):
+    """`(kind, level, payloads or None, content)`: payloads are those before damage to bytes."""
+    rng = random.Random(number)
+    frame_level = rng.random() < 0.7
+    records = [message(frame_level, rng, index) for index in range(rng.randrange(2, 7))]
+    if number % 2:
+        damage = rng.choice(RARE_RECORD_DAMAGE if number % 101 == 0 else RECORD_DAMAGE)
+        payloads = [record.SerializeToString() for record in records]
+        chosen = rng.randrange(len(records))
+        payloads[chosen] = damage(rng, records[chosen])
+        return damage.__name__, frame_level, None, b"".join(map(framed, payloads))
+    damage = rng.choice(FILE_DAMAGE)
+    payloads = [record.SerializeToString() for record in records]
+    parts = [framed(payload) for payload in payloads]
+    offsets = [0, *itertools.accumulate(map(len, parts[:-1]))]
+    return damage.__name__, frame_level, payloads, damage(rng, b"".join(parts), offsets)
+
+
+def read_videos(path, frame_level, allowed):
+    """`(videos, damaged)` as the reader gives them."""
+    kind = readers.YT8MFrameFeatureReader if frame_level else readers.YT8MAggregatedFeatureReader
+    reader = kind(
+        [path],
+        feature_names=[name if frame_level else f"mean_{name}" for name in SIZES],
+        feature_sizes=list(SIZES.values()),
+        num_classes=NUM_CLASSES,
+        max_frames=MAX_FRAMES,
+        num_readers=2,
+        skip_corrupt_records=allowed,
+    )
+    videos = []
+    for batch in reader.batches(3):
+        for row, video_id in enumerate(batch.video_ids):
+            if frame_level:
+                count = batch.inputs["num_frames"][row]
+                values = batch.inputs["frames"][row, :count]
+                harness.check(not batch.inputs["frames"][row, count:].any(), "padding is not 0")
+            else:
+                values = batch.inputs[row]
+            labels = frozenset(np.flatnonzero(batch.labels[row]).tolist())
+            videos.append((video_id, labels, values.tobytes()))
+    return videos, reader.damage.count
+
+
+def run_case(number, folder):
+    """Checks one case and returns `(kind, outcome)`.
+
+    Raises:
+        harness.FaultError: if anything but what must come out did.
+    """
+    kind, frame_level, written, content = make_case(number)
+    path = os.path.join(folder, "part.tfrecord")
+    pathlib.Path(path).write_bytes(content)
+    payloads = list(expected_payloads(content))
+    if written is not None:
+        # The checksums leave only what was written.
+        harness.check({*payloads} <= {*written, None}, "the oracle itself is wrong")
+    expected = [
+        None if payload is None else expected_video(payload, frame_level) for payload in payloads
+    ]
+    size = sum(SIZES.values()) * MAX_FRAMES if frame_level else None
+    good = [(video[0], video[1], video[2][:size]) for video in expected if video is not None]
+    bad = [index for index, video in enumerate(expected) if video is None]
+    allowed = random.Random(f"allowed {number}").choice([0, 1000])
+    signal.alarm(MOST_SECONDS)
+    try:
+        videos, damaged = read_videos(path, frame_level, allowed)
+    except InputError as error:
+        named = [f"record {index} of {path} (byte " for index in (bad if allowed else bad[:1])]
+        if not good and (allowed or not bad):
+            named.append(f"no video in 1 files, as {path}")
+        harness.check(any(name in str(error) for name in named), f"refused with: {error}")
+        return kind, "refused"
+    finally:
+        signal.alarm(0)
+    harness.check(videos == good, f"read {videos} instead of {good}")
+    harness.check(damaged == len(bad), f"{damaged} skipped instead of {len(bad)}")
+    return kind, "skipped" if bad else "read exactly"
+
+
+def run(first, cases, *, verbose=False):
+    """Runs cases and returns the number of each outcome, a Counter by (kind, outcome).
+
+    Raises:
+        harness.FaultError: naming the first case that fails.
+    """
+    outcomes = collections.Counter()
+    memory = None
+    with tempfile.TemporaryDirectory() as folder:
+        signal.signal(signal.SIGALRM, _hangs)
+        try:
+            read_videos(folder, True, 0)
+            raise harness.FaultError("a directory was read")
+        except InputError as error:
+            harness.check(f"cannot read {folder}: " in str(error), f"refused with: {error}")
+        for number in range(first, first + cases):
+            try:
+                outcomes[run_case(number, folder)] += 1
+            except Exception as error:
+                raise harness.FaultError(
+                    f"case {number}, {make_case(number)[0]}: {error!r}"
+                ) from error
+            if number == first + 200:
+                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if memory is not None:
+        growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) << 10
+        harness.check(growth < MOST_MEMORY_GROWTH, f"memory grew by {growth} bytes")
+        if verbose:
+            print(f"memory grew by {growth / 2**20:.1f} MiB after the first 200 cases")
+    return outcomes
+
+
+def _hangs(*_):
+    raise harness.FaultError(f"it takes more than {MOST_SECONDS} s")
+
+
+def define_flags(flag_values):
+    flags.DEFINE_integer("cases", 10_000, "Files to damage.", flag_values=flag_values)
+    flags.DEFINE_integer("first", 0, "Number of the first case.", flag_values=flag_values)
+
+
+def main(_):
+    logging.set_verbosity(logging.FATAL)
+    start = time.perf_counter()
+    outcomes = run(flags.FLAGS.first, flags.FLAGS.cases, verbose=True)
+    kinds = sorted({kind for kind, _ in outcomes})
+    columns = ("read exactly", "skipped", "refused")
+    print(f"{'damage':26}" + "".join(f"{column:>14}" for column in columns))
+    for kind in kinds:
+        print(f"{kind:26}" + "".join(f"{outcomes[kind, column]:14}" for column in columns))
+    totals = {column: sum(outcomes[kind, column] for kind in kinds) for column in columns}
+    print(
+        f"{flags.FLAGS.cases} damaged files: "
+        + ", ".join(f"{count} {column}" for column, count in totals.items())
+        + f"; no fault; {time.perf_counter() - start:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    define_flags(flags.FLAGS)
+    app.run(main)

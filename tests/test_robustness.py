@@ -1,0 +1,12 @@
+"""The programs of tests/robustness at a small size; scripts/robustness.sh runs the whole."""
+
+import damaged_records
+
+
+def test_damaged_record_files_are_read_exactly_skipped_or_refused(monkeypatch):
+    monkeypatch.setattr(damaged_records.logging, "warning", lambda *_: None)
+    outcomes = damaged_records.run(0, 500)
+    assert {outcome for _, outcome in outcomes} == {"read exactly", "skipped", "refused"}
+    assert {kind for kind, _ in outcomes} >= {
+        damage.__name__ for damage in damaged_records.FILE_DAMAGE + damaged_records.RECORD_DAMAGE
+    }
