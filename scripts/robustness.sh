@@ -6,3 +6,4 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh requirements-dev.txt
 
 python tests/robustness/damaged_records.py --cases=10000
+python tests/robustness/adversarial_scores.py --cases=2000

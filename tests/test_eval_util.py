@@ -3,72 +3,14 @@
 import itertools
 import math
 import random
-from fractions import Fraction
 
 import numpy as np
 import pytest
 
 import eval_util
+import metric_references as references
 
 SEEDS = range(120)
-
-
-def ranked(row, k):
-    """The k best classes of one video, ties by lowest class id."""
-    return sorted(range(len(row)), key=lambda c: (-row[c], c))[:k]
-
-
-def reference_hit_at_one(predictions, labels):
-    hits = sum(
-        int(label[ranked(row, 1)[0]]) for row, label in zip(predictions, labels, strict=True)
-    )
-    return Fraction(hits, len(predictions))
-
-
-def reference_perr(predictions, labels):
-    total = Fraction(0)
-    for row, label in zip(predictions, labels, strict=True):
-        n = int(sum(label))
-        if n:
-            found = [c for c in ranked(row, n) if label[c] and row[c] != 0]
-            total += Fraction(len(found), n)
-    return total / len(predictions)
-
-
-def reference_ap(hits, num_positives):
-    found, total = 0, Fraction(0)
-    for rank, hit in enumerate(hits, start=1):
-        if hit:
-            found += 1
-            total += Fraction(found, rank)
-    return total / num_positives if num_positives else Fraction(0)
-
-
-def reference_pool(predictions, labels, top_k):
-    """Entries (-score, video, class, hit), sorted: ties by video, then by class."""
-    return sorted(
-        (-predictions[v][c], v, c, bool(labels[v][c]))
-        for v in range(len(predictions))
-        for c in ranked(predictions[v], top_k)
-    )
-
-
-def reference_gap(predictions, labels, top_k):
-    pool = reference_pool(predictions, labels, top_k)
-    return reference_ap([entry[3] for entry in pool], sum(int(sum(label)) for label in labels))
-
-
-def reference_aps(predictions, labels, top_k, top_n):
-    """Average precision per class, None for a class without positives."""
-    pool = reference_pool(predictions, labels, top_k)
-    aps = []
-    for c in range(len(predictions[0])):
-        positives = sum(int(label[c]) for label in labels)
-        hits = [entry[3] for entry in pool if entry[2] == c]
-        if top_n is not None:
-            hits, positives = hits[:top_n], min(positives, top_n)
-        aps.append(reference_ap(hits, positives) if positives else None)
-    return aps
 
 
 def random_case(seed):
@@ -108,10 +50,6 @@ def accumulated(predictions, labels, top_k, top_n=None, cuts=(), losses=None):
     return metrics
 
 
-def as_floats(aps):
-    return np.array([np.nan if ap is None else float(ap) for ap in aps])
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_metrics_equal_exact_loops_on_random_cases(seed):
     predictions, labels = random_case(seed)
@@ -119,10 +57,10 @@ def test_metrics_equal_exact_loops_on_random_cases(seed):
     top_k = int(rng.choice([1, 2, 5, 20, 50]))
     top_n = [None, 1, 3, 10][rng.integers(4)]
     rows, label_rows = predictions.tolist(), labels.tolist()
-    hit_at_one = float(reference_hit_at_one(rows, label_rows))
-    perr = float(reference_perr(rows, label_rows))
-    gap = float(reference_gap(rows, label_rows, top_k))
-    aps = as_floats(reference_aps(rows, label_rows, top_k, top_n))
+    hit_at_one = float(references.hit_at_one(rows, label_rows))
+    perr = float(references.perr(rows, label_rows))
+    gap = float(references.gap(rows, label_rows, top_k))
+    aps = references.as_floats(references.aps(rows, label_rows, top_k, top_n))
 
     close = {"rel": 1e-12, "abs": 1e-15}
     perr_function = eval_util.calculate_precision_at_equal_recall_rate
@@ -146,7 +84,7 @@ def test_top_k_equals_a_full_sort_with_ties_by_lowest_class(seed):
     predictions, _ = random_case(seed)
     for k in (1, 3, 20, 100):
         classes, scores = eval_util.top_k_predictions(predictions, k)
-        expected = [ranked(row, k) for row in predictions.tolist()]
+        expected = [references.ranked(row, k) for row in predictions.tolist()]
         np.testing.assert_array_equal(classes, expected)
         np.testing.assert_array_equal(scores, np.take_along_axis(predictions, classes, axis=1))
         assert classes.shape == scores.shape == (len(predictions), min(k, predictions.shape[1]))

@@ -1,5 +1,6 @@
 """The programs of tests/robustness at a small size; scripts/robustness.sh runs the whole."""
 
+import adversarial_scores
 import damaged_records
 
 
@@ -9,4 +10,11 @@ def test_damaged_record_files_are_read_exactly_skipped_or_refused(monkeypatch):
     assert {outcome for _, outcome in outcomes} == {"read exactly", "skipped", "refused"}
     assert {kind for kind, _ in outcomes} >= {
         damage.__name__ for damage in damaged_records.FILE_DAMAGE + damaged_records.RECORD_DAMAGE
+    }
+
+
+def test_adversarial_scores_give_exact_metrics_or_are_refused():
+    kinds = adversarial_scores.run(250)
+    assert set(kinds) == {
+        kind.__name__ for kind in adversarial_scores.SCORES + adversarial_scores.DAMAGE
     }
