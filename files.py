@@ -5,6 +5,8 @@ import contextlib
 import gzip
 import json
 import os
+import re
+import socket
 
 import tensorflow as tf
 
@@ -79,6 +81,7 @@ def atomic_path(path):
         InputError: if the file cannot be created.
     """
     check_writable(path)
+    _remove_abandoned(path)
     partial = _partial_path(path)
     try:
         yield partial
@@ -103,6 +106,7 @@ def atomic_directory(path):
     partial = _partial_path(path)
     try:
         gfile.makedirs(partial)
+        _remove_abandoned(path)
     except (OSError, *REMOTE_ERRORS) as error:
         raise InputError(f"cannot write {path}: {error}") from error
     try:
@@ -147,7 +151,29 @@ def _compressed(raw):
 
 def _partial_path(path):
     # With the process, so that two that write the same file leave each other's alone.
-    return f"{path}.{os.getpid()}.partial"
+    return f"{path}.{socket.gethostname()}-{os.getpid()}.partial"
+
+
+def _remove_abandoned(path):
+    """Removes what processes on this host left of `path` when they were killed."""
+    folder, name = os.path.split(path)
+    abandoned = re.compile(rf"{re.escape(f'{name}.{socket.gethostname()}')}-(\d+)\.partial/?")
+    for entry in gfile.listdir(folder or "."):
+        found = abandoned.fullmatch(entry)
+        if found and not is_running(int(found[1])):
+            partial = os.path.join(folder, entry)
+            (gfile.rmtree if gfile.isdir(partial) else gfile.remove)(partial)
+
+
+def is_running(pid):
+    """Whether this host has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def check_writable(path):

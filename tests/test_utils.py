@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_file_appears_only_when_it_was_written_whole(tmp_path):
     with files.atomic_write(str(path)) as file:
         file.write("x" * 100_000)
         assert not path.exists()
-        assert os.listdir(tmp_path) == [f"out.csv.{os.getpid()}.partial"]
+        assert os.listdir(tmp_path) == [f"out.csv.{socket.gethostname()}-{os.getpid()}.partial"]
     assert path.stat().st_size == 100_000
 
 
