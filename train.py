@@ -19,6 +19,7 @@ import compute
 import files
 import program
 import recipe_flags
+import run_lock
 import trainer
 from progress import Progress
 from run_config import FILE_NAME, RunConfig
@@ -226,17 +227,17 @@ def main(flag_values):
     program.use_environment(
         flag_values, train_dir="AIP_CHECKPOINT_DIR", tensorboard_dir="AIP_TENSORBOARD_LOG_DIR"
     )
-    train(
-        config_from_flags(flag_values),
-        **{
-            name: flag_values[name].value
-            for name in (
-                *("train_data_pattern", "train_dir", "num_epochs", "max_steps", "start_new_model"),
-                *("export_model_steps", "keep_checkpoints", "log_steps", "metrics_steps"),
-                *("num_readers", "skip_corrupt_records", "compute_dtype", "tensorboard_dir"),
-            )
-        },
-    )
+    config = config_from_flags(flag_values)
+    settings = {
+        name: flag_values[name].value
+        for name in (
+            *("train_data_pattern", "train_dir", "num_epochs", "max_steps", "start_new_model"),
+            *("export_model_steps", "keep_checkpoints", "log_steps", "metrics_steps"),
+            *("num_readers", "skip_corrupt_records", "compute_dtype", "tensorboard_dir"),
+        )
+    }
+    with run_lock.hold(flag_values.train_dir):
+        train(config, **settings)
 
 
 if __name__ == "__main__":
