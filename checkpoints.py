@@ -11,6 +11,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
+import files
 import run_config
 from utils import InputError, listing
 
@@ -63,7 +64,7 @@ def find(train_dir, checkpoint=None):
         InputError: if there is no such checkpoint.
     """
     if checkpoint is None:
-        path = tf.train.latest_checkpoint(train_dir)
+        path = latest(train_dir)
         if path is None:
             raise InputError(f"{train_dir} has no checkpoint (yet). Has training saved one?")
         return path
@@ -75,6 +76,43 @@ def find(train_dir, checkpoint=None):
             f"there is no checkpoint {path}. {train_dir} has: {listing(names(train_dir))}."
         )
     return path
+
+
+def latest(train_dir):
+    """Path prefix of the newest checkpoint of a directory, None if there is none.
+
+    Training removes the checkpoints that the list of a directory names when they are old, so the
+    list must not name others.
+
+    Raises:
+        InputError: if the list is damaged, or names a checkpoint that is not there or elsewhere.
+    """
+    path = os.path.join(train_dir, "checkpoint")
+    if not tf.io.gfile.exists(path):
+        return None
+    try:
+        state = tf.train.get_checkpoint_state(train_dir)
+    except ValueError:
+        state = None
+    if state is None:
+        raise InputError(
+            f"{path}, the list of the checkpoints, is damaged. {train_dir} has: "
+            f"{listing(names(train_dir))}. Without that file, training begins anew."
+        )
+    newest = state.model_checkpoint_path
+    for listed in (*state.all_model_checkpoint_paths, newest):
+        if _absolute(os.path.dirname(listed)) != _absolute(train_dir):
+            raise InputError(f"{path} names a checkpoint of another directory: {listed}")
+    if not tf.io.gfile.exists(f"{newest}.index"):
+        raise InputError(
+            f"{path} names {newest}, which is not there. {train_dir} has: "
+            f"{listing(names(train_dir))}."
+        )
+    return newest
+
+
+def _absolute(path):
+    return path.rstrip("/") if files.is_remote(path) else os.path.abspath(path)
 
 
 def names(train_dir):
