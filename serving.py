@@ -131,24 +131,29 @@ def _input_specs(data):
 def _checked(inputs, data):
     frames, num_frames = inputs["frames"], inputs["num_frames"]
     size = sum(data.feature_sizes)
-    checks = [
+    shapes = [
         # TensorFlow takes the last axis for granted, and does not look when it is called.
         tf.debugging.assert_equal(
             tf.size(frames),
             tf.reduce_prod(tf.shape(frames)[:2]) * size,
             f"frames must have {size} entries each",
         ),
+        # The whole shape of num_frames, as it may have more axes than it should.
         tf.debugging.assert_equal(
-            tf.shape(frames)[0],
-            tf.shape(num_frames)[0],
+            tf.shape(frames)[:1],
+            tf.shape(num_frames),
             "frames and num_frames must be of as many videos",
         ),
+    ]
+    with tf.control_dependencies(shapes):
+        num_frames = tf.identity(num_frames)
+    numbers = [
         tf.debugging.assert_positive(num_frames, "num_frames must be at least 1"),
         tf.debugging.assert_less_equal(
             num_frames, tf.shape(frames)[1], "num_frames must be at most the frames given"
         ),
     ]
-    with tf.control_dependencies(checks):
+    with tf.control_dependencies(numbers):
         return {name: tf.identity(tensor) for name, tensor in inputs.items()}
 
 

@@ -1,0 +1,183 @@
+"""Gives an exported model inputs that it was not made for.
+
+    python tests/robustness/served_model.py --cases=1000
+
+Tensors of wrong shapes and types, batches of 0, 1 and 1024 videos, videos without frames, records
+that are garbage or damaged. Every answer must be that of the model in process for the same videos,
+and everything else a clear error of TensorFlow; the model must answer as before afterwards.
+"""
+
+import collections
+import pathlib
+import random
+import tempfile
+
+import harness
+
+# isort: split
+import numpy as np
+import tensorflow as tf
+from absl import app, flags, logging
+from google.protobuf.message import DecodeError
+
+import damaged_records
+import export_model
+import predictor as predictors
+import programs
+import sample_records
+import train
+
+SIZE = sum(damaged_records.SIZES.values())
+ERRORS = (tf.errors.InvalidArgumentError, TypeError, ValueError)
+SMALL = (
+    *("--model=DbofModel", "--dbof_cluster_size=8", "--dbof_hidden_size=4", "--iterations=0"),
+    *("--batch_size=16", f"--num_classes={damaged_records.NUM_CLASSES}", "--feature_sizes=6,3"),
+    *(f"--max_frames={damaged_records.MAX_FRAMES}", "--max_steps=3"),
+)
+# Arguments of the signature predict: shape and type of frames, num_frames; part of the error.
+REFUSED = (
+    ((2, 5, SIZE - 1), tf.uint8, [5, 5], "frames must have 9 entries each"),
+    ((2, 5), tf.uint8, [5, 5], "frames must have 9 entries each"),
+    ((2, 5, SIZE, 1), tf.uint8, [5, 5], "shape"),
+    ((2, 5, SIZE), tf.float32, [5, 5], "float|uint8"),
+    ((2, 5, SIZE), tf.uint8, [5], "as many videos"),
+    ((2, 5, SIZE), tf.uint8, [5, 6], "at most the frames given"),
+    ((2, 5, SIZE), tf.uint8, [5, 0], "at least 1"),
+    ((2, 5, SIZE), tf.uint8, [5, -1], "at least 1"),
+    ((2, 0, SIZE), tf.uint8, [0, 0], "at least 1"),
+    ((2, 5, SIZE), tf.uint8, [[5, 5]], "as many videos"),
+    ((2, 5, SIZE), tf.uint8, [[5], [5]], "as many videos"),
+    ((0, 5, SIZE), tf.uint8, [5], "as many videos"),
+)
+
+
+def refusal(call):
+    """The error that a call of a signature gives, as text; None if it answers."""
+    try:
+        call()
+    except ERRORS as error:
+        harness.check(str(error), "an error without words")
+        return str(error)
+    return None
+
+
+def check_refused_tensors(loaded):
+    for shape, dtype, num_frames, part in REFUSED:
+        text = refusal(
+            lambda shape=shape, dtype=dtype, num_frames=num_frames: loaded.signatures["predict"](
+                frames=tf.zeros(shape, dtype), num_frames=tf.constant(num_frames, tf.int32)
+            )
+        )
+        found = text is not None and any(word in text for word in part.split("|"))
+        harness.check(found, f"frames {shape} {dtype.name}, num_frames {num_frames}: {text}")
+    return len(REFUSED)
+
+
+def check_batches(loaded, reference):
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 2, 1024):
+        frames = rng.integers(0, 256, (size, 8, SIZE), dtype=np.uint8)
+        num_frames = rng.integers(1, 9, size).astype(np.int32)
+        inputs = {"frames": tf.constant(frames), "num_frames": tf.constant(num_frames)}
+        found = loaded.signatures["predict"](**inputs)["predictions"].numpy()
+        harness.check(found.shape == (size, damaged_records.NUM_CLASSES), f"shape {found.shape}")
+        if size:
+            check_close(found, reference(inputs))
+    return 4
+
+
+def check_close(found, expected):
+    difference = np.abs(found - expected).max()
+    harness.check(difference < 1e-5, f"predictions differ by {difference}")
+
+
+def check_records(loaded, reference, cases):
+    """Checks single records: garbage, damaged ones, good ones. Returns answers and refusals."""
+    serve = loaded.signatures["serving_default"]
+    counts = collections.Counter()
+    for number in range(cases):
+        rng = random.Random(number)
+        record = damaged_records.message(True, rng, number)
+        damage = rng.choice([None, *damaged_records.RECORD_DAMAGE])
+        payload = damage(rng, record) if damage else record.SerializeToString()
+        if number % 10 == 0:
+            payload = rng.randbytes(rng.randrange(200))
+        try:
+            answer = serve(tf.constant([payload]))
+        except ERRORS as error:
+            harness.check(damage or number % 10 == 0, f"case {number}: a good record gave {error}")
+            counts["clear errors"] += 1
+            continue
+        if not parses(payload):
+            # TensorFlow's own parser does not look into names that it does not want.
+            counts["unchecked answers"] += 1
+            continue
+        counts["right answers"] += 1
+        # Labels are not looked at here, so those of the record must not matter.
+        video = damaged_records.expected_video(without_labels(payload), frame_level=True)
+        harness.check(video is not None, f"case {number}: an answer to what is no video")
+        harness.check(answer["video_id"].numpy()[0] is not None, "no id")
+        frames = np.frombuffer(video[2], np.uint8).reshape(1, -1, SIZE)
+        frames = frames[:, : damaged_records.MAX_FRAMES]
+        expected = reference({"frames": frames, "num_frames": np.int32([frames.shape[1]])})[0]
+        classes = answer["class_indexes"].numpy()[0]
+        check_close(answer["predictions"].numpy()[0], expected[classes])
+    return counts
+
+
+def parses(payload):
+    try:
+        tf.train.SequenceExample.FromString(payload)
+    except DecodeError:
+        return False
+    return True
+
+
+def without_labels(payload):
+    record = tf.train.SequenceExample.FromString(payload)
+    record.context.feature.pop("labels", None)
+    # An id of another kind is told as an empty one.
+    if not any(
+        len(record.context.feature[name].bytes_list.value) == 1
+        for name in ("id", "video_id")
+        if name in record.context.feature
+    ):
+        record.context.feature["id"].CopyFrom(sample_records.bytes_feature(b""))
+    return record.SerializeToString()
+
+
+def run(cases):
+    """Checks an exported model and returns a line that tells what held.
+
+    Raises:
+        harness.FaultError: if something is not as it must be.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        data = sample_records.write_frame_files(folder, 1, 40, sizes=(6, 3))
+        trained, exported = folder / "trained", folder / "exported"
+        programs.run(train, f"--train_dir={trained}", f"--train_data_pattern={data}", *SMALL)
+        programs.run(
+            export_model, f"--train_dir={trained}", f"--output_dir={exported}", "--dtype=float32"
+        )
+        predictor = predictors.Predictor([str(trained)], compute_dtype="float32")
+        predictor.restore()
+        loaded = tf.saved_model.load(str(exported))
+        tensors = check_refused_tensors(loaded)
+        counts = check_records(loaded, predictor.predict, cases)
+        batches = check_batches(loaded, predictor.predict)
+    return (
+        f"exported model: {tensors} wrong tensors refused, {batches} batches of 0 to 1024 right, "
+        f"{cases} records: "
+        + ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    )
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)
+    print(run(flags.FLAGS.cases))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("cases", 1000, "Records.")
+    app.run(main)
