@@ -115,6 +115,13 @@ def _absolute(path):
     return path.rstrip("/") if files.is_remote(path) else os.path.abspath(path)
 
 
+def remove_unfinished(train_dir):
+    """Removes what a save left that was interrupted; none may run in the directory meanwhile."""
+    for pattern in (f"{FILE_PREFIX}-*_temp", "checkpoint.tmp*"):
+        for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
+            (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
+
+
 def names(train_dir):
     """Names of the checkpoints in a directory, as `model.ckpt-1000`."""
     paths = tf.io.gfile.glob(os.path.join(train_dir, f"{FILE_PREFIX}-*.index"))

@@ -189,6 +189,7 @@ def prepare_train_dir(train_dir, config, start_new_model):
             f"{train_dir} holds checkpoints, but no {FILE_NAME}. Choose another --train_dir, or "
             "--start_new_model to remove them."
         )
+    checkpoints.remove_unfinished(train_dir)
     checkpoints.latest(train_dir)  # Refuses a damaged list, which would pass for none.
 
 

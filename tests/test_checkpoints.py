@@ -55,3 +55,12 @@ def test_a_lost_checkpoint_is_not_taken_for_a_new_run(run_dir, frame_data):
         path.unlink()
     with pytest.raises(InputError, match=r"model\.ckpt-100, which is not there\. .* has: model"):
         programs.run_small(run_dir, frame_data)
+
+
+def test_what_an_interrupted_save_left_is_removed_when_training_goes_on(run_dir, frame_data):
+    before = sorted(path.name for path in run_dir.iterdir())
+    (run_dir / "model.ckpt-120_temp").mkdir()
+    (run_dir / "model.ckpt-120_temp" / "part-00000-of-00001.data").write_text("half")
+    (run_dir / "checkpoint.tmp0123456789abcdef").write_text("half")
+    programs.run_small(run_dir, frame_data, "--max_steps=1")
+    assert sorted(path.name for path in run_dir.iterdir()) == before
