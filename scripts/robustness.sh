@@ -7,3 +7,5 @@ cd "$(dirname "$0")/.."
 
 python tests/robustness/damaged_records.py --cases=10000
 python tests/robustness/adversarial_scores.py --cases=2000
+python tests/robustness/served_model.py --cases=2000
+python tests/robustness/kills.py --kills=20

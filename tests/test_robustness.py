@@ -2,6 +2,8 @@
 
 import adversarial_scores
 import damaged_records
+import kills
+import served_model
 
 
 def test_damaged_record_files_are_read_exactly_skipped_or_refused(monkeypatch):
@@ -18,3 +20,13 @@ def test_adversarial_scores_give_exact_metrics_or_are_refused():
     assert set(kinds) == {
         kind.__name__ for kind in adversarial_scores.SCORES + adversarial_scores.DAMAGE
     }
+
+
+def test_an_exported_model_gives_right_answers_or_clear_errors():
+    assert "12 wrong tensors refused" in served_model.run(60)
+
+
+def test_programs_that_are_killed_leave_nothing_or_all_and_go_on():
+    lines = list(kills.run(["train", "average_checkpoints"], 1))
+    assert lines[0].startswith("kill -9 of train: 1 of 1 go on")
+    assert lines[1].startswith("kill -9 of average_checkpoints: 1 of 1 left nothing or all")
