@@ -64,7 +64,8 @@ def average(
         The content of averaged.json, a dict.
 
     Raises:
-        InputError: if the checkpoints do not fit together, or the directory cannot be written.
+        InputError: if the checkpoints do not fit together, a value is not finite, or the directory
+            cannot be written.
     """
     config = RunConfig.load(train_dir)
     keras.utils.set_random_seed(config.seed)
@@ -79,6 +80,7 @@ def average(
                 skip_corrupt_records=skip_corrupt_records,
             )
             means |= recomputed_statistics(model, config, means, reader, batch_norm_batches)
+        _check_finite(means, "the mean or the statistics")
         weights = {name: value for name, value in means.items() if name.startswith("weights/")}
         for name in [name for name in means if name.startswith("ema/")]:
             means[name] = weights[name.replace("ema/", "weights/", 1)]
@@ -202,12 +204,17 @@ def _mean(readers, paths, name, dtype):
     total = 0.0
     for reader, path in zip(readers, paths, strict=True):
         value = reader.get_tensor(name)
-        if not np.isfinite(value).all():
-            raise InputError(
-                f"{_readable(name)} in {path} is not finite. Leave that checkpoint out."
-            )
+        _check_finite({name: value}, path)
         total = total + value.astype(np.float64)
     return (total / len(readers)).astype(dtype)
+
+
+def _check_finite(values, where):
+    for name, value in values.items():
+        if np.issubdtype(np.asarray(value).dtype, np.floating) and not np.isfinite(value).all():
+            raise InputError(
+                f"{_readable(name)} in {where} is not finite. Leave that checkpoint out."
+            )
 
 
 def _shapes(reader):

@@ -164,7 +164,8 @@ def restore_weights(model, path, use_ema=False):
     """Sets the weights of a model to those of a checkpoint, or to their moving averages.
 
     Raises:
-        InputError: if the checkpoint is of another model; names the weights that do not fit.
+        InputError: if the checkpoint is of another model, or a weight is not finite; names the
+            weights.
     """
     variables = weights(model)
     check_fits(variables, path)
@@ -175,6 +176,9 @@ def restore_weights(model, path, use_ema=False):
         )
     kind = "ema" if use_ema else "weights"
     tf.train.Checkpoint(**{kind: variables}).restore(path).expect_partial()
+    for name, variable in variables.items():
+        if variable.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(variable)):
+            raise InputError(f"{name} in {path} is not finite. Choose another checkpoint.")
 
 
 def digest(arrays):

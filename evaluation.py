@@ -7,6 +7,7 @@ import pandas as pd
 
 import eval_util
 import losses
+import predictor as predictors
 from progress import Progress
 from utils import InputError
 
@@ -30,7 +31,7 @@ def evaluate(predictor, reader, *, batch_size, top_k=20):
         `ap` and `positives`, average precision and number of videos of each class.
 
     Raises:
-        InputError: if no video has a label.
+        InputError: if no video has a label, or a prediction is not finite.
     """
     metrics = new_metrics(predictor, top_k)
     label_loss = losses.get_loss(predictor.label_loss)
@@ -38,6 +39,7 @@ def evaluate(predictor, reader, *, batch_size, top_k=20):
     with Progress(reader.total_bytes, "B") as progress:
         for batch in reader.batches(batch_size):
             predictions = predictor.predict(batch.inputs)
+            predictors.check_finite(predictions, batch.video_ids)
             loss = keras.ops.convert_to_numpy(label_loss(batch.labels, predictions))
             metrics.accumulate(predictions, batch.labels, float(loss))
             rate = metrics.num_videos / (time.perf_counter() - start)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+import numpy as np
 import tensorflow as tf
 from absl import flags
 
@@ -175,6 +176,20 @@ def read_manifest(export_dir):
         return manifest, DataConfig(**manifest["data"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} does not fit this version: {error!r}") from error
+
+
+def check_finite(predictions, video_ids):
+    """Refuses predictions `[B, C]` that are not numbers.
+
+    Raises:
+        InputError: naming the first such video.
+    """
+    wrong = ~np.isfinite(predictions).all(axis=1)
+    if wrong.any():
+        raise InputError(
+            f"the prediction for video {video_ids[wrong.argmax()]!r} is not finite: the features "
+            "of that video are far out of range, or the model has diverged."
+        )
 
 
 def load_configs(train_dirs):

@@ -3,6 +3,7 @@
 import adversarial_scores
 import damaged_records
 import kills
+import not_finite
 import served_model
 
 
@@ -30,3 +31,7 @@ def test_programs_that_are_killed_leave_nothing_or_all_and_go_on():
     lines = list(kills.run(["train", "average_checkpoints"], 1))
     assert lines[0].startswith("kill -9 of train: 1 of 1 go on")
     assert lines[1].startswith("kill -9 of average_checkpoints: 1 of 1 left nothing or all")
+
+
+def test_nan_and_infinity_are_refused_naming_video_step_or_weight():
+    assert len(not_finite.run()) == 26
