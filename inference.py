@@ -70,6 +70,7 @@ def _write_parts(predictor, reader, parts, batch_size, top_k):
                 with parts.open(number) as part:
                     for batch in of_file.batches(batch_size):
                         predictions = predictor.predict(batch.inputs)
+                        predictors.check_finite(predictions, batch.video_ids)
                         part.write(format_lines(batch.video_ids, predictions, top_k))
                         predicted += len(batch.video_ids)
                         rate = predicted / (time.perf_counter() - start)
