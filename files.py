@@ -86,7 +86,9 @@ def atomic_path(path):
     try:
         yield partial
         gfile.rename(partial, path, overwrite=True)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = path  # Python does not tell which write found the disk full.
         with contextlib.suppress(OSError, *REMOTE_ERRORS):
             gfile.remove(partial)
         raise

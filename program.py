@@ -223,7 +223,9 @@ def run(main, define):
                 raise InputError(f"flags start with --. Received: {listing(arguments[1:])}")
             main(flags.FLAGS)
         except (InputError, OSError, FloatingPointError, *files.REMOTE_ERRORS) as error:
-            sys.exit(f"{sys.argv[0]}: error: {error}")
+            # TensorFlow's messages begin and end with names of operations.
+            text = re.sub(r"\{\{\w+ \S+\}\} | \[Op:\w+\]", "", str(error))
+            sys.exit(f"{sys.argv[0]}: error: {text}")
 
     try:
         define(flags.FLAGS)

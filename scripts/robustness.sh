@@ -9,3 +9,5 @@ python tests/robustness/damaged_records.py --cases=10000
 python tests/robustness/adversarial_scores.py --cases=2000
 python tests/robustness/served_model.py --cases=2000
 python tests/robustness/kills.py --kills=20
+python tests/robustness/not_finite.py
+python tests/robustness/full_disk.py

@@ -87,6 +87,7 @@ def run_full(disk, name, arguments, leave_output=True):
     harness.check(ended.status == 1, f"{name} ended with {ended.status}: {ended.text[-2000:]}")
     harness.check(lines[-1].startswith(f"{name}.py: error: "), f"no clear error: {lines[-12:]}")
     harness.check(_CAUSE.search(lines[-1]), f"the error does not tell the cause: {lines[-1]}")
+    harness.check(str(disk.folder) in lines[-1], f"the error names no file: {lines[-1]}")
     harness.check("Traceback" not in ended.text, f"{name} has a traceback")
     after = content(disk.folder)
     harness.check(after == before, f"{name} left {sorted(after)}, there was {sorted(before)}")
