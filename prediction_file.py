@@ -1,7 +1,5 @@
 """CSV files of predictions: their lines, and the parts of one that is not finished yet."""
 
-import csv
-import io
 import json
 import os
 import shutil
@@ -11,7 +9,7 @@ from absl import logging
 import eval_util
 import files
 from tfrecord import RecordPlace
-from utils import InputError, listing
+from utils import InputError, csv_line, listing
 
 HEADER = "VideoId,LabelConfidencePairs"
 
@@ -25,14 +23,14 @@ def format_lines(video_ids, predictions, top_k):
         top_k: int. Classes per video.
     """
     classes, scores = eval_util.top_k_predictions(predictions, top_k)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    lines = []
     for video_id, row_classes, row_scores in zip(
         video_ids, classes.tolist(), scores.tolist(), strict=True
     ):
         pairs = zip(row_classes, row_scores, strict=True)
-        writer.writerow([video_id, " ".join(f"{label} {score:g}" for label, score in pairs)])
-    return text.getvalue()
+        cells = (video_id, " ".join(f"{label} {score:g}" for label, score in pairs))
+        lines.append(csv_line(cells))
+    return "".join(lines)
 
 
 class PredictionParts:

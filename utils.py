@@ -3,6 +3,10 @@
 Needs neither TensorFlow nor Keras.
 """
 
+import csv
+import io
+import re
+
 import numpy as np
 
 # A stored byte q stands for the feature value q * SCALE + OFFSET, which covers -2..2.
@@ -27,6 +31,24 @@ def quantize(values):
     """Nearest bytes of feature values, a uint8 array: the inverse of `dequantize`, clipped."""
     steps = np.rint((np.asarray(values) - QUANTIZATION_OFFSET) / QUANTIZATION_SCALE)
     return np.clip(steps, 0, 255).astype(np.uint8)
+
+
+# What a spreadsheet program takes for a formula that calls something. Arithmetic alone, as an id
+# that begins with a hyphen may be, does no harm.
+_FORMULA = re.compile(r"\s*[=+\-@].*[(|!]", re.DOTALL)
+
+
+def csv_line(cells):
+    """A line of CSV, with its end, that reads back as the cells.
+
+    Cells with commas, quotes or line ends are quoted. One that a spreadsheet program would run as a
+    formula gets an apostrophe before it, the only change.
+    """
+    text = io.StringIO(newline="")
+    # The writer quotes only line ends that it uses itself, so it is given both.
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow([f"'{cell}" if _FORMULA.match(cell) else cell for cell in cells])
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def listing(names):

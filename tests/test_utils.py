@@ -243,3 +243,20 @@ def test_list_entry_that_is_no_integer_is_named(flag_values):
     message = "^--feature_sizes must be integers, as 1024,128. Received: 1024,x$"
     with pytest.raises(InputError, match=message):
         program.integer_list(flag_values, "feature_sizes")
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        ("-abc_1", "-abc_1"),
+        ("=1+1", "=1+1"),
+        ("a\rb", '"a\rb"'),
+        ("a\nb", '"a\nb"'),
+        ('say "x", y', '"say ""x"", y"'),
+        ("=HYPERLINK(A1)", "'=HYPERLINK(A1)"),
+        (" @SUM(1)", "' @SUM(1)"),
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+    ],
+)
+def test_ids_neither_break_a_line_of_csv_nor_run_as_formulas(cell, written):
+    assert utils.csv_line((cell, "5 0.5")) == f"{written},5 0.5\n"
