@@ -223,15 +223,19 @@ def run(main, define):
                 raise InputError(f"flags start with --. Received: {listing(arguments[1:])}")
             main(flags.FLAGS)
         except (InputError, OSError, FloatingPointError, *files.REMOTE_ERRORS) as error:
-            # TensorFlow's messages begin and end with names of operations.
-            text = re.sub(r"\{\{\w+ \S+\}\} | \[Op:\w+\]", "", str(error))
-            sys.exit(f"{sys.argv[0]}: error: {text}")
+            sys.exit(f"{sys.argv[0]}: error: {_in_one_line(error)}")
 
     try:
         define(flags.FLAGS)
     except InputError as error:
         sys.exit(f"{sys.argv[0]}: error: {error}")
     app.run(guarded)
+
+
+def _in_one_line(error):
+    """An error's message without line ends and the names of operations in those of TensorFlow."""
+    text = re.sub(r"\{\{\w+ \S+\}\} ?| ?\[Op:\w+\]( name: )?", "", str(error))
+    return re.sub(r"\s*\n\s*", " ", text)
 
 
 def _expand_home(flag_values):

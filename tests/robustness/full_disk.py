@@ -26,8 +26,9 @@ import programs
 import sample_records
 
 _DISK_BYTES = 32 << 20
-# What is left of it: less than the output of any program takes.
-_LEFT_BYTES = 4096
+# What is left on the disk, or what a file may have where it only pretends to be full: training can
+# write its config and not a checkpoint, the others not even the smallest output.
+_ROOM_OF_TRAINING, _ROOM = 4096, 100
 _CAUSE = re.compile(r"No space left on device|File too large")
 
 
@@ -39,16 +40,16 @@ class FullDisk:
         self.mounted = mounted
 
     @contextlib.contextmanager
-    def filled(self):
-        """Fills the disk; gives the limit on files that is to be used, if any."""
+    def filled(self, room):
+        """Fills the disk up to some bytes; gives the limit on files that is to be used, if any."""
         if not self.mounted:
-            yield _LEFT_BYTES
+            yield room
             return
         filler = self.folder / "filler"
         with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        os.truncate(filler, filler.stat().st_size - _LEFT_BYTES)
+        os.truncate(filler, filler.stat().st_size - room)  # What is below a block gives nothing.
         try:
             yield None
         finally:
@@ -81,7 +82,7 @@ def content(folder):
 def run_full(disk, name, arguments, leave_output=True):
     """Runs a program on a full disk, then with room, and returns what it said on the full one."""
     before = content(disk.folder)
-    with disk.filled() as limit:
+    with disk.filled(_ROOM_OF_TRAINING if name == "train" else _ROOM) as limit:
         ended = processes.run(name, arguments, file_limit=limit)
     lines = ended.text.strip().splitlines()
     harness.check(ended.status == 1, f"{name} ended with {ended.status}: {ended.text[-2000:]}")
