@@ -19,6 +19,7 @@ REMOTE_ERRORS = (
     tf.errors.AlreadyExistsError,
     tf.errors.FailedPreconditionError,
     tf.errors.NotFoundError,
+    tf.errors.OutOfRangeError,  # Of a file that may not become larger.
     tf.errors.PermissionDeniedError,
     tf.errors.ResourceExhaustedError,
     tf.errors.UnauthenticatedError,

@@ -2,6 +2,7 @@
 
 import adversarial_scores
 import damaged_records
+import full_disk
 import kills
 import not_finite
 import served_model
@@ -35,3 +36,8 @@ def test_programs_that_are_killed_leave_nothing_or_all_and_go_on():
 
 def test_nan_and_infinity_are_refused_naming_video_step_or_weight():
     assert len(not_finite.run()) == 26
+
+
+def test_a_full_disk_is_told_and_harms_nothing():
+    said = list(full_disk.run(mount=False, names=("train", "inference")))
+    assert all("File too large" in text for text in said)
