@@ -170,7 +170,10 @@ def mean_of(paths, from_last=()):
     Raises:
         InputError: if the checkpoints have different variables, or one is not finite.
     """
-    readers = [tf.train.load_checkpoint(path) for path in paths]
+    readers = []
+    for path in paths:
+        with checkpoints.reading(path):
+            readers.append(tf.train.load_checkpoint(path))
     shapes = [_shapes(reader) for reader in readers]
     for path, other in zip(paths, shapes, strict=True):
         names = {**other, **shapes[-1]}
@@ -191,7 +194,8 @@ def mean_of(paths, from_last=()):
     means = {}
     with Progress(len(shapes[-1]), "variable") as progress:
         for done, name in enumerate(sorted(shapes[-1])):
-            last = readers[-1].get_tensor(name)
+            with checkpoints.reading(paths[-1]):
+                last = readers[-1].get_tensor(name)
             is_mean = np.issubdtype(np.asarray(last).dtype, np.floating)
             if is_mean and not _readable(name).endswith(endings):
                 last = _mean(readers, paths, name, last.dtype)
@@ -203,7 +207,8 @@ def mean_of(paths, from_last=()):
 def _mean(readers, paths, name, dtype):
     total = 0.0
     for reader, path in zip(readers, paths, strict=True):
-        value = reader.get_tensor(name)
+        with checkpoints.reading(path):
+            value = reader.get_tensor(name)
         _check_finite({name: value}, path)
         total = total + value.astype(np.float64)
     return (total / len(readers)).astype(dtype)

@@ -4,6 +4,7 @@ A checkpoint is a `tf.train.Checkpoint` over plain dicts from the path of a Kera
 variable, so that it does not depend on the attributes of Python objects.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -175,10 +176,20 @@ def restore_weights(model, path, use_ema=False):
             "--ema_decay. Leave out --use_ema."
         )
     kind = "ema" if use_ema else "weights"
-    tf.train.Checkpoint(**{kind: variables}).restore(path).expect_partial()
+    with reading(path):
+        tf.train.Checkpoint(**{kind: variables}).restore(path).expect_partial()
     for name, variable in variables.items():
         if variable.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(variable)):
             raise InputError(f"{name} in {path} is not finite. Choose another checkpoint.")
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Turns TensorFlow's errors for a damaged checkpoint into an `InputError` that names it."""
+    try:
+        yield
+    except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:
+        raise InputError(f"cannot read checkpoint {path}: {error}") from error
 
 
 def digest(arrays):
@@ -200,10 +211,8 @@ def check_fits(variables, path):
     Raises:
         InputError: naming the weights that do not fit.
     """
-    try:
+    with reading(path):
         stored = dict(tf.train.list_variables(path))
-    except (tf.errors.OpError, ValueError) as error:
-        raise InputError(f"cannot read checkpoint {path}: {error}") from error
     wrong = []
     for name, variable in variables.items():
         shape = stored.get(stored_name(name))

@@ -237,7 +237,15 @@ class RunConfig:
                 f"{path} does not fit this version. Unknown keys: {listing(unknown)}; missing "
                 f"keys: {listing(missing)}."
             )
+        for name, value in values.items():
+            kind = _JSON_TYPES.get(fields[name].type, fields[name].type)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise InputError(f"{path} has a value of another type for {name}: {value!r}")
         return cls.create(**values)
+
+
+# What JSON makes of the types of a config.
+_JSON_TYPES = {tuple: list, float: (int, float)}
 
 
 def versions():

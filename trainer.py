@@ -330,7 +330,9 @@ def resume(manager, model):
     if path is None:
         return
     checkpoints.check_fits(checkpoints.weights(model), path)
-    manager.checkpoint.restore(path).assert_consumed()
+    with checkpoints.reading(path):
+        restored = manager.checkpoint.restore(path)
+    restored.assert_consumed()
 
 
 def save(trainer, manager):
