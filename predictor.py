@@ -11,6 +11,7 @@ import checkpoints
 import compute
 import files
 import freezing
+import graph_check
 import program
 from ensemble import Ensemble
 from run_config import DataConfig, RunConfig
@@ -129,6 +130,7 @@ class ExportedPredictor:
         self._manifest, self.data = read_manifest(export_dir)
         self.label_loss = self._manifest["label_loss"]
         self.steps = [model["step"] for model in self._manifest["models"]]
+        graph_check.check(export_dir)
         try:
             self._loaded = tf.saved_model.load(export_dir)
         except (OSError, ValueError, *files.REMOTE_ERRORS) as error:

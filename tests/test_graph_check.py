@@ -1,0 +1,131 @@
+"""Exported models of other people compute, or are refused."""
+
+import pathlib
+import shutil
+
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+import export_model
+import graph_check
+import predictor as predictors
+import programs
+from utils import InputError
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, trained):
+    path = tmp_path_factory.mktemp("exported") / "model"
+    programs.run(export_model, f"--train_dir={trained}", f"--output_dir={path}")
+    return path
+
+
+def save(path, function):
+    """A SavedModel with a function and its signature."""
+    module = tf.Module()
+    module.function = tf.function(function, input_signature=[tf.TensorSpec([], tf.string)])
+    tf.saved_model.save(module, str(path), signatures=module.function)
+
+
+def write_file(name):
+    tf.io.write_file(name, "harm")
+    return {"out": name}
+
+
+def write_file_in_a_branch(name):
+    tf.cond(name == "", lambda: tf.constant(0), lambda: (tf.io.write_file(name, "harm"), 1)[1])
+    return {"out": name}
+
+
+def read_file(name):
+    return {"out": tf.io.read_file(name)}
+
+
+def map_file(name):
+    mapped = tf.raw_ops.ImmutableConst(dtype=tf.uint8, shape=[4], memory_region_name="/etc/passwd")
+    return {"out": name, "mapped": mapped}
+
+
+def print_to_a_file(name):
+    tf.print(name, output_stream="file:///tmp/never_written")
+    return {"out": name}
+
+
+def call_python(name):
+    return {"out": tf.numpy_function(lambda value: value, [name], tf.string)}
+
+
+def save_a_checkpoint(name):
+    tf.raw_ops.SaveV2(prefix=name, tensor_names=["a"], shape_and_slices=[""], tensors=[name])
+    return {"out": name}
+
+
+HARM = {
+    write_file: "WriteFile",
+    write_file_in_a_branch: "WriteFile",
+    read_file: "ReadFile",
+    map_file: "ImmutableConst",
+    print_to_a_file: "PrintV2",
+    call_python: "PyFunc",
+    save_a_checkpoint: "SaveV2",
+}
+
+
+@pytest.mark.parametrize("function", HARM, ids=lambda function: function.__name__)
+def test_a_graph_that_does_more_than_compute_is_refused_naming_the_operation(tmp_path, function):
+    save(tmp_path, function)
+    with pytest.raises(InputError, match=f"do more than compute: {HARM[function]}"):
+        graph_check.check(str(tmp_path))
+
+
+def test_what_export_model_writes_is_not_refused(exported):
+    graph_check.check(str(exported))
+
+
+def test_the_programs_look_before_they_load(exported, tmp_path):
+    path = shutil.copytree(exported, tmp_path / "model")
+    save(tmp_path / "harm", write_file)
+    shutil.copy(tmp_path / "harm" / "saved_model.pb", path)
+    with pytest.raises(InputError, match="do more than compute: WriteFile"):
+        predictors.ExportedPredictor(str(path))
+
+
+def test_functions_that_restore_must_not_be_named_by_objects(exported, tmp_path):
+    path = shutil.copytree(exported, tmp_path / "model") / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    (graph,) = saved.meta_graphs
+    (restore,) = (
+        function.signature.name
+        for function in graph.graph_def.library.function
+        if any(node.op == "RestoreV2" for node in function.node_def)
+    )
+    graph.object_graph_def.concrete_functions[restore].SetInParent()
+    path.write_bytes(saved.SerializeToString())
+    with pytest.raises(InputError, match="more than compute: RestoreV2"):
+        graph_check.check(str(path.parent))
+
+
+@pytest.mark.parametrize("name", ["saved_model.cpb", "saved_model.pbtxt"])
+def test_other_forms_of_a_saved_model_are_refused(exported, tmp_path, name):
+    path = shutil.copytree(exported, tmp_path / "model")
+    (path / name).touch()
+    with pytest.raises(InputError, match=f"it has {name}"):
+        graph_check.check(str(path))
+
+
+def test_a_graph_of_tensorflow_1_is_refused(exported, tmp_path):
+    path = shutil.copytree(exported, tmp_path / "model") / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    saved.meta_graphs[0].ClearField("object_graph_def")
+    path.write_bytes(saved.SerializeToString())
+    with pytest.raises(InputError, match="it is of TensorFlow 1"):
+        graph_check.check(str(path.parent))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_a_damaged_graph_is_refused(exported, tmp_path, content):
+    path = shutil.copytree(exported, tmp_path / "model") / "saved_model.pb"
+    pathlib.Path(path).unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=str(tmp_path)):
+        graph_check.check(str(path.parent))

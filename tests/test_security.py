@@ -1,0 +1,120 @@
+"""Promises of docs/security.md: files of other people are data, never code."""
+
+import ast
+import json
+import shutil
+
+import pytest
+
+import average_checkpoints
+import checkpoints
+import documents
+import programs
+from utils import InputError
+
+# What runs code from files, unpacks archives or fetches from other machines.
+DANGEROUS_MODULES = {
+    *("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy"),
+    *("tarfile", "zipfile", "urllib", "http", "ftplib", "requests", "httpx", "telnetlib"),
+    *("xmlrpc", "subprocess", "yaml", "tensorflow_hub"),
+}
+DANGEROUS_CALLS = {
+    *("eval", "exec", "compile", "__import__", "unpack_archive", "system", "popen", "get_file"),
+    *("enable_unsafe_deserialization", "deserialize_keras_object", "Lambda", "model_from_json"),
+    *("unsafe_load", "py_function", "numpy_function"),
+}
+PROGRAMS = sorted(documents.ROOT.glob("*.py"))
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.partition(".")[0]
+
+
+def called(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield getattr(node.func, "id", getattr(node.func, "attr", None))
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_no_module_unpickles_unpacks_or_fetches(path):
+    tree = ast.parse(path.read_text())
+    assert not DANGEROUS_MODULES & set(imported(tree))
+    assert not (DANGEROUS_CALLS & set(called(tree))) - {"compile"}
+
+
+@pytest.fixture
+def run_dir(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def change_config(run_dir, **changes):
+    path = run_dir / "model_flags.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("name", ["HarmModel", "harm_models.HarmModel", "../run/harm", "os.system"])
+def test_a_config_does_not_choose_code_of_its_own_directory(run_dir, name):
+    (run_dir / "harm_models.py").write_text(
+        "import pathlib, registry\n"
+        f"pathlib.Path({str(run_dir / 'harmed')!r}).touch()\n"
+        "@registry.register\nclass HarmModel: pass\n"
+    )
+    change_config(run_dir, model=name, hyperparameters={})
+    with pytest.raises(InputError, match="unknown model"):
+        checkpoints.load_model(str(run_dir))
+    assert not (run_dir / "harmed").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hyperparameters": {"dbof_cluster_size": "__import__('os')"}},
+        {"hyperparameters": {"dbof_cluster_size": {"class_name": "Lambda"}}},
+        {"hyperparameters": {"build": 1}},
+        {"hyperparameters": ["dbof_cluster_size"]},
+        {"hyperparameters": 7},
+        {"model": ["DbofModel"]},
+        {"model": {}},
+        {"num_classes": "10"},
+        {"num_classes": -1},
+        {"feature_sizes": 5},
+        {"feature_sizes": [8, -4]},
+        {"feature_names": None},
+        {"class_name": "Lambda"},
+    ],
+    ids=str,
+)
+def test_values_that_a_config_cannot_have_are_refused(run_dir, changes):
+    change_config(run_dir, **changes)
+    with pytest.raises(InputError):
+        checkpoints.load_model(str(run_dir))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{", '{"model": 1}', "\x00"])
+def test_a_damaged_config_is_refused(run_dir, content):
+    (run_dir / "model_flags.json").write_text(content)
+    with pytest.raises(InputError, match=r"model_flags\.json"):
+        checkpoints.load_model(str(run_dir))
+
+
+@pytest.mark.parametrize("ending", ["index", "data-00000-of-00001"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "missing"])
+def test_a_damaged_checkpoint_is_refused_by_name(run_dir, frame_data, ending, damage):
+    path = run_dir / f"model.ckpt-100.{ending}"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        half = len(content) // 2
+        path.write_bytes({"cut": content[:half], "garbage": b"\x07" * half, "empty": b""}[damage])
+    with pytest.raises(InputError, match=r"model\.ckpt-100"):
+        checkpoints.load_model(str(run_dir))
+    with pytest.raises(InputError, match=r"model\.ckpt-100"):
+        programs.run_small(run_dir, frame_data)
+    with pytest.raises(InputError, match=r"model\.ckpt-100"):
+        average_checkpoints.mean_of([f"{run_dir}/model.ckpt-100"])
