@@ -52,7 +52,7 @@ def start_and_kill(name, arguments, rng, seconds, folder):
     if rng.random() < 0.5:
         while process.is_alive() and not unfinished(folder):
             time.sleep(0.0005)
-        time.sleep(rng.uniform(0.0, 0.02))
+        time.sleep(rng.uniform(0.0, 0.005))
     process.kill()
     process.join()
     harness.check(process.exitcode in (0, -signal.SIGKILL), f"{name}: {process.exitcode}")
@@ -119,7 +119,6 @@ def kill_program(name, arguments, folder, output, content, kills, rng):
     """
     seconds = processes.succeed(name, arguments)
     expected = content(output)
-    files_expected = sorted(os.listdir(folder))
     killed = whole = while_writing = 0
     while killed < kills:
         shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
@@ -131,11 +130,10 @@ def kill_program(name, arguments, folder, output, content, kills, rng):
             continue
         processes.succeed(name, arguments)
         harness.check(content(output) == expected, f"{output} is another after a kill")
-        files_found = sorted(os.listdir(folder))
-        harness.check(files_found == files_expected, f"{files_found} instead of {files_expected}")
+        harness.check(not unfinished(folder), f"{unfinished(folder)} are left")
     return (
-        f"{killed} of {kills} left nothing or all ({while_writing} were writing, {whole} had "
-        "ended); a second run succeeds"
+        f"{killed} of {kills} left nothing or all ({while_writing} were writing, {whole} outputs "
+        "were whole); a second run succeeds"
     )
 
 
