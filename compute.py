@@ -7,7 +7,6 @@ that are trained; models for prediction store their matrices rounded.
 
 import pathlib
 
-import tensorflow as tf
 from absl import flags, logging
 
 # Flags defined here belong to the program that asks for them, so that its --help shows them.
@@ -53,6 +52,9 @@ def chosen_dtype(compute_dtype=None):
 
 def multiplies_bfloat16():
     """Whether the device that TensorFlow computes on multiplies bfloat16 natively."""
+    # Imported here, as models need no TensorFlow.
+    import tensorflow as tf
+
     if tf.config.list_logical_devices("TPU"):
         return True
     gpus = tf.config.list_physical_devices("GPU")

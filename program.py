@@ -13,7 +13,6 @@ import sys
 import keras
 from absl import app, flags, logging
 
-import files
 import registry
 from utils import InputError, listing
 
@@ -222,7 +221,7 @@ def run(main, define):
             if len(arguments) > 1:
                 raise InputError(f"flags start with --. Received: {listing(arguments[1:])}")
             main(flags.FLAGS)
-        except (InputError, OSError, FloatingPointError, *files.REMOTE_ERRORS) as error:
+        except (InputError, OSError, FloatingPointError, *_remote_errors()) as error:
             sys.exit(f"{sys.argv[0]}: error: {_in_one_line(error)}")
 
     try:
@@ -236,6 +235,13 @@ def _in_one_line(error):
     """An error's message without line ends and the names of operations in those of TensorFlow."""
     text = re.sub(r"\{\{\w+ \S+\}\} ?| ?\[Op:\w+\]( name: )?", "", str(error))
     return re.sub(r"\s*\n\s*", " ", text)
+
+
+def _remote_errors():
+    # Imported here, as files need TensorFlow and the flags of models do not.
+    import files
+
+    return files.REMOTE_ERRORS
 
 
 def _expand_home(flag_values):

@@ -1,6 +1,9 @@
 """The configuration of a training run, saved as `model_flags.json` beside its weights.
 
 Training writes it; everything that later uses the weights reads it and takes no model flags.
+
+Models are built from recipes without TensorFlow too, so files and readers, which need it, are
+imported where they are used.
 """
 
 import dataclasses
@@ -8,8 +11,8 @@ import importlib.metadata
 import os
 import sys
 
-import files
-import readers
+import keras
+
 import registry
 from utils import InputError, listing
 
@@ -51,10 +54,14 @@ class DataConfig:
             data_pattern: str. Globs of record files, comma-separated.
             **options: as of `readers.RecordReader`.
         """
+        import files
+
         return self.reader_of(files.expand_patterns(data_pattern), **options)
 
     def reader_of(self, paths, **options):
         """A reader of such records in files that are given by a list of their paths."""
+        import readers
+
         reader = (
             readers.YT8MFrameFeatureReader
             if self.frame_level
@@ -173,6 +180,31 @@ class RunConfig:
             **self.hyperparameters,
         )
 
+    def build_optimizer(self):
+        """The Keras optimizer, with a learning rate that decays in steps.
+
+        Raises:
+            InputError: if there is none of the name.
+        """
+        name = self.optimizer.removesuffix("Optimizer")
+        known = {
+            key: value
+            for key, value in vars(keras.optimizers).items()
+            if isinstance(value, type) and key not in ("Optimizer", "LossScaleOptimizer")
+        }
+        if name not in known:
+            raise InputError(f"unknown optimizer {self.optimizer!r}. Optimizers: {listing(known)}.")
+        learning_rate = keras.optimizers.schedules.ExponentialDecay(
+            self.base_learning_rate,
+            decay_steps=self.learning_rate_decay_examples / self.batch_size,
+            decay_rate=self.learning_rate_decay,
+            staircase=True,
+        )
+        # TensorFlow 1 used 1e-8 in Adam; Keras' default of 1e-7 weighs on rare classes.
+        options = {"epsilon": 1e-8} if name in ("Adam", "AdamW", "Nadam") else {}
+        # The name is part of the checkpoint's keys.
+        return known[name](learning_rate=learning_rate, name="optimizer", **options)
+
     def reader(self, data_pattern, **options):
         """A reader of the records that the model takes, as of `DataConfig.reader`."""
         return self.data.reader(data_pattern, **options)
@@ -187,6 +219,8 @@ class RunConfig:
 
     def save(self, train_dir):
         """Writes `model_flags.json` into a train directory."""
+        import files
+
         files.write_json(
             os.path.join(train_dir, FILE_NAME),
             {
@@ -204,6 +238,8 @@ class RunConfig:
         Raises:
             InputError: if there is none or it is not valid.
         """
+        import files
+
         path = os.path.join(train_dir, FILE_NAME)
         if not files.gfile.exists(path):
             raise InputError(

@@ -103,7 +103,7 @@ def train(
     strategy = tf.distribute.get_strategy()
     with strategy.scope():
         model = config.build_model(compute.matrix_policy(compute_dtype))
-        optimizer = trainer.build_optimizer(config)
+        optimizer = config.build_optimizer()
         optimizer.build(model.trainable_variables)
     prepare_train_dir(train_dir, config, start_new_model)
     stepper = trainer.Trainer(config, model, optimizer, strategy)

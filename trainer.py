@@ -3,7 +3,6 @@
 import math
 import time
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -11,35 +10,13 @@ from absl import logging
 import checkpoints
 import eval_util
 import losses
-from utils import InputError, listing
+from utils import listing
 
 # One call runs as many steps as fit in about this time, so that the progress shown is fresh.
 _SECONDS_PER_CALL = 1.0
 _MOST_STEPS_PER_CALL = 50
 # Slices of a gradient whose squares are added up before they are summed.
 _SUMMANDS = 8
-
-
-def build_optimizer(config):
-    """The Keras optimizer of a config, with a learning rate that decays in steps."""
-    name = config.optimizer.removesuffix("Optimizer")
-    known = {
-        key: value
-        for key, value in vars(keras.optimizers).items()
-        if isinstance(value, type) and key not in ("Optimizer", "LossScaleOptimizer")
-    }
-    if name not in known:
-        raise InputError(f"unknown optimizer {config.optimizer!r}. Optimizers: {listing(known)}.")
-    learning_rate = keras.optimizers.schedules.ExponentialDecay(
-        config.base_learning_rate,
-        decay_steps=config.learning_rate_decay_examples / config.batch_size,
-        decay_rate=config.learning_rate_decay,
-        staircase=True,
-    )
-    # TensorFlow 1 used 1e-8 in Adam; Keras' default of 1e-7 weighs on rare classes.
-    options = {"epsilon": 1e-8} if name in ("Adam", "AdamW", "Nadam") else {}
-    # The name is part of the checkpoint's keys.
-    return known[name](learning_rate=learning_rate, name="optimizer", **options)
 
 
 class Trainer:

@@ -22,7 +22,7 @@ from full_size import define_flags
 
 def way(model, config, steps, make_step=None):
     """Runs training steps; two before are not counted."""
-    optimizer = trainer.build_optimizer(config)
+    optimizer = config.build_optimizer()
     batch = tf.nest.map_structure(tf.constant, full_size.random_batch(config))
     make_step = make_step or projects_step
     step = make_step(model, config, optimizer, batch)

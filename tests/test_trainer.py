@@ -66,7 +66,7 @@ def test_an_update_follows_loss_added_losses_and_penalties():
         loss = losses.CrossEntropyLoss()(labels, tf.sigmoid(y)) + 0.7 * penalty
     gradients = tape.gradient(loss, [kernel, bias])
 
-    optimizer = trainer.build_optimizer(config)
+    optimizer = config.build_optimizer()
     optimizer.build(model.trainable_variables)
     stepper = trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
     stepper.run(iter(tf.data.Dataset.from_tensors((x, labels))), 1)
@@ -121,7 +121,7 @@ def test_a_penalised_weight_that_predicts_nothing_shrinks(caplog):
     config = sgd_config(base_learning_rate=0.5, clip_gradient_norm=0.0)
     model = PenalisesUnused()
     kernel = model.unused.get_weights()[0]
-    optimizer = trainer.build_optimizer(config)
+    optimizer = config.build_optimizer()
     optimizer.build(model.trainable_variables)
     stepper = trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
     stepper.run(iter(tf.data.Dataset.from_tensors((tf.ones([3, 5]), tf.zeros([3, 4])))), 1)
