@@ -202,26 +202,32 @@ def require_not_negative(flag_values, *names):
             raise InputError(f"--{name} must be 0 or more. Received: {value}")
 
 
-def run(main, define):
+def run(main, define, backends=("tensorflow",)):
     """Runs a program: `define(flags.FLAGS)`, then `main(flags.FLAGS)`.
 
     An `InputError`, a failing file operation or a loss that is not finite ends it with one line and
     exit status 1; anything else is a fault of the program and keeps its traceback.
+
+    Args:
+        main: function of the parsed flags.
+        define: function of an `absl.flags.FlagValues`, which defines the flags in it.
+        backends: sequence of str. Backends of Keras that the program runs on.
     """
+    backend = keras.backend.backend()
 
     def guarded(arguments):
         logging.set_verbosity(logging.INFO)
         _expand_home(flags.FLAGS)
         try:
-            if keras.backend.backend() != "tensorflow":
+            if backend not in backends:
                 raise InputError(
-                    f"the programs run on the TensorFlow backend of Keras, which is set to "
-                    f"{keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow."
+                    f"this program runs on the backend {' or '.join(backends)} of Keras, which is "
+                    f"set to {backend!r}. Set KERAS_BACKEND={backends[0]}."
                 )
             if len(arguments) > 1:
                 raise InputError(f"flags start with --. Received: {listing(arguments[1:])}")
             main(flags.FLAGS)
-        except (InputError, OSError, FloatingPointError, *_remote_errors()) as error:
+        except (InputError, OSError, FloatingPointError, *_remote_errors(backend)) as error:
             sys.exit(f"{sys.argv[0]}: error: {_in_one_line(error)}")
 
     try:
@@ -237,8 +243,10 @@ def _in_one_line(error):
     return re.sub(r"\s*\n\s*", " ", text)
 
 
-def _remote_errors():
-    # Imported here, as files need TensorFlow and the flags of models do not.
+def _remote_errors(backend):
+    if backend != "tensorflow":
+        return ()
+    # Imported here, as files need TensorFlow, which programs on other backends do not.
     import files
 
     return files.REMOTE_ERRORS

@@ -8,11 +8,10 @@ import statistics
 import sys
 import time
 
+import keras
 from absl import flags
 
 import program
-
-PACKAGES = ("tensorflow", "keras", "numpy")
 
 
 def define_flags(flag_values, rounds=5, plain=None):
@@ -25,7 +24,13 @@ def define_flags(flag_values, rounds=5, plain=None):
 
 
 def peak_memory_gib():
-    """Peak memory of the process so far."""
+    """Peak memory so far: of the process, under JAX on a GPU of the GPU."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        statistics_of_device = jax.devices()[0].memory_stats()
+        if statistics_of_device:
+            return statistics_of_device["peak_bytes_in_use"] / 2**30
     # Kilobytes on Linux.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
@@ -65,20 +70,25 @@ def run(makers, baseline, flag_values, **conditions):
     print(as_text, flush=True)
 
 
-def run_beside(name, plain, project, flag_values, **conditions):
+def run_beside(name, plain, project, flag_values, bounds=None, **conditions):
     """Runs the project's way and, with `--plain`, the plain one as baseline.
+
+    Without it, the baseline is the first of the bounds, if there are any.
 
     Args:
         name: str. What to call the plain way.
         plain: function that makes it, as of `run`.
         project: function that makes the project's.
         flag_values: with the flags of `define_flags`.
+        bounds: dict of makers, as of `run`, of what the project cannot be faster than.
         **conditions: as of `run`.
     """
     makers = {"project": project}
     if flag_values.plain:
         makers[name] = plain
-    run(makers, name if flag_values.plain else "project", flag_values, **conditions)
+    makers |= bounds or {}
+    baseline = name if flag_values.plain else next(iter(bounds or {"project": project}))
+    run(makers, baseline, flag_values, **conditions)
 
 
 def summarize(rates, baseline, peaks):
@@ -98,11 +108,12 @@ def summarize(rates, baseline, peaks):
 
 def circumstances():
     """The machine and the versions."""
+    packages = (keras.backend.backend(), "keras", "numpy")
     return {
         "cores": len(os.sched_getaffinity(0)),
         "versions": {
             "python": ".".join(map(str, sys.version_info[:3])),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            **{name: importlib.metadata.version(name) for name in packages},
         },
     }
 

@@ -22,13 +22,15 @@ def define_flags(flag_values):
     flags.DEFINE_integer("steps", 2, "Batches in each round.", flag_values=flag_values)
 
 
-def run(build, way, flag_values, **plain_way):
+def run(build, way, flag_values, make_bound=None, **plain_way):
     """Compares `way` for the project's model with that for its plain twin.
 
     Args:
         build: function of a config and a dtype, to the project's model.
         way: function of a model, its config and the number of batches, to what does the work.
         flag_values: with the flags of `define_flags`.
+        make_bound: function of the model, its config and the dtype, to ways that bound the
+            project's and conditions to tell, as of `comparison.run`.
         **plain_way: more arguments of `way` for the plain model.
     """
     program.require_flags(flag_values, "model")
@@ -40,14 +42,17 @@ def run(build, way, flag_values, **plain_way):
     steps = flag_values.steps
     # Made first, since a model without a twin is refused.
     plain = plain_models.PlainModel(model) if flag_values.plain else None
+    bounds, conditions = make_bound(model, config, dtype) if make_bound else ({}, {})
     comparison.run_beside(
         "plain Keras, float32",
         lambda: way(plain, config, steps, **plain_way),
         lambda: way(model, config, steps),
         flag_values,
+        bounds,
         model=config.model,
         batch_size=config.batch_size,
         compute_dtype=dtype,
+        **conditions,
     )
 
 

@@ -149,6 +149,7 @@ class PlainModel(keras.Model):
         super().__init__(name="plain")
         check_has_twin(model)
         self.iterations = model.iterations
+        self.sampling_seed = keras.random.SeedGenerator(name="sampling_seed")
         is_gru = isinstance(model, frame_level_models.GruModel)
         self.encoder = PlainGrus(model.stack) if is_gru else PlainStreams(model.encoder)
         self.classifier = PlainMoe(model.classifier)
@@ -159,7 +160,8 @@ class PlainModel(keras.Model):
         frames = utils.dequantize(ops.cast(inputs["frames"], "float32"))
         positions = ops.arange(ops.shape(frames)[1], dtype="int32")[None]
         if self.iterations:
-            uniform = keras.random.uniform((ops.shape(frames)[0], self.iterations))
+            shape = (ops.shape(frames)[0], self.iterations)
+            uniform = keras.random.uniform(shape, seed=self.sampling_seed)
             positions = ops.cast(uniform * ops.cast(num_frames[:, None], "float32"), "int32")
             frames = ops.take_along_axis(frames, positions[..., None], axis=1)
         mask = ops.cast(positions < num_frames[:, None], "float32")

@@ -1,86 +1,43 @@
 """Measures the training step of a full-size model on random frames, against plain Keras.
 
     python benchmarks/train_step.py --flagfile=recipes/lfnl_netvlad.flags --batch_size=80
+    KERAS_BACKEND=jax python benchmarks/train_step.py --flagfile=recipes/gru.flags --batch_size=80
 
-The step is that of train.py; the batch lies in memory. benchmarks/README.md tells how to read it.
+The step is that of train.py, under JAX the same in one compiled function; the batch lies in memory.
+benchmarks/README.md tells how to read it.
 """
 
 import pathlib
 import sys
 
-import tensorflow as tf
+import keras
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import compute
 import full_size
-import losses
 import program
-import trainer
 from full_size import define_flags
 
 
-def way(model, config, steps, make_step=None):
-    """Runs training steps; two before are not counted."""
-    optimizer = config.build_optimizer()
-    batch = tf.nest.map_structure(tf.constant, full_size.random_batch(config))
-    make_step = make_step or projects_step
-    step = make_step(model, config, optimizer, batch)
-
-    def work():
-        for _ in range(steps):
-            step()
-        return steps * config.batch_size
-
-    step()
-    step()
-    return work
-
-
-def projects_step(model, config, optimizer, batch):
-    """The step of train.py."""
-    stepper = trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
-    iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
-
-    def step():
-        stepper.run(iterator, 1)
-        stepper.check_finite()
-
-    return step
-
-
-def plain_step(model, config, optimizer, batch):
-    """The step that one writes first, with the same loss, clipping and optimizer."""
-    label_loss = losses.get_loss(config.label_loss)
-
-    @tf.function(autograph=False)
-    def step():
-        inputs, labels = batch
-        with tf.GradientTape() as tape:
-            penalty = config.regularization_penalty
-            loss = label_loss(labels, model(inputs, training=True))
-            loss += penalty * tf.add_n(model.losses)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        if config.clip_gradient_norm > 0:
-            gradients = [tf.clip_by_norm(g, config.clip_gradient_norm) for g in gradients]
-        optimizer.apply(gradients, model.trainable_variables)
-        return loss
-
-    # The layers of Keras make their weights at the first call.
-    model(tf.nest.map_structure(lambda tensor: tensor[:1], batch[0]))
-    optimizer.build(model.trainable_variables)
-    return lambda: step().numpy()
+def build(config, dtype):
+    """The project's model, to be trained."""
+    return config.build_model(compute.matrix_policy(dtype))
 
 
 def main(flag_values):
     """Runs the program."""
-    full_size.run(
-        lambda config, dtype: config.build_model(compute.matrix_policy(dtype)),
-        way,
-        flag_values,
-        make_step=plain_step,
-    )
+    # JAX runs where TensorFlow is not installed, and the other way round.
+    if keras.backend.backend() == "jax":
+        import jax_step
+
+        full_size.run(build, jax_step.way, flag_values, make_bound=jax_step.bound)
+    else:
+        import tensorflow_step
+
+        make_step = tensorflow_step.plain_step
+        full_size.run(build, tensorflow_step.way, flag_values, make_step=make_step)
 
 
 if __name__ == "__main__":
-    program.run(main, define_flags)
+    program.run(main, define_flags, backends=("tensorflow", "jax"))

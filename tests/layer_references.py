@@ -6,6 +6,7 @@ derivative by finite differences.
 
 import math
 
+import keras
 import numpy as np
 
 EPSILON = 1e-3
@@ -38,6 +39,18 @@ def randomize(layer):
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
         else:
             weight.assign(rng.normal(0, 0.7, weight.shape))
+
+
+def keras_gru(layer, frames_shape):
+    """`keras.layers.GRU` with the weights of a built `recurrent.GRU`."""
+    twin = keras.layers.GRU(
+        layer.units, return_sequences=True, return_state=True, reset_after=False
+    )
+    twin.build(frames_shape)
+    kernel, bias = layer.input_projection.weights
+    recurrent = np.concatenate([layer.gates, layer.candidate], axis=1)
+    twin.set_weights([kernel, recurrent, bias])
+    return twin
 
 
 def sigmoid(x):

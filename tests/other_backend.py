@@ -5,7 +5,8 @@
 A program of its own, as a process has one backend only. INPUT has `models` and `sizes` in JSON: the
 hyper-parameters of each model, and what else `registry.build_model` takes; `frames`, `num_frames`,
 `vectors` and `labels`; and every weight by its path. OUTPUT has for each model `NAME/predictions`
-and, of a step of training, `NAME/gradients/PATH`; and `imported_tensorflow`.
+and, of a step of training, `NAME/gradients/PATH`; `gru/own/NAME` and `gru/keras/NAME`, gradients
+of a recurrent layer and its twin of Keras; and `imported_tensorflow`.
 """
 
 import json
@@ -18,7 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import layer_references as references
 import losses
+import recurrent
 import registry
 
 
@@ -42,6 +45,7 @@ def main(input_path, output_path):
         gradients = training_gradients(model, inputs, arrays["labels"])
         for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
             results[f"{name}/gradients/{weight.path}"] = gradient
+    results |= gru_gradients()
     results["imported_tensorflow"] = "tensorflow" in sys.modules
     np.savez(output_path, **results)
 
@@ -66,6 +70,32 @@ def training_gradients(model, inputs, labels):
         return losses.CrossEntropyLoss()(labels, predictions)
 
     return gradients(values(model.trainable_variables))
+
+
+def gru_gradients():
+    """Of the same function through the project's GRU, and through that of Keras."""
+    rng = np.random.default_rng(5)
+    frames = rng.normal(size=(2, 5, 4)).astype(np.float32)
+    share = rng.normal(size=(2, 5, 3)).astype(np.float32)
+    real = np.array([[True] * 5, [True] * 3 + [False] * 2])
+    layer = recurrent.GRU(3)
+    layer.build(frames.shape)
+    references.randomize(layer)
+    twin = references.keras_gru(layer, frames.shape)
+    found = {}
+    for name, gru, masks in (("own", layer, {"real": real}), ("keras", twin, {"mask": real})):
+        state = values(gru.non_trainable_variables)
+
+        def total(weights, frames, gru=gru, masks=masks, state=state):
+            (states, _), _ = gru.stateless_call(weights, state, frames, **masks)
+            return (states * share).sum()
+
+        gradients = jax.jit(jax.grad(total, argnums=(0, 1)))
+        by_weight, found[f"gru/{name}/frames"] = gradients(values(gru.trainable_variables), frames)
+        paths = (weight.path.split("/")[-1] for weight in gru.trainable_variables)
+        found |= {f"gru/{name}/{path}": value for path, value in zip(paths, by_weight, strict=True)}
+    matrices = [found.pop(f"gru/own/{name}") for name in ("gates", "candidate")]
+    return {**found, "gru/own/recurrent_kernel": np.concatenate(matrices, axis=1)}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import documents
 import layer_references as references
 import registry
 
@@ -51,6 +51,24 @@ def make_data():
     }
 
 
+def run_under_jax(*arguments):
+    """Runs `python arguments...` with JAX as backend of Keras."""
+    completed = subprocess.run(
+        [sys.executable, *arguments],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": "jax",
+            "JAX_PLATFORMS": "cpu",
+            # Compiles in half of the time.
+            "XLA_FLAGS": "--xla_backend_optimization_level=1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 0, completed.stderr
+    return completed
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Of all models: what TensorFlow predicts, and all that `other_backend.py` gives."""
@@ -71,20 +89,8 @@ def results(tmp_path_factory):
         **data,
         **weights,
     )
-    program = pathlib.Path(__file__).with_name("other_backend.py")
-    completed = subprocess.run(
-        [sys.executable, program, directory / "input.npz", directory / "output.npz"],
-        env={
-            **os.environ,
-            "KERAS_BACKEND": "jax",
-            "JAX_PLATFORMS": "cpu",
-            # Compiles in half of the time.
-            "XLA_FLAGS": "--xla_backend_optimization_level=1",
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert completed.returncode == 0, completed.stderr
+    program = documents.ROOT / "tests" / "other_backend.py"
+    run_under_jax(program, directory / "input.npz", directory / "output.npz")
     with np.load(directory / "output.npz") as file:
         return {**predictions, **file}
 
@@ -109,5 +115,31 @@ def test_every_trainable_weight_gets_a_finite_gradient_under_jax(name, results):
     assert without <= references.WITHOUT_EFFECT
 
 
+@pytest.mark.parametrize("name", ["frames", "kernel", "recurrent_kernel", "bias"])
+def test_the_gradient_of_the_gru_is_that_of_keras_under_jax(name, results):
+    own, of_keras = (results[f"gru/{whose}/{name}"] for whose in ("own", "keras"))
+    np.testing.assert_allclose(own, of_keras, rtol=0, atol=1e-6 * np.abs(of_keras).max())
+
+
 def test_models_and_losses_do_not_import_tensorflow(results):
     assert not results["imported_tensorflow"]
+
+
+def test_the_training_step_is_measured_where_tensorflow_is_not_installed():
+    code = (
+        "import runpy, sys; sys.modules['tensorflow'] = None; del sys.argv[0]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    small = ("--soft_bof_cluster_size=5", "--soft_bof_hidden_size=3", "--iterations=4")
+    sizes = ("--num_classes=10", "--feature_sizes=8,4", "--max_frames=6", "--batch_size=4")
+    completed = run_under_jax(
+        *("-c", code, documents.ROOT / "benchmarks" / "train_step.py"),
+        f"--flagfile={documents.ROOT / 'recipes' / 'soft_bof_4k.flags'}",
+        *(*small, *sizes, "--rounds=1", "--steps=1", "--format=json"),
+    )
+    result = json.loads(completed.stdout)
+    plain, bound = "plain Keras, float32", "its matrix products alone"
+    assert set(result["results"]) == {"project", plain, bound}
+    assert result["baseline"] == plain
+    assert result["results"][bound]["ratio"] > 1
+    assert set(result["conditions"]["versions"]) == {"python", "jax", "keras", "numpy"}

@@ -58,6 +58,26 @@ def test_benchmarks_of_models_compare_with_plain_keras(run_benchmark, name):
     assert "peak GiB" in table
 
 
+def test_operations_of_matrix_products_are_counted_as_often_as_they_are_made(benchmark_module):
+    jax = pytest.importorskip("jax")
+    ones = jax.numpy.ones
+
+    def step(carry, row):
+        return carry, jax.jit(jax.numpy.matmul)(row, ones([4, 5]))
+
+    jaxpr = jax.make_jaxpr(lambda rows: jax.lax.scan(step, 0.0, rows))(ones([3, 2, 4]))
+    count = benchmark_module("jax_step").product_operations
+    assert count(jaxpr) == 3 * (2 * 5) * (4 + 4)
+    assert count(jax.make_jaxpr(lambda x: x * x)(ones([2, 2]))) == 0
+
+
+def test_clipping_under_jax_leaves_a_gradient_at_most_its_norm(benchmark_module):
+    pytest.importorskip("jax")
+    clip = benchmark_module("jax_step").clip_by_norm
+    np.testing.assert_allclose(clip(np.array([[3.0], [4.0]]), 1.0), [[0.6], [0.8]], rtol=1e-6)
+    np.testing.assert_array_equal(clip(np.array([[0.3], [0.4]]), 1.0), np.float32([[0.3], [0.4]]))
+
+
 def test_the_input_benchmark_compares_every_way_with_the_baseline(run_benchmark):
     arguments = ("--num_videos=16", "--batch_size=8", "--rounds=1")
     results = ratios(run_benchmark("input", *arguments, "--format=json"))

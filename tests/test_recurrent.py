@@ -62,6 +62,35 @@ def test_gradient_is_the_derived_one(results):
         np.testing.assert_allclose(own, derived, rtol=1e-5, atol=1e-6)
 
 
+def test_states_and_gradients_are_those_of_keras():
+    rng = np.random.default_rng(4)
+    frames = tf.constant(rng.normal(size=(*REAL.shape, 4)).astype(np.float32))
+    share = rng.normal(size=(*REAL.shape, 6)).astype(np.float32)
+    layer = recurrent.GRU(6)
+    layer.build(frames.shape)
+    references.randomize(layer)
+    twin = references.keras_gru(layer, frames.shape)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(frames)
+        states, last = layer(frames, tf.constant(REAL))
+        total = tf.reduce_sum(states * share) + tf.reduce_sum(last)
+        twin_states, twin_last = twin(frames, mask=tf.constant(REAL))
+        twin_total = tf.reduce_sum(twin_states * share) + tf.reduce_sum(twin_last)
+    projection = layer.input_projection
+    weights = [projection.kernel, layer.gates, layer.candidate, projection.bias]
+    d_frames, kernel, gates, candidate, bias = tape.gradient(
+        total, [frames, *[weight.value for weight in weights]]
+    )
+    recurrent_kernel = tf.concat([gates, candidate], axis=1)
+    expected = tape.gradient(twin_total, [frames, *[w.value for w in twin.trainable_weights]])
+    for own, of_keras in zip(
+        (states, last, d_frames, kernel, recurrent_kernel, bias),
+        (twin_states, twin_last, *expected),
+        strict=True,
+    ):
+        np.testing.assert_allclose(own, of_keras, rtol=0, atol=1e-6 * np.abs(of_keras).max())
+
+
 def test_padding_gets_no_gradient(results):
     d_frames = np.asarray(results[False][1][0])
     assert not d_frames[~REAL].any()

@@ -1,0 +1,138 @@
+"""The training step under JAX, which needs no TensorFlow, and the matrix products in it."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+import full_size
+import losses
+
+
+def way(model, config, steps):
+    """Runs training steps of any Keras model; two before are not counted."""
+    inputs, labels = jax.device_put(full_size.random_batch(config))
+    if not model.built:
+        # The layers of Keras make their weights at the first call.
+        model(jax.tree.map(lambda array: array[:1], inputs))
+    step, variables = training_step(model, config)
+
+    def work(steps=steps):
+        nonlocal variables
+        for _ in range(steps):
+            variables, loss = step(variables, inputs, labels)
+        # Each step needs the one before, so this waits for all.
+        if not np.isfinite(loss):
+            raise FloatingPointError("the loss is not finite")
+        return steps * config.batch_size
+
+    work(2)
+    return work
+
+
+def training_step(model, config):
+    """The step of train.py as one compiled function.
+
+    Args:
+        model: built `keras.Model`. The first step takes its arrays over.
+        config: `RunConfig`.
+
+    Returns:
+        `(step, variables)`: a function of variables, inputs and labels to new variables and the
+        loss; and the variables of model and optimizer to begin with.
+    """
+    optimizer = config.build_optimizer()
+    optimizer.build(model.trainable_variables)
+    gradients_of = gradient_function(model, config)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(variables, inputs, labels):
+        weights, state, slots = variables
+        (loss, state), gradients = gradients_of(weights, state, inputs, labels)
+        if config.clip_gradient_norm > 0:
+            gradients = [clip_by_norm(g, config.clip_gradient_norm) for g in gradients]
+        weights, slots = optimizer.stateless_apply(slots, gradients, weights)
+        return (weights, state, slots), loss
+
+    kinds = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
+    return step, tuple([variable.value for variable in kind] for kind in kinds)
+
+
+def gradient_function(model, config):
+    """A function of weights, state, inputs and labels to `((loss, state), gradients)`."""
+    label_loss = losses.get_loss(config.label_loss)
+
+    def loss_of(weights, state, inputs, labels):
+        predictions, state, added = model.stateless_call(
+            weights, state, inputs, training=True, return_losses=True
+        )
+        loss = label_loss(labels, predictions) + config.regularization_penalty * sum(added)
+        return loss, state
+
+    return jax.value_and_grad(loss_of, has_aux=True)
+
+
+def clip_by_norm(gradient, most):
+    """A gradient of at most a given norm."""
+    return gradient * (most / jnp.maximum(jnp.linalg.norm(gradient.ravel()), most))
+
+
+def bound(model, config, dtype):
+    """What bounds a step that does nothing but its matrix products, as fast as large ones are.
+
+    Args:
+        model: model of the project.
+        config: its `RunConfig`.
+        dtype: str. Type of the operands.
+
+    Returns:
+        `(ways, conditions)`, further ones for `comparison.run`: the speed of another way relative
+        to this one is its share of the peak of matrix products.
+    """
+    arguments = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        *full_size.random_batch(config),
+    )
+    shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arguments)
+    jaxpr = jax.make_jaxpr(gradient_function(model, config))(*shapes)
+    per_video = product_operations(jaxpr) / config.batch_size
+    device = jax.devices()[0]
+    # Sides of square matrices that are large for the device.
+    size = 2048 if device.platform == "cpu" else 8192
+
+    def products():
+        left, right = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
+        product = jax.jit(jnp.matmul)
+        count = max(math.ceil(config.batch_size * per_video / (2 * size**3)), 10)
+
+        def work():
+            for _ in range(count):
+                result = product(left, right)
+            result.block_until_ready()
+            return count * 2 * size**3 / per_video
+
+        return work
+
+    return {"its matrix products alone": products}, {
+        "device": device.device_kind,
+        "gflop_per_video": float(f"{per_video / 1e9:.4g}"),
+    }
+
+
+def product_operations(jaxpr):
+    """Floating-point operations of all matrix products of a jaxpr, each as often as it is made."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            summands = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * summands * equation.outvars[0].aval.size
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            for part in value if isinstance(value, (tuple, list)) else (value,):
+                if hasattr(part, "eqns"):
+                    total += times * product_operations(part)
+    return total

@@ -1,0 +1,59 @@
+"""The training step under TensorFlow: the project's, and the plain one."""
+
+import tensorflow as tf
+
+import full_size
+import losses
+import trainer
+
+
+def way(model, config, steps, make_step=None):
+    """Runs training steps; two before are not counted."""
+    optimizer = config.build_optimizer()
+    batch = tf.nest.map_structure(tf.constant, full_size.random_batch(config))
+    make_step = make_step or projects_step
+    step = make_step(model, config, optimizer, batch)
+
+    def work():
+        for _ in range(steps):
+            step()
+        return steps * config.batch_size
+
+    step()
+    step()
+    return work
+
+
+def projects_step(model, config, optimizer, batch):
+    """The step of train.py."""
+    stepper = trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
+    iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
+
+    def step():
+        stepper.run(iterator, 1)
+        stepper.check_finite()
+
+    return step
+
+
+def plain_step(model, config, optimizer, batch):
+    """The step that one writes first, with the same loss, clipping and optimizer."""
+    label_loss = losses.get_loss(config.label_loss)
+
+    @tf.function(autograph=False)
+    def step():
+        inputs, labels = batch
+        with tf.GradientTape() as tape:
+            penalty = config.regularization_penalty
+            loss = label_loss(labels, model(inputs, training=True))
+            loss += penalty * tf.add_n(model.losses)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        if config.clip_gradient_norm > 0:
+            gradients = [tf.clip_by_norm(g, config.clip_gradient_norm) for g in gradients]
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss
+
+    # The layers of Keras make their weights at the first call.
+    model(tf.nest.map_structure(lambda tensor: tensor[:1], batch[0]))
+    optimizer.build(model.trainable_variables)
+    return lambda: step().numpy()
