@@ -127,7 +127,8 @@ def test_models_and_losses_do_not_import_tensorflow(results):
 
 def test_the_training_step_is_measured_where_tensorflow_is_not_installed():
     code = (
-        "import runpy, sys; sys.modules['tensorflow'] = None; del sys.argv[0]; "
+        "import os, runpy, sys; sys.modules['tensorflow'] = None; del sys.argv[0]; "
+        "sys.path[0] = os.path.dirname(sys.argv[0]); "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     small = ("--soft_bof_cluster_size=5", "--soft_bof_hidden_size=3", "--iterations=4")
