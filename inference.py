@@ -7,7 +7,7 @@ Several runs (--train_dirs) or an exported model (--exported_model) predict just
 
 The file has the columns VideoId and LabelConfidencePairs: the best classes, each with its score. It
 appears when it is whole. What an interrupted run has finished is kept beside it, input file by
-input file; the same command with --resume goes on with it.
+input file; the same command goes on with it.
 """
 
 import time
@@ -22,7 +22,7 @@ from progress import Progress
 from utils import InputError
 
 
-def write_predictions(predictor, reader, output_file, *, batch_size, top_k=20, resume=False):
+def write_predictions(predictor, reader, output_file, *, batch_size, top_k=20, resume=True):
     """Predicts all videos of a reader, one file after the other, and writes a CSV file.
 
     The file appears under its name only when it is whole. Until then each finished input file has
@@ -35,7 +35,8 @@ def write_predictions(predictor, reader, output_file, *, batch_size, top_k=20, r
         output_file: str. Path; one that ends in `.gz` is compressed.
         batch_size: int. Videos per batch; those of a batch are of one file.
         top_k: int. Classes per video.
-        resume: bool. Whether to go on with the parts of an interrupted run, if there are any.
+        resume: bool. Whether to go on with the parts of an interrupted run, if there are any;
+            else they are removed.
 
     Returns:
         The number of videos in the file.
@@ -99,9 +100,9 @@ def define_flags(flag_values):
     )
     flags.DEFINE_boolean(
         "resume",
-        False,
+        True,
         "Goes on with what an interrupted run of the same command left in OUTPUT_FILE.parts: input "
-        "files that it finished are not read again. Without such a directory, starts anew.",
+        "files that it finished are not read again. --noresume starts over.",
         flag_values=flag_values,
     )
 

@@ -43,10 +43,10 @@ class PredictionParts:
         output_file: str. The file that the parts will be joined to.
         settings: dict that JSON can hold: all that the lines depend on beside the input.
         input_files: list of str.
-        resume: bool. Whether to go on with parts that are there.
+        resume: bool. Whether to go on with parts that are there; else they are removed.
 
     Raises:
-        InputError: if there are parts, and `resume` is false or they are of other settings.
+        InputError: if there are parts of other settings.
     """
 
     def __init__(self, output_file, settings, input_files, *, resume):
@@ -56,23 +56,21 @@ class PredictionParts:
         sizes = [[path, files.file_size(path)] for path in input_files]
         settings = json.loads(json.dumps({**settings, "input_files": sizes}))
         path = os.path.join(self._folder, "settings.json")
+        if not resume and files.gfile.exists(self._folder):
+            files.gfile.rmtree(self._folder)
         if files.gfile.exists(path):
-            self._check(files.read_json(path), settings, resume)
+            self._check(files.read_json(path), settings)
         else:
             files.write_json(path, settings)
 
-    def _check(self, found, settings, resume):
-        if not resume:
-            raise InputError(
-                f"{self._folder} holds what an unfinished run has done. --resume goes on with it; "
-                "to start over, remove the directory."
-            )
+    def _check(self, found, settings):
         names = sorted({*found, *settings})
         differing = [name for name in names if found.get(name) != settings.get(name)]
         if differing:
             raise InputError(
-                f"{self._folder} was made with another value of {listing(differing)}. Give the "
-                "same model, flags and input files to go on, or remove the directory to start over."
+                f"{self._folder} holds what an unfinished run has done with another value of "
+                f"{listing(differing)}. Give the same model, flags and input files to go on, or "
+                "--noresume to start over."
             )
 
     def is_finished(self, number):
@@ -117,7 +115,7 @@ class PredictionParts:
         if self.num_videos():
             finished = sum(1 for _ in self._finished())
             logging.info(
-                "%d of %d input files are finished: %s. --resume goes on with them.",
+                "%d of %d input files are finished: %s. The same command goes on with them.",
                 finished,
                 len(self._input_files),
                 self._folder,

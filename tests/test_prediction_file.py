@@ -84,7 +84,7 @@ def test_a_killed_run_resumes_to_the_same_bytes_without_reading_finished_files(
     for number in finished:
         size = many_files[number].stat().st_size
         many_files[number].write_bytes(b"?" * size)
-    programs.run(inference, *given, "--resume")
+    programs.run(inference, *given)
     assert broken.read_bytes() == unbroken.read_bytes()
     assert not pathlib.Path(f"{broken}.parts").exists()
     assert len(programs.prediction_rows(broken)) == 1 + 80 * 40
@@ -110,26 +110,26 @@ def test_damaged_records_of_both_runs_count_together(tmp_path, trained, damaged_
     interrupt(given)
     assert len(finished_parts(output)) == 2
     with pytest.raises(InputError, match="1 damaged records were skipped before"):
-        programs.run(inference, *given, "--resume", "--skip_corrupt_records=1")
+        programs.run(inference, *given, "--skip_corrupt_records=1")
     with pytest.raises(InputError, match=r"test0\.tfrecord"):
-        programs.run(inference, *given, "--resume")
-    programs.run(inference, *given, "--resume", "--skip_corrupt_records=2")
+        programs.run(inference, *given)
+    programs.run(inference, *given, "--skip_corrupt_records=2")
     assert len(programs.prediction_rows(output)) == 1 + 3 * 40 - 2
 
 
-def test_parts_are_neither_overwritten_nor_mixed_with_others(tmp_path, trained, damaged_files):
+def test_parts_are_not_mixed_with_others_unless_they_are_given_up(tmp_path, trained, damaged_files):
     output = tmp_path / "predictions.csv"
     given = arguments(trained, damaged_files, output)
     interrupt(given)
-    with pytest.raises(InputError, match=r"predictions\.csv\.parts holds .* --resume"):
-        programs.run(inference, *given)
     with pytest.raises(InputError, match="another value of top_k"):
-        programs.run(inference, *given, "--resume", "--top_k=3")
+        programs.run(inference, *given, "--top_k=3")
     with pytest.raises(InputError, match="another value of checkpoint_steps, model_weights"):
-        programs.run(inference, *given, "--resume", "--checkpoint=40")
+        programs.run(inference, *given, "--checkpoint=40")
     shutil.copy(damaged_files[1], tmp_path / "input" / "test9.tfrecord")
     with pytest.raises(InputError, match="another value of input_files"):
-        programs.run(inference, *given, "--resume")
+        programs.run(inference, *given)
+    programs.run(inference, *given, "--noresume", "--skip_corrupt_records=3")
+    assert len(programs.prediction_rows(output)) == 1 + 4 * 40 - 2
 
 
 def test_an_empty_file_is_allowed_among_others_but_not_alone(tmp_path, trained, frame_data):
@@ -141,5 +141,5 @@ def test_an_empty_file_is_allowed_among_others_but_not_alone(tmp_path, trained, 
         programs.run(inference, *arguments(trained, [empty], output))
     assert os.listdir(tmp_path) == ["input"]
     shutil.copy(next(pathlib.Path(frame_data).parent.glob("part*")), empty.with_name("b.tfrecord"))
-    programs.run(inference, *arguments(trained, [empty], output), "--resume")
+    programs.run(inference, *arguments(trained, [empty], output))
     assert len(programs.prediction_rows(output)) == 1 + 40
