@@ -318,7 +318,7 @@ def test_a_weight_that_is_not_finite_is_not_saved(tmp_path, frame_data):
         ("--batch_size=161", "--batch_size=161 is larger than the data: 160 videos in 4 files"),
         ("--train_data_pattern=/no/such/*.tfrecord", "no file matches '/no/such/*.tfrecord'"),
         ("--train_data_pattern=", "--train_data_pattern must be given"),
-        ("--train_dir=/proc/none/run", "cannot make --train_dir /proc/none/run"),
+        ("--train_dir=/proc/none/run", "cannot write to --train_dir /proc/none/run"),
     ],
 )
 def test_train_refuses_bad_flags_with_a_sentence(tmp_path, frame_data, flag, message):
