@@ -152,9 +152,9 @@ SCALES = {
         worlds={"bag": ("moe", "lfnl_netvlad", "soft_bof_4k")},
         averages=("averaged",),
         seeds=(0,),
-        num_videos=4000,
+        num_videos=6000,
         num_eval_videos=1000,
-        max_steps=150,
+        max_steps=400,
     ),
 }
 

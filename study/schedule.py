@@ -1,0 +1,134 @@
+"""Runs jobs that are not done yet, several at a time."""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from absl import logging
+
+import files
+import plan
+from progress import Progress
+from utils import InputError
+
+# One thread a job: results do not depend on the number of cores, and jobs run side by side.
+_ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+class Runner:
+    """Runs the jobs of a plan that are not done, several at a time.
+
+    A job is done when its marker holds its key, which depends on its command and on those of the
+    jobs before it. So another scale or another flag runs it, and all that follow, anew.
+
+    Args:
+        jobs: list of `plan.Job`, each after those it needs.
+        output_dir: path. Markers go to its folder `jobs`, logs to `logs`.
+        num_parallel: int. Jobs that run at the same time.
+    """
+
+    def __init__(self, jobs, output_dir, num_parallel):
+        self._jobs = jobs
+        self._output_dir = pathlib.Path(output_dir)
+        self._num_parallel = num_parallel
+        self._keys = {}
+        for job in jobs:
+            parts = [job.command, [self._keys[name] for name in job.needs]]
+            self._keys[job.name] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def run(self):
+        """Runs them.
+
+        Raises:
+            InputError: if one fails, naming its log. Those that run then come to their end.
+        """
+        waiting = [job for job in self._jobs if not self._is_done(job)]
+        finished = {job.name for job in self._jobs} - {job.name for job in waiting}
+        total = round(sum(job.cost for job in self._jobs))
+        spent = total - sum(job.cost for job in waiting)
+        if finished:
+            logging.info("%d of %d jobs are done already", len(finished), len(self._jobs))
+        running = {}
+        with (
+            concurrent.futures.ThreadPoolExecutor(self._num_parallel) as pool,
+            Progress(total, "cost", round(spent)) as progress,
+        ):
+            while waiting or running:
+                while job := self._next(waiting, running.values(), finished):
+                    waiting.remove(job)
+                    running[pool.submit(self._run_job, job)] = job
+                done, _ = concurrent.futures.wait(
+                    running, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                for future in done:
+                    job = running.pop(future)
+                    future.result()
+                    finished.add(job.name)
+                    spent += job.cost
+                    progress.advance_to(round(spent))
+                    progress.report(f"{len(finished)} of {len(self._jobs)} jobs: {job.name}")
+
+    def _next(self, waiting, running, finished):
+        """The first job that can start now, or None; one that runs alone waits for all others."""
+        running = list(running)
+        if len(running) >= self._num_parallel or any(job.alone for job in running):
+            return None
+        others = [job for job in waiting if not job.alone] or ([] if running else waiting)
+        return next((job for job in others if finished.issuperset(job.needs)), None)
+
+    def _run_job(self, job):
+        started = self._marker(job, "started")
+        if not (job.resumes and _content(started) == self._keys[job.name]):
+            _remove(job.output)
+        _write(started, self._keys[job.name])
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        log = self._output_dir / "logs" / f"{job.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "w") as file:
+            command = [sys.executable, *job.command]
+            file.write(f"{' '.join(command)}\n")
+            file.flush()
+            ended = subprocess.run(
+                command,
+                cwd=plan.ROOT,
+                env={**os.environ, **_ONE_THREAD},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        if ended.returncode:
+            last = log.read_text().rstrip().rpartition("\n")[-1]
+            raise InputError(f"{job.name} failed: {last} (see {log})")
+        _write(self._marker(job, "done"), self._keys[job.name])
+
+    def _is_done(self, job):
+        return _content(self._marker(job, "done")) == self._keys[job.name] and job.output.exists()
+
+    def _marker(self, job, kind):
+        return self._output_dir / "jobs" / f"{job.name}.{kind}"
+
+
+def _content(path):
+    return path.read_text() if path.exists() else None
+
+
+def _write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_write(str(path)) as file:
+        file.write(text)
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

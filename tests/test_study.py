@@ -1,0 +1,158 @@
+"""The study: its plan is sound, it goes on where it stopped, and a miniature of it learns."""
+
+import importlib
+import pathlib
+import sys
+
+import pandas as pd
+import pytest
+from absl import flags
+
+import programs
+from utils import InputError
+
+sys.path.insert(0, str(programs.ROOT / "study"))
+
+import plan
+import report
+import run as study
+import schedule
+
+
+@pytest.mark.parametrize("name", list(plan.SCALES))
+def test_every_job_needs_earlier_ones_and_has_an_output_and_a_name_of_its_own(name, tmp_path):
+    jobs = plan.Plan(plan.SCALES[name], tmp_path).jobs
+    seen = set()
+    for job in jobs:
+        assert set(job.needs) <= seen
+        seen.add(job.name)
+    assert len(seen) == len({job.output for job in jobs}) == len(jobs)
+
+
+def test_commands_have_only_flags_that_exist(tmp_path):
+    for job in plan.Plan(plan.SCALES["full"], tmp_path).jobs:
+        program, *arguments = job.command
+        flag_values = flags.FlagValues()
+        importlib.import_module(program.removesuffix(".py")).define_flags(flag_values)
+        assert flag_values([program, *arguments]) == [program]
+
+
+def test_the_full_study_has_what_the_paper_has(tmp_path):
+    scale = plan.SCALES["full"]
+    assert scale.members == plan.SIX
+    assert [len(names) for names in scale.combinations] == [2, 2, 2, 3, 4, 5, 6]
+    assert len(scale.seeds) >= 3
+    steps = plan.Plan(scale, tmp_path)
+    trained = [job.name for job in steps.jobs if job.command[0] == "train.py"]
+    assert len(trained) == 3 * (11 + 5 + 3)
+
+
+def job(tmp_path, name, script, needs=(), **options):
+    path = tmp_path / f"{name}.py"
+    path.write_text(script)
+    output = tmp_path / f"{name}.out"
+    return plan.Job(name, (str(path), str(output)), output, needs, **options)
+
+
+COUNT_RUNS = "import sys; open(sys.argv[1] + '.runs', 'a').write('x'); open(sys.argv[1], 'w')"
+
+
+def runs_of(*jobs):
+    counts = [pathlib.Path(f"{one.output}.runs") for one in jobs]
+    return [len(path.read_text()) if path.exists() else 0 for path in counts]
+
+
+def test_jobs_run_once_and_again_when_their_command_or_an_earlier_one_changes(tmp_path):
+    first = job(tmp_path, "first", COUNT_RUNS)
+    second = job(tmp_path, "second", COUNT_RUNS, ("first",))
+    third = job(tmp_path, "third", COUNT_RUNS)
+    for _ in range(2):
+        schedule.Runner([first, second, third], tmp_path / "state", 2).run()
+    assert runs_of(first, second, third) == [1, 1, 1]
+    changed = plan.Job("first", (*first.command, "--more"), first.output)
+    schedule.Runner([changed, second, third], tmp_path / "state", 2).run()
+    assert runs_of(first, second, third) == [2, 2, 1]
+    third.output.unlink()
+    schedule.Runner([changed, second, third], tmp_path / "state", 2).run()
+    assert runs_of(first, second, third) == [2, 2, 2]
+
+
+def test_a_failing_job_names_its_log_and_is_tried_again(tmp_path):
+    script = "import sys, pathlib; sys.exit('no luck' if pathlib.Path('{}').exists() else 0)"
+    trouble = tmp_path / "trouble"
+    trouble.touch()
+    first = job(tmp_path, "first", script.format(trouble) + "\n")
+    second = job(tmp_path, "second", COUNT_RUNS, ("first",))
+    with pytest.raises(InputError, match=r"first failed: no luck \(see .*first\.log\)"):
+        schedule.Runner([first, second], tmp_path / "state", 2).run()
+    assert runs_of(second) == [0]
+    trouble.unlink()
+    first.output.touch()
+    schedule.Runner([first, second], tmp_path / "state", 2).run()
+    assert runs_of(second) == [1]
+
+
+def test_what_an_interrupted_job_left_is_removed_unless_it_resumes(tmp_path):
+    script = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); "
+    script += (
+        "p.write_text(p.read_text() + 'b' if p.exists() else 'a'); sys.exit(len(sys.argv) - 2)"
+    )
+    for resumes, content in ((True, "ab"), (False, "a")):
+        one = job(tmp_path, f"resumes_{resumes}", script, resumes=resumes)
+        runner = schedule.Runner([one], tmp_path / "state", 1)
+        schedule._write(runner._marker(one, "started"), runner._keys[one.name])
+        one.output.write_text("a")
+        runner.run()
+        assert one.output.read_text() == content
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory):
+    """Directory of the report of a miniature study."""
+    folder = tmp_path_factory.mktemp("study")
+    flag_values = flags.FlagValues()
+    study.define_flags(flag_values)
+    given = ("--scale=miniature", f"--output_dir={folder}/out", f"--report_dir={folder}/report")
+    flag_values(["run.py", *given])
+    study.main(flag_values)
+    return folder / "report"
+
+
+def test_nothing_makes_a_miniature_clearly_worse(miniature):
+    gap = pd.read_csv(miniature / "study" / "gap.csv").set_index(["subject", "treatment"])["gap"]
+    ensemble = "lfnl_netvlad+soft_bof_4k"
+    members = [gap[name, "averaged"] for name in ensemble.split("+")]
+    for name in ensemble.split("+"):
+        assert gap[name, "last"] > 1.5 * gap["prior", "last"]
+        assert gap[name, "averaged"] > gap[name, "last"] - 0.02
+    assert gap[ensemble, "samplings1"] > max(members) - 0.01
+    assert gap[ensemble, "samplings10"] > gap[ensemble, "samplings1"] - 0.003
+    assert abs(gap[ensemble, "exported_bfloat16"] - gap[ensemble, "exported_float32"]) < 0.002
+
+
+def test_the_report_says_first_that_the_data_are_generated(miniature):
+    text = (miniature / "study.md").read_text()
+    assert "generated videos, not from YouTube-8M" in text.splitlines()[0]
+    for number in range(1, 5):
+        assert f"## Table {number}" in text
+    page = (miniature / "study" / "index.html").read_text()
+    assert "http" not in page.replace("data:image", "")
+    assert page.count("<img ") == 4
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected", "verdict"),
+    [
+        ((0.10, 0.11, 0.12), "above", "holds"),
+        ((-0.10, 0.00, 0.15), "above", "**does not hold**"),
+        ((-0.10, 0.00, 0.15), "not below", "holds"),
+        ((-0.10, -0.11, -0.12), "not below", "**does not hold**"),
+        ((0.10, 0.11, 0.12), "no gain", "**does not hold**"),
+        ((-0.10, 0.00, 0.15), "no gain", "holds"),
+        ((-0.0004, 0.0005, 0.0), "equal", "holds"),
+        ((-0.0006, 0.0, 0.0), "equal", "**does not hold**"),
+        ((0.5,), "above", "one seed, no verdict"),
+    ],
+)
+def test_verdicts_need_two_standard_deviations(differences, expected, verdict):
+    assert report.verdict(pd.Series(differences), expected) == verdict
