@@ -223,10 +223,11 @@ def claims(scores, scale):
 
     single = [scores.by_seed(name) for name in scale.members]
     pooled = [scores.by_seed(name) for name in plan.MEAN_POOLED if name in scale.worlds["bag"]]
-    add(
-        "the weakest of the paper's models above the best model of the mean (bag)",
-        gain(pd.concat(single, axis=1).min(axis=1), pd.concat(pooled, axis=1).max(axis=1)),
-    )
+    if pooled:
+        add(
+            "the weakest of the paper's models above the best model of the mean (bag)",
+            gain(pd.concat(single, axis=1).min(axis=1), pd.concat(pooled, axis=1).max(axis=1)),
+        )
     averaged = mean_over(scale.members, "averaged")
     for treatment, name in (
         ("last", "the last one"),

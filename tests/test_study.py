@@ -124,7 +124,7 @@ def test_nothing_makes_a_miniature_clearly_worse(miniature):
     members = [gap[name, "averaged"] for name in ensemble.split("+")]
     for name in ensemble.split("+"):
         assert gap[name, "last"] > 1.5 * gap["prior", "last"]
-        assert gap[name, "averaged"] > gap[name, "last"] - 0.02
+        assert gap[name, "averaged"] > gap[name, "last"] - 0.03
     assert gap[ensemble, "samplings1"] > max(members) - 0.01
     assert gap[ensemble, "samplings10"] > gap[ensemble, "samplings1"] - 0.003
     assert abs(gap[ensemble, "exported_bfloat16"] - gap[ensemble, "exported_float32"]) < 0.002
