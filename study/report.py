@@ -275,7 +275,7 @@ def singles(results, scores):
         if name in sizes.index:
             rows.append(
                 {
-                    "model": plan.MODELS[name].title,
+                    "model": _title(name),
                     **{world: scores.text(name, world=world) for world in worlds},
                     "MiB": f"{sizes[name]:.2f}",
                     "GAP in the paper": _number(PAPER_SINGLE.get(name)),
@@ -291,7 +291,7 @@ def ingredients(results):
     share = table.groupby(["world", "ingredient"])["labels"].mean()
     rows = []
     for name in plan.MODELS:
-        row = {"model": plan.MODELS[name].title}
+        row = {"model": _title(name)}
         for (world, ingredient), labels in share.items():
             chosen = table[
                 (table.world == world) & (table.ingredient == ingredient) & (table.subject == name)
@@ -306,7 +306,7 @@ def averages(scores, scale):
     """Table 2."""
     return pd.DataFrame(
         {
-            "model": plan.MODELS[name].title,
+            "model": _title(name),
             **{
                 title: scores.text(name, treatment)
                 for treatment, title in TREATMENTS.items()
@@ -332,7 +332,7 @@ def combinations(scores, scale):
             {
                 "models": _short(names),
                 "GAP": scores.text("+".join(names), "samplings1"),
-                "best member": f"{members[best]:.4f} ({plan.MODELS[best].title})",
+                "best member": f"{members[best]:.4f} ({_short([best])})",
                 "paper": f"{paper[names]:.4f}",
             }
         )
@@ -368,7 +368,13 @@ def exports(results, scores, scale):
 
 
 def _short(names):
-    return " + ".join(plan.MODELS[name].title for name in names)
+    """Models by their numbers in the paper, as M1 + M4."""
+    return " + ".join(f"M{plan.SIX.index(name) + 1}" for name in names)
+
+
+def _title(name):
+    """A model's title, with the paper's number if it has one."""
+    return (f"{_short([name])} " if name in plan.SIX else "") + plan.MODELS[name].title
 
 
 def _number(value, style=".4f"):
@@ -417,6 +423,8 @@ figure { margin: 1.5rem 0; } img { width: 100%; max-width: 40rem; height: auto; 
 figcaption { color: var(--soft); font-size: .875rem; }
 .first { background: var(--mark); padding: .8rem 1rem; border-radius: .4rem; }
 code { overflow-wrap: anywhere; }
+@media (max-width: 40rem) { th, td { padding: .3rem .4rem; white-space: normal; }
+  th:first-child, td:first-child { min-width: 7rem; } }
 """
 
 
