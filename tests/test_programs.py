@@ -163,6 +163,19 @@ def test_eval_takes_a_step_and_keeps_one_entry_per_step(trained, frame_data):
     assert {40, 80} <= set(steps)
 
 
+def test_eval_of_all_checkpoints_gives_a_learning_curve(tmp_path, frame_data):
+    run_small(tmp_path, frame_data, "--max_steps=6", "--export_model_steps=2")
+    given = (f"--train_dir={tmp_path}", f"--eval_data_pattern={frame_data}", "--all_checkpoints")
+    run(eval_program, *given)
+    history = metrics_of(tmp_path)
+    assert [entry["step"] for entry in history] == [2, 4, 6]
+    assert len({entry["gap"] for entry in history}) == 3
+    with pytest.raises(InputError, match="--all_checkpoints and --checkpoint exclude each other"):
+        run(eval_program, *given, "--checkpoint=2")
+    with pytest.raises(InputError, match="--train_dir must be given"):
+        run(eval_program, *given[1:], "--exported_model=any")
+
+
 def test_eval_without_run_once_waits_for_new_checkpoints(tmp_path, frame_data):
     train_dir = tmp_path / "run"
     run_small(train_dir, frame_data, "--max_steps=2")
