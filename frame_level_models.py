@@ -15,6 +15,7 @@ from keras import ops
 import nonlocal_vlad
 import recurrent
 import registry
+import replicas
 import utils
 from stored_frames import StoredFrames, frame_scales
 
@@ -67,7 +68,7 @@ class FrameLevelModel(keras.Model):
         self.feature_sizes = tuple(feature_sizes)
         self.iterations = iterations
         self.sample_random_frames = sample_random_frames
-        self.sampling_seed = keras.random.SeedGenerator(name="sampling_seed")
+        self.sampling_seed = replicas.SeedGenerator(name="sampling_seed")
         self.classifier = registry.build_classifier(
             video_level_classifier_model, num_classes=num_classes, **classifier_hyperparameters
         )

@@ -13,6 +13,7 @@ import contextvars
 import keras
 from keras import ops
 
+import replicas
 import utils
 from stored_frames import StoredFrames
 
@@ -111,8 +112,8 @@ class BatchNorm(keras.layers.Layer):
         output = gamma * (x - mean) / sqrt(variance + epsilon) + beta
 
     In training, mean and variance are those of the batch, in which a row of weight n counts n
-    times and one of weight 0, padding, not at all; else they are moving averages. With n updates
-    made so far, the decay of the averages is
+    times and one of weight 0, padding, not at all; else they are moving averages. The batch is that
+    of all `replicas` if their totals are. With n updates made so far, the decay of the averages is
 
         min(decay, (1 + n) / (10 + n))
 
@@ -214,7 +215,8 @@ def shares_of(row_weights, x):
     if row_weights is None:
         row_weights = ops.ones(ops.shape(x)[:-1])
     row_weights = ops.cast(row_weights, "float32")
-    return row_weights / ops.sum(row_weights)
+    (total,) = replicas.totals()([ops.sum(row_weights)])
+    return row_weights / total
 
 
 def normalize_rows(x, shares, gamma, beta, epsilon):
@@ -228,6 +230,9 @@ def normalize_rows(x, shares, gamma, beta, epsilon):
 
         dx_i = gamma * r * (d_i - p_i (s + r^2 t (x_i - m))),  dgamma = r t,  dbeta = s
 
+    Rows can be spread over `replicas`. All sums are then over all of them, but for those of dgamma
+    and dbeta, of which each replica tells its part.
+
     Args:
         x: float32 `[B, D]` or `[B, T, D]`.
         shares: float32 `[B]` or `[B, T]`.
@@ -239,14 +244,15 @@ def normalize_rows(x, shares, gamma, beta, epsilon):
         `(y, m, v)`; gradients come through y alone.
     """
     axes = "BT"[: len(x.shape) - 1]
+    total = replicas.totals()
 
     def sum_rows(weights, rows):
         return ops.einsum(f"{axes},{axes}D->D", weights, rows)
 
     constant = ops.stop_gradient(x)
-    mean = sum_rows(shares, constant)
+    (mean,) = total([sum_rows(shares, constant)])
     centered = constant - mean
-    variance = sum_rows(shares, ops.square(centered))
+    (variance,) = total([sum_rows(shares, ops.square(centered))])
     inverse = ops.rsqrt(variance + epsilon)
 
     @ops.custom_gradient
@@ -255,10 +261,12 @@ def normalize_rows(x, shares, gamma, beta, epsilon):
 
         def gradient(d_output):
             ones = ops.ones_like(shares)
-            total = sum_rows(ones, d_output)
-            correlation = sum_rows(ones, d_output * centered)
-            common = total * scale + centered * (correlation * scale * ops.square(inverse))
-            return d_output * scale - shares[..., None] * common, correlation * inverse, total
+            own_sum = sum_rows(ones, d_output)
+            own_correlation = sum_rows(ones, d_output * centered)
+            sums, correlation = total([own_sum, own_correlation])
+            common = sums * scale + centered * (correlation * scale * ops.square(inverse))
+            d_x = d_output * scale - shares[..., None] * common
+            return d_x, own_correlation * inverse, own_sum
 
         return centered * scale + beta, gradient
 

@@ -38,7 +38,11 @@ _SHARED_FLAGS = {
         "Checkpoint to use instead of the newest one of --train_dir: a path without ending, as "
         ".../model.ckpt-1000, or the step, as 1000.",
     ),
-    "batch_size": (flags.DEFINE_integer, 128, "Videos per batch."),
+    "batch_size": (
+        flags.DEFINE_integer,
+        128,
+        "Videos per batch; in training on several devices, of all of them together.",
+    ),
     "num_readers": (
         flags.DEFINE_integer,
         4,

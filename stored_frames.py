@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+import replicas
 import utils
 
 # The byte that would stand for 0, 127 + 1/512. Bfloat16 rounds it to 127, a difference of 1/130560
@@ -95,10 +96,14 @@ class StoredFrames(NamedTuple):
         return self._gained(layer.product("BTK,BTD->BKD", scaled, centered))
 
     def moments(self, shares):
-        """Mean and variance of the frames, `[D]` each, with shares `[B, T]` that sum to 1."""
+        """Mean and variance of the frames, `[D]` each, with shares `[B, T]` that sum to 1.
+
+        Frames can be spread over `replicas`; the shares of all of them sum to 1.
+        """
         values = _centered(self.q, "float32")
         mean = ops.einsum("BT,BTD->D", shares * self.scales, values)
         square = ops.einsum("BT,BTD->D", shares * ops.square(self.scales), ops.square(values))
+        mean, square = replicas.totals()([mean, square])
         variance = self._gained(self._gained(ops.maximum(square - ops.square(mean), 0.0)))
         mean = self._gained(mean)
         return mean if self.offsets is None else mean + self.offsets, variance

@@ -4,8 +4,10 @@
 
 The run's directory holds model_flags.json, checkpoints and TensorBoard logs. The same command
 started again goes on from the newest checkpoint. eval.py and inference.py need only the directory.
+Several devices or machines train together with --distribution.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -16,6 +18,7 @@ from absl import flags, logging
 
 import checkpoints
 import compute
+import distribution
 import files
 import program
 import recipe_flags
@@ -57,10 +60,14 @@ def train(
     *,
     train_data_pattern,
     train_dir,
+    distribution_mode="auto",
+    tpu=None,
+    sync_batch_norm=True,
     num_epochs=5,
     max_steps=None,
     start_new_model=False,
     export_model_steps=1000,
+    checkpoint_secs=None,
     keep_checkpoints=5,
     log_steps=10,
     metrics_steps=100,
@@ -71,14 +78,21 @@ def train(
 ):
     """Trains until the data or the steps end, from the newest checkpoint if there is one.
 
+    After SIGTERM it saves and returns.
+
     Args:
         config: `RunConfig`.
         train_data_pattern: str. Globs of record files, comma-separated.
         train_dir: str. Where the run lives.
+        distribution_mode: str. Which devices train, as of `distribution.choose`.
+        tpu: str. Name of a TPU, as of `distribution.choose`.
+        sync_batch_norm: bool. Whether batch normalisation takes its statistics from the batch of
+            all devices, or else each device from its part.
         num_epochs: int. How often every video is used; None for without end.
         max_steps: int. Steps of the whole run, those before a restart included; None for no limit.
         start_new_model: bool. Whether to remove an earlier run from `train_dir` first.
         export_model_steps: int. Steps between two checkpoints; one more comes at the end.
+        checkpoint_secs: number. Seconds after which one is saved besides; None for no such time.
         keep_checkpoints: int. Newest checkpoints to keep; 0 for all.
         log_steps: int. Steps between two log lines.
         metrics_steps: int. Steps between two log lines with Hit@1, PERR and GAP of the batch.
@@ -93,70 +107,91 @@ def train(
     Raises:
         InputError: if data, directory or settings are not usable.
         FloatingPointError: if the loss or a weight is not finite any more.
+        ConnectionError: if another worker is gone.
     """
     reader = config.reader(
         train_data_pattern, num_readers=num_readers, skip_corrupt_records=skip_corrupt_records
     )
     next(reader.read_file(reader.paths[0]), None)  # Unsuitable data show before anything is made.
 
+    workers = distribution.choose(distribution_mode, tpu)
+    workers.check_batch_size(config.batch_size)
+    workers.check_num_files(len(reader.paths))
     keras.utils.set_random_seed(config.seed)
-    strategy = tf.distribute.get_strategy()
-    with strategy.scope():
-        model = config.build_model(compute.matrix_policy(compute_dtype))
-        optimizer = config.build_optimizer()
-        optimizer.build(model.trainable_variables)
-    prepare_train_dir(train_dir, config, start_new_model)
-    stepper = trainer.Trainer(config, model, optimizer, strategy)
-    manager = tf.train.CheckpointManager(
-        checkpoints.training_state(model, optimizer, stepper.ema),
-        train_dir,
-        max_to_keep=keep_checkpoints or None,
-        checkpoint_name=checkpoints.FILE_PREFIX,
-    )
-    trainer.resume(manager, model)
-    config.save(train_dir)
-    logging.info(
-        "%s: %s weights; %d files; batches of %d videos; %s",
-        config.model,
-        f"{model.count_params():,}",
-        len(reader.paths),
-        config.batch_size,
-        f"from step {stepper.step}" if stepper.step else "from the beginning",
-    )
-
-    batches = strategy.distribute_datasets_from_function(
-        lambda context: reader.dataset(
-            context.get_per_replica_batch_size(config.batch_size),
-            shard=(context.input_pipeline_id, context.num_input_pipelines),
+    with workers.explained_errors(), distribution.termination_requests() as stopping:
+        stepper = make_trainer(config, workers.strategy, compute_dtype, sync_batch_norm)
+        if workers.is_chief:
+            prepare_train_dir(train_dir, config, start_new_model)
+        workers.wait_for_all()
+        manager = tf.train.CheckpointManager(
+            checkpoints.training_state(stepper.model, stepper.optimizer, stepper.ema),
+            train_dir,
+            max_to_keep=keep_checkpoints or None,
+            checkpoint_name=checkpoints.FILE_PREFIX,
+        )
+        trainer.resume(manager, stepper.model)
+        workers.check_same_step(stepper.step)
+        if workers.is_chief:
+            config.save(train_dir)
+        logging.info(
+            "%s: %s weights; %d files; batches of %d videos, %d on each device; %s",
+            config.model,
+            f"{stepper.model.count_params():,}",
+            len(reader.paths),
+            config.batch_size,
+            config.batch_size // workers.num_replicas,
+            f"from step {stepper.step}" if stepper.step else "from the beginning",
+        )
+        batches = workers.batches(
+            reader,
+            config.batch_size,
             num_epochs=num_epochs,
             shuffle=True,
             shuffle_buffer_size=config.shuffle_buffer_size,
             seed=config.seed,
-            skip_batches=stepper.step * context.num_replicas_in_sync // context.num_input_pipelines,
-            drop_remainder=True,
+            skip_batches=stepper.step,
         )
-    )
-    with (
-        reader.explained_errors(),
-        Progress(max_steps, "step", stepper.step) as progress,
-        tf.summary.create_file_writer(
-            os.path.join(tensorboard_dir or train_dir, "train")
-        ).as_default(),
-    ):
-        loss = trainer.run_loop(
-            stepper,
-            iter(batches),
-            progress,
-            manager,
-            max_steps=max_steps or math.inf,
-            save_steps=export_model_steps,
-            log_steps=log_steps,
-            metrics_steps=metrics_steps,
-        )
+        with (
+            reader.explained_errors(),
+            _only_chief(workers, Progress, max_steps, "step", stepper.step) as progress,
+            _only_chief(workers, _summaries, tensorboard_dir or train_dir),
+        ):
+            loss = trainer.run_loop(
+                stepper,
+                batches,
+                progress,
+                manager,
+                workers,
+                max_steps=max_steps or math.inf,
+                save_steps=export_model_steps,
+                save_secs=checkpoint_secs or math.inf,
+                log_steps=log_steps,
+                metrics_steps=metrics_steps,
+                stopping=stopping,
+            )
+        workers.wait_for_all()
     if reader.damage.count:
         logging.warning("%d damaged records were skipped", reader.damage.count)
-    logging.info("ended at step %d: %s", stepper.step, manager.latest_checkpoint)
-    return TrainResult(stepper.step, loss, manager.latest_checkpoint)
+    checkpoint = tf.train.latest_checkpoint(train_dir)
+    logging.info("ended at step %d: %s", stepper.step, checkpoint)
+    return TrainResult(stepper.step, loss, checkpoint)
+
+
+def make_trainer(config, strategy, compute_dtype, sync_batch_norm):
+    """The `trainer.Trainer` of a config, with initial weights."""
+    with strategy.scope():
+        model = config.build_model(compute.matrix_policy(compute_dtype))
+        optimizer = config.build_optimizer()
+        optimizer.build(model.trainable_variables)
+    return trainer.Trainer(config, model, optimizer, strategy, sync_batch_norm)
+
+
+def _summaries(folder):
+    return tf.summary.create_file_writer(os.path.join(folder, "train")).as_default()
+
+
+def _only_chief(workers, make, *arguments):
+    return make(*arguments) if workers.is_chief else contextlib.nullcontext()
 
 
 def prepare_train_dir(train_dir, config, start_new_model):
@@ -204,6 +239,32 @@ def define_flags(flag_values):
     flags.DEFINE_string(
         "train_data_pattern", None, "Globs of training records, comma-separated; quote them.", **own
     )
+    flags.DEFINE_enum(
+        "distribution",
+        "auto",
+        distribution.MODES,
+        "Devices that train: one_device; mirrored, all GPUs of this machine; multi_worker, the "
+        "machines in TF_CONFIG with all their GPUs; tpu. By default the machines if TF_CONFIG "
+        "names several, else the GPUs if there are several, else one device.",
+        **own,
+    )
+    flags.DEFINE_string(
+        "tpu", None, "TPU to train on: its name or address, or local for this machine's.", **own
+    )
+    flags.DEFINE_boolean(
+        "sync_batch_norm",
+        True,
+        "Whether batch normalisation takes its statistics from the batch of all devices; if not, "
+        "each device takes them from its part.",
+        **own,
+    )
+    flags.DEFINE_integer(
+        "checkpoint_secs",
+        None,
+        "Seconds after which a checkpoint is saved, besides those of --export_model_steps; by "
+        "default none.",
+        **own,
+    )
     flags.DEFINE_boolean(
         "start_new_model",
         False,
@@ -219,7 +280,7 @@ def config_from_flags(flag_values):
         InputError: if a flag has no usable value or is not one of the model.
     """
     program.require_flags(flag_values, "model", "train_data_pattern", "train_dir")
-    program.require_positive(flag_values, "num_readers")
+    program.require_positive(flag_values, "num_readers", "checkpoint_secs")
     program.require_not_negative(flag_values, "skip_corrupt_records")
     return recipe_flags.config_from_flags(flag_values)
 
@@ -233,13 +294,14 @@ def main(flag_values):
     settings = {
         name: flag_values[name].value
         for name in (
-            *("train_data_pattern", "train_dir", "num_epochs", "max_steps", "start_new_model"),
-            *("export_model_steps", "keep_checkpoints", "log_steps", "metrics_steps"),
-            *("num_readers", "skip_corrupt_records", "compute_dtype", "tensorboard_dir"),
+            *("train_data_pattern", "train_dir", "tpu", "sync_batch_norm", "num_epochs"),
+            *("max_steps", "start_new_model", "export_model_steps", "checkpoint_secs"),
+            *("keep_checkpoints", "log_steps", "metrics_steps", "num_readers"),
+            *("skip_corrupt_records", "compute_dtype", "tensorboard_dir"),
         )
     }
     with run_lock.hold(flag_values.train_dir):
-        train(config, **settings)
+        train(config, distribution_mode=flag_values.distribution, **settings)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import tensorflow as tf
 from absl import logging
 
 import checkpoints
+import distribution
 import eval_util
 import losses
+import replicas
 from utils import listing
 
 # One call runs as many steps as fit in about this time, so that the progress shown is fresh.
@@ -22,25 +24,28 @@ _SUMMANDS = 8
 class Trainer:
     """The training step and what it accumulates between two log lines."""
 
-    def __init__(self, config, model, optimizer, strategy):
+    def __init__(self, config, model, optimizer, strategy, sync_batch_norm=True):
         self.model = model
         self.optimizer = optimizer
         self.config = config
         self.strategy = strategy
+        self._sync_batch_norm = sync_batch_norm
         self._label_loss = losses.get_loss(config.label_loss)
         self._loss_sum = tf.Variable(0.0, trainable=False)
         self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
         self.ema = self._make_ema() if config.ema_decay else None
-        # Compiled, the update goes through the memory of the weights fewer times. Collective
-        # operations cannot be compiled.
-        self._update = tf.function(
-            self._clip_and_apply, autograph=False, jit_compile=strategy.num_replicas_in_sync == 1
-        )
+        self._is_distributed = distribution.is_distributed(strategy)
+        if self._is_distributed:
+            _leave_out_reduction(optimizer)
+            self._update = self._clip_and_apply
+        else:
+            # Compiled, the update goes through the memory of the weights fewer times.
+            self._update = tf.function(self._clip_and_apply, autograph=False, jit_compile=True)
 
     @property
     def step(self):
         """Number of updates made."""
-        return int(self.optimizer.iterations)
+        return int(self.optimizer.iterations.numpy())
 
     @property
     def learning_rate(self):
@@ -66,7 +71,7 @@ class Trainer:
         """Runs `num_steps` steps, or fewer if the data end.
 
         Args:
-            iterator: iterator over the batches of the strategy.
+            iterator: iterator over the batches of the strategy, as of `Distribution.batches`.
             num_steps: int.
             keep_outputs: bool. Whether to return the outputs of the last step.
 
@@ -79,45 +84,53 @@ class Trainer:
             return None
         if num_steps > 1:
             self._run_steps(iterator, tf.constant(num_steps - 1))
-        batch = iterator.get_next_as_optional()
-        return self._run_step(*batch.get_value()) if batch.has_value() else None
+        exists, batch = distribution.next_batch(iterator, self.strategy)
+        return self._run_step(*batch()) if exists else None
 
     @tf.function(autograph=False)
     def _run_steps(self, iterator, num_steps):
+        # Under several replicas TensorFlow loses inputs of a function that is called in a loop.
+        step = self._step if self._is_distributed else self._run_step
+
         def run_next(done):
-            batch = iterator.get_next_as_optional()
+            exists, batch = distribution.next_batch(iterator, self.strategy)
 
             def run_batch():
-                self._run_step(*batch.get_value())
+                step(*batch())
                 return done + 1
 
             # An exhausted iterator must change nothing, not even a counter of random numbers.
-            return tf.cond(batch.has_value(), run_batch, lambda: num_steps)
+            return tf.cond(exists, run_batch, lambda: num_steps)
 
         tf.while_loop(lambda done: done < num_steps, run_next, [0])
 
     @tf.function(autograph=False)
     def _run_step(self, inputs, labels):
-        label_loss, loss, predictions = self.strategy.run(self._replica_step, args=(inputs, labels))
-        self._loss_sum.assign_add(self.strategy.reduce("MEAN", label_loss, axis=None))
-        mean_loss = self.strategy.reduce("MEAN", loss, axis=None)
-        is_first_bad = ~tf.math.is_finite(mean_loss) & (self._first_bad_step < 0)
+        return self._step(inputs, labels)
+
+    def _step(self, inputs, labels):
+        both_losses, predictions = self.strategy.run(self._replica_step, args=(inputs, labels))
+        label_loss, loss = tf.unstack(self.strategy.reduce("MEAN", both_losses, axis=None))
+        self._loss_sum.assign_add(label_loss)
+        is_first_bad = ~tf.math.is_finite(loss) & (self._first_bad_step < 0)
         step = tf.cast(self.optimizer.iterations.value, tf.int64)
         self._first_bad_step.assign(tf.where(is_first_bad, step, self._first_bad_step))
         return predictions, labels
 
     def _replica_step(self, inputs, labels):
         weights = self.model.trainable_variables
-        with tf.GradientTape() as tape:
-            predictions = self.model(inputs, training=True)
-            label_loss = self._label_loss(labels, predictions)
-            loss = tf.add_n([label_loss, *self._added_losses()])
-        gradients = tape.gradient(loss, weights)
+        with replicas.running(distribution.this_replica(self._sync_batch_norm)):
+            with tf.GradientTape() as tape:
+                predictions = self.model(inputs, training=True)
+                # Keras' own mean would be divided by the number of replicas.
+                label_loss = tf.reduce_mean(self._label_loss.call(labels, predictions))
+                loss = tf.add_n([label_loss, *self._added_losses()])
+            gradients = tape.gradient(loss, weights)
         self._warn_of_unused(weights, gradients)
         self._update(self._merged(gradients))
         if self.ema is not None:
             self._update_ema()
-        return label_loss, loss, predictions
+        return tf.stack([label_loss, loss]), predictions
 
     def _added_losses(self):
         """What layers added to the loss; the penalties of weights, the last ones, come later."""
@@ -130,9 +143,10 @@ class Trainer:
 
     def _make_ema(self):
         """Moving averages of all weights, a dict from path to `tf.Variable`."""
+        # Without aggregation: replicas hold the same weights, and so the same averages.
         with self.strategy.scope():
             return {
-                path: tf.Variable(weight, trainable=False, aggregation=tf.VariableAggregation.MEAN)
+                path: tf.Variable(weight, trainable=False)
                 for path, weight in checkpoints.weights(self.model).items()
             }
 
@@ -146,14 +160,13 @@ class Trainer:
 
     def _merged(self, gradients):
         """Mean over the replicas."""
-        context = tf.distribute.get_replica_context()
-        replicas = context.num_replicas_in_sync
-        if replicas == 1:
+        if not self._is_distributed:
             return [as_computed(gradient) for gradient in gradients]
-        return [
-            None if gradient is None else context.all_reduce("SUM", gradient) / replicas
-            for gradient in gradients
-        ]
+        context = tf.distribute.get_replica_context()
+        known = [gradient for gradient in gradients if gradient is not None]
+        sums = iter(context.all_reduce("SUM", known))
+        count = self.strategy.num_replicas_in_sync
+        return [None if gradient is None else next(sums) / count for gradient in gradients]
 
     def _clip_and_apply(self, gradients):
         """Adds the penalties of weights, clips the gradient of each and updates the weights.
@@ -165,7 +178,7 @@ class Trainer:
             penalties = [weight.regularizer(weight) for weight in regularized]
         penalties = tape.gradient(penalties, regularized)
         of_penalty = dict(zip((w.path for w in regularized), penalties, strict=True))
-        norm, replicas = self.config.clip_gradient_norm, self.strategy.num_replicas_in_sync
+        norm = self.config.clip_gradient_norm
 
         def whole(gradient, weight):
             penalty = of_penalty.get(weight.path)
@@ -176,9 +189,7 @@ class Trainer:
             gradient = tf.ensure_shape(tf.cast(gradient, weight.dtype), weight.shape)
             if penalty is not None:
                 gradient += self.config.regularization_penalty * penalty
-            gradient = clip_by_norm(gradient, norm) if norm > 0 else gradient
-            # The optimizer sums over the replicas.
-            return gradient / replicas if replicas > 1 else gradient
+            return clip_by_norm(gradient, norm) if norm > 0 else gradient
 
         self.optimizer.apply(
             [whole(gradient, w) for gradient, w in zip(gradients, weights, strict=True)], weights
@@ -188,6 +199,19 @@ class Trainer:
         unused = [w.path for w, g in zip(weights, gradients, strict=True) if g is None]
         if unused:
             logging.warning("the loss does not depend on these weights: %s", listing(unused))
+
+
+def _leave_out_reduction(optimizer):
+    """Keeps a Keras optimizer from adding up over the replicas what is merged already.
+
+    Clipping comes between merging and the update. To merge twice would send every gradient twice.
+    """
+    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
+        raise RuntimeError(
+            "this version of Keras merges gradients in another way than the trainer knows. Use "
+            "Keras 3.15, or train on one device."
+        )
+    optimizer._all_reduce_sum_gradients = list
 
 
 def as_computed(gradient):
@@ -217,19 +241,56 @@ def clip_by_norm(gradient, most):
 
 
 def run_loop(
-    trainer, iterator, progress, manager, *, max_steps, save_steps, log_steps, metrics_steps
+    trainer,
+    iterator,
+    progress,
+    manager,
+    workers,
+    *,
+    max_steps,
+    save_steps,
+    save_secs,
+    log_steps,
+    metrics_steps,
+    stopping,
 ):
-    """Runs steps, logs and saves until the data or the steps end.
+    """Runs steps, logs and saves until the data or the steps end, or a worker is to stop.
+
+    Args:
+        trainer: `Trainer`.
+        iterator: iterator over batches, as of `Distribution.batches`.
+        progress: `progress.Progress`; None for a worker that writes nothing.
+        manager: `tf.train.CheckpointManager`.
+        workers: `distribution.Distribution`.
+        max_steps: number. Steps of the whole run.
+        save_steps: int. Steps between two checkpoints.
+        save_secs: number. Seconds after which one is saved besides.
+        log_steps: int. Steps between two log lines.
+        metrics_steps: int. Steps between two log lines with metrics of the batch.
+        stopping: function that tells whether this worker is to stop.
 
     Returns:
         Mean label loss of the steps that the last log line tells of; NaN if no step was made.
     """
     log = TrainingLog(trainer, progress)
     periods = (log_steps, metrics_steps, save_steps)
-    steps_per_call = 1
+    steps_per_call, saved = 1, time.monotonic()
     while (step := trainer.step) < max_steps:
+        # All workers must make, save and end at the same steps.
+        stop, due, steps_per_call = workers.agree(
+            of_any=[stopping()],
+            of_chief=[time.monotonic() - saved >= save_secs, steps_per_call],
+        )
+        if stop:
+            logging.warning("a worker is to stop (SIGTERM): saving step %d and ending", step)
+            break
+        if due:
+            save(trainer, manager, workers)
+            saved = time.monotonic()
         target = min(
-            max_steps, step + steps_per_call, *((step // period + 1) * period for period in periods)
+            max_steps,
+            step + int(steps_per_call),
+            *((step // period + 1) * period for period in periods),
         )
         start = time.perf_counter()
         outputs = trainer.run(iterator, target - step, keep_outputs=target % metrics_steps == 0)
@@ -244,13 +305,20 @@ def run_loop(
         if ended:
             break
         if target % save_steps == 0:
-            save(trainer, manager)
-    save(trainer, manager)
+            save(trainer, manager, workers)
+            saved = time.monotonic()
+    save(trainer, manager, workers)
+    manager.sync()
     return log.last_loss
 
 
 class TrainingLog:
-    """Log lines and TensorBoard scalars of a run."""
+    """Log lines and TensorBoard scalars of a run.
+
+    Args:
+        trainer: `Trainer`.
+        progress: `progress.Progress`; None for a worker that writes nothing.
+    """
 
     def __init__(self, trainer, progress):
         self.last_loss = math.nan
@@ -272,6 +340,9 @@ class TrainingLog:
         if not steps:
             return
         self.last_loss = trainer.take_loss_sum() / steps
+        self._step, self._time = step, now
+        if self._progress is None:
+            return
         values = {
             "loss": self.last_loss,
             "examples/s": steps * trainer.config.batch_size / seconds,
@@ -279,7 +350,6 @@ class TrainingLog:
         }
         if outputs is not None:
             values |= batch_metrics(outputs, trainer.strategy)
-        self._step, self._time = step, now
         self._progress.advance_to(step)
         self._progress.report(
             f"step {step} | " + " | ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -289,7 +359,7 @@ class TrainingLog:
 
 
 def batch_metrics(outputs, strategy):
-    """Hit@1, PERR and GAP of one batch."""
+    """Hit@1, PERR and GAP of one batch, of several workers those of the chief's part."""
     predictions, labels = (
         np.concatenate([part.numpy() for part in strategy.experimental_local_results(output)])
         for output in outputs
@@ -312,13 +382,19 @@ def resume(manager, model):
     restored.assert_consumed()
 
 
-def save(trainer, manager):
-    """Saves a checkpoint of the current step, if there is none.
+def save(trainer, manager, workers):
+    """Saves a checkpoint of the current step, if there is none and this worker is the chief.
+
+    It waits for the checkpoint before and copies all variables; the files are then written while
+    training goes on, until `manager.sync()`.
 
     Raises:
         FloatingPointError: if a weight or the optimizer's state is not finite; then nothing is
             saved.
     """
+    if not workers.is_chief:
+        return
+    manager.sync()
     latest = manager.latest_checkpoint
     if latest is not None and checkpoints.step_of(latest) == trainer.step:
         return
@@ -328,4 +404,7 @@ def save(trainer, manager):
                 f"{variable.path} is not finite at step {trainer.step}, which is not saved. Try a "
                 "lower --base_learning_rate or --clip_gradient_norm."
             )
-    manager.save(checkpoint_number=trainer.step)
+    manager.save(
+        checkpoint_number=trainer.step,
+        options=tf.train.CheckpointOptions(experimental_enable_async_checkpoint=True),
+    )

@@ -1,0 +1,323 @@
+"""Which devices and machines train together, and how these stay in step.
+
+Several devices of one machine are replicas in one process; on several machines a process runs on
+each, a worker, which finds the others through the environment variable TF_CONFIG. Replicas hold the
+same weights, each takes its part of a batch, and their gradients are merged. One worker, the chief,
+writes all files.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import threading
+
+import tensorflow as tf
+from absl import logging
+
+import replicas
+from utils import InputError, listing
+
+MODES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+# What collective operations raise when a worker is gone.
+_LOST_WORKER = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.UnavailableError,
+)
+_TF_CONFIG_EXPECTED = (
+    'TF_CONFIG must be as {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", '
+    '"index": 0}}, with tasks of type worker and at most one of type chief.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distribution:
+    """A strategy and the place of this process in it.
+
+    Attributes:
+        strategy: `tf.distribute.Strategy`.
+        num_workers: int. Processes that train together.
+        is_chief: bool. Whether this one writes the files.
+        static_shapes: bool. Whether batches must all have the same shape, as on TPUs.
+    """
+
+    strategy: tf.distribute.Strategy
+    num_workers: int = 1
+    is_chief: bool = True
+    static_shapes: bool = False
+
+    @property
+    def num_replicas(self):
+        """Number of devices that share a batch."""
+        return self.strategy.num_replicas_in_sync
+
+    def check_batch_size(self, batch_size):
+        """Refuses a batch that does not divide among the replicas.
+
+        Raises:
+            InputError: telling the number of replicas.
+        """
+        if batch_size % self.num_replicas:
+            raise InputError(
+                f"--batch_size is the number of videos of all devices together and must be a "
+                f"multiple of their number, {self.num_replicas}. Received: {batch_size}"
+            )
+
+    def check_num_files(self, num_files):
+        """Refuses data that leave a worker without a file.
+
+        Raises:
+            InputError: telling both numbers.
+        """
+        if num_files < self.num_workers:
+            raise InputError(
+                f"each worker reads files of its own, but there are {self.num_workers} workers and "
+                f"--train_data_pattern matches {num_files}. Split the records into more files, or "
+                "use fewer workers."
+            )
+
+    def batches(self, reader, batch_size, **options):
+        """Iterator over the batches of a reader, for `next_batch`.
+
+        Args:
+            reader: `readers.RecordReader`.
+            batch_size: int. Videos of all replicas together.
+            **options: as of `readers.RecordReader.batches`.
+        """
+        if not is_distributed(self.strategy):
+            return iter(reader.dataset(batch_size, drop_remainder=True, **options))
+
+        def of_worker(context):
+            # A worker's batch is read whole and then split, so that its replicas end together.
+            dataset = reader.dataset(
+                batch_size // context.num_input_pipelines,
+                drop_remainder=True,
+                pad_to_max_frames=self.static_shapes,
+                shard=(context.input_pipeline_id, context.num_input_pipelines),
+                **options,
+            )
+            return _endless(dataset.rebatch(batch_size // self.num_replicas, drop_remainder=True))
+
+        return iter(self.strategy.distribute_datasets_from_function(of_worker))
+
+    def agree(self, *, of_any=(), of_chief=()):
+        """Makes all workers know the same numbers; every worker must call it.
+
+        Args:
+            of_any: numbers, which are added up over the workers.
+            of_chief: numbers, of which those of the chief count.
+
+        Returns:
+            A list of float, those `of_any` first.
+        """
+        own = [*of_any, *(number if self.is_chief else 0 for number in of_chief)]
+        if self.num_workers == 1:
+            return own
+        own = tf.constant(own, tf.float64)
+        # Of the replicas of a worker, the first one speaks for it.
+        of_replicas = self.strategy.experimental_distribute_values_from_function(
+            lambda context: own if _is_first_of_worker(self, context) else tf.zeros_like(own)
+        )
+        return self.strategy.reduce("SUM", of_replicas, axis=None).numpy().tolist()
+
+    def check_same_step(self, step):
+        """Refuses to go on from another step than the chief.
+
+        Raises:
+            InputError: telling both steps.
+        """
+        (of_chief,) = self.agree(of_chief=[step])
+        if step != of_chief:
+            raise InputError(
+                f"this worker found step {step} in --train_dir, and the chief step {of_chief:.0f}. "
+                "It must be a directory that all workers share."
+            )
+
+    def wait_for_all(self):
+        """Returns when every worker has called it."""
+        self.agree(of_any=[0])
+
+    @contextlib.contextmanager
+    def explained_errors(self):
+        """Turns TensorFlow's error for a worker that is gone into a `ConnectionError`."""
+        try:
+            yield
+        except _LOST_WORKER as error:
+            if self.num_workers == 1:
+                raise
+            reason = re.search(r"aborted by: (.*)", error.message)
+            raise ConnectionError(
+                "another worker has stopped or cannot be reached any more, so this one stops as "
+                "well. Start all workers again with the same command; they go on from the newest "
+                f"checkpoint. ({reason[1] if reason else error.message})"
+            ) from error
+
+
+def is_distributed(strategy):
+    """Whether a strategy is another than TensorFlow's default, which is one device."""
+    with strategy.scope():
+        return tf.distribute.has_strategy()
+
+
+def next_batch(iterator, strategy):
+    """The next batch of `Distribution.batches`, inside a `tf.function`.
+
+    Returns:
+        `(exists, get)`: a bool tensor, whether all replicas have a batch, and a function that gives
+        it, to be called under that condition.
+    """
+    if not is_distributed(strategy):
+        batch = iterator.get_next_as_optional()
+        return batch.has_value(), batch.get_value
+    *batch, exists = iterator.get_next()
+    replicas_with_batch = strategy.reduce("SUM", exists, axis=None)
+    return tf.equal(replicas_with_batch, float(strategy.num_replicas_in_sync)), lambda: batch
+
+
+def _endless(batches):
+    """Adds to each batch a 1 and, after the last one, goes on with empty videos and a 0.
+
+    The workers' data end at different steps, but all must stop at the same one. TensorFlow's own
+    way would let some of them compute a step with no video.
+    """
+    nothing = tf.nest.map_structure(
+        lambda spec: tf.zeros([size or 1 for size in spec.shape], spec.dtype), batches.element_spec
+    )
+    end = tf.data.Dataset.from_tensors((*nothing, 0.0)).repeat()
+    return batches.map(lambda *batch: (*batch, 1.0)).concatenate(end)
+
+
+def this_replica(synchronized):
+    """The `replicas.Replica` that runs; None if it is the only one.
+
+    Args:
+        synchronized: bool. Whether layers sum over all replicas, or else over their own part alone.
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return None
+    return replicas.Replica(
+        context.replica_id_in_sync_group,
+        (lambda values: context.all_reduce("SUM", values)) if synchronized else list,
+    )
+
+
+def choose(mode="auto", tpu=None):
+    """The distribution that a mode stands for. It must come before any other use of devices.
+
+    Args:
+        mode: str. One of `MODES`; `auto` means several workers if TF_CONFIG names them, else the
+            TPU if one is given, else all GPUs if there are several, else one device.
+        tpu: str. Name or address of a TPU; "local" for that of this machine.
+
+    Returns:
+        A `Distribution`.
+
+    Raises:
+        InputError: if TF_CONFIG or the TPU are not usable.
+    """
+    if tpu and mode not in ("auto", "tpu"):
+        raise InputError(f"--tpu={tpu} does not go with --distribution={mode}.")
+    if tpu or mode == "tpu":
+        return _logged(Distribution(_tpu_strategy(tpu), static_shapes=True))
+    workers, own = [], None
+    if mode in ("auto", "multi_worker"):
+        workers, own = workers_of(os.environ.get("TF_CONFIG"))
+    if mode == "multi_worker" and not workers:
+        raise InputError(
+            "--distribution=multi_worker needs the environment variable TF_CONFIG, which tells "
+            "each worker the addresses of all and which of them it is; docs/distribution.md has "
+            "an example."
+        )
+    if len(workers) > 1:
+        tf.get_logger().setLevel("WARNING")  # Else it tells of every reduction of every layer.
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        return _logged(Distribution(strategy, len(workers), is_chief=own == workers[0]))
+    devices = tf.config.list_logical_devices("GPU")
+    if mode == "mirrored" and not devices:
+        devices = tf.config.list_logical_devices("CPU")
+    if mode == "one_device" or len(devices) < 2:
+        return _logged(Distribution(tf.distribute.get_strategy()))
+    return _logged(
+        Distribution(tf.distribute.MirroredStrategy([device.name for device in devices]))
+    )
+
+
+def workers_of(tf_config):
+    """What TF_CONFIG says.
+
+    Args:
+        tf_config: str. Value of the environment variable, or None.
+
+    Returns:
+        `(workers, own)`: the workers as pairs (type, index), the chief first, and which of them
+        this process is. Without a cluster, an empty list and None.
+
+    Raises:
+        InputError: if it is not usable.
+    """
+    try:
+        config = json.loads(tf_config or "{}")
+        cluster = config.get("cluster") or {}
+        workers = [(kind, n) for kind in sorted(cluster) for n in range(len(cluster[kind]))]
+        own = (config["task"]["type"], int(config["task"]["index"])) if workers else None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{_TF_CONFIG_EXPECTED} Received: {tf_config}") from error
+    others = sorted(set(cluster) - {"chief", "worker"})
+    if others or own not in (*workers, None):
+        what = f"types {listing(others)}" if others else f"task {own}, which the cluster lacks"
+        raise InputError(f"{_TF_CONFIG_EXPECTED} Received {what}, in: {tf_config}")
+    return workers, own
+
+
+def _tpu_strategy(tpu):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu or "")
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        raise InputError(
+            "no TPU can be used. That of this machine is --tpu=local, which needs the package "
+            f"tensorflow-tpu. TensorFlow says: {error}"
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def _is_first_of_worker(distribution, context):
+    per_worker = distribution.num_replicas // distribution.num_workers
+    return context.replica_id_in_sync_group % per_worker == 0
+
+
+def _logged(distribution):
+    logging.info(
+        "%s: %d device(s) of %d worker(s) share each batch%s",
+        type(distribution.strategy).__name__ if distribution.num_replicas > 1 else "one device",
+        distribution.num_replicas,
+        distribution.num_workers,
+        "" if distribution.is_chief else "; this worker is not the chief, which writes all files",
+    )
+    return distribution
+
+
+@contextlib.contextmanager
+def termination_requests():
+    """Catches SIGTERM, with which a machine announces that it will be taken away.
+
+    Gives a function that tells whether the signal has come. To be entered after `choose`, as the
+    runtime of several workers takes the signal for itself. Outside the main thread, where signals
+    cannot be caught, nothing is.
+    """
+    received = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield lambda: bool(received)
+    finally:
+        # None stands for a handler that is not Python's.
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
