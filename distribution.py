@@ -274,6 +274,16 @@ def workers_of(tf_config):
     return workers, own
 
 
+def is_first_worker():
+    """Whether this process is the first of those that TF_CONFIG names, the chief, or alone.
+
+    Raises:
+        InputError: if TF_CONFIG is not usable.
+    """
+    workers, own = workers_of(os.environ.get("TF_CONFIG"))
+    return not workers or own == workers[0]
+
+
 def _tpu_strategy(tpu):
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu or "")

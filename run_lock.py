@@ -2,12 +2,12 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
 
 from absl import logging
 
+import distribution
 import files
 from utils import InputError
 
@@ -26,7 +26,7 @@ def hold(train_dir):
     Raises:
         InputError: if another training has the lock, naming its process and host.
     """
-    if files.is_remote(train_dir) or not _is_first_worker():
+    if files.is_remote(train_dir) or not distribution.is_first_worker():
         yield
         return
     try:
@@ -56,11 +56,3 @@ def _lock(file, train_dir):
         logging.warning(
             "%s cannot be locked: see that no other training uses it: %s", train_dir, error
         )
-
-
-def _is_first_worker():
-    """Whether this process is the first of a training on several machines, or the only one."""
-    cluster = json.loads(os.environ.get("TF_CONFIG") or "{}")
-    task = cluster.get("task", {})
-    kind, index = task.get("type", "chief"), int(task.get("index", 0))
-    return kind == "chief" or (index == 0 and "chief" not in cluster.get("cluster", {}))
