@@ -61,11 +61,12 @@ def test_the_lock_is_free_after_an_error(tmp_path):
 
 def test_only_the_first_worker_takes_the_lock(tmp_path, monkeypatch):
     with run_lock.hold(str(tmp_path)):
-        monkeypatch.setenv("TF_CONFIG", '{"task": {"type": "worker", "index": 1}}')
+        workers = '"cluster": {"worker": ["a:1", "b:1"]}'
+        monkeypatch.setenv("TF_CONFIG", f'{{"task": {{"type": "worker", "index": 1}}, {workers}}}')
         with run_lock.hold(str(tmp_path)):
             pass
         for first in (
-            '{"task": {"type": "worker", "index": 0}, "cluster": {"worker": ["a:1", "b:1"]}}',
+            f'{{"task": {{"type": "worker", "index": 0}}, {workers}}}',
             '{"task": {"type": "chief", "index": 0}, "cluster": {"chief": ["a:1"]}}',
         ):
             monkeypatch.setenv("TF_CONFIG", first)
@@ -73,7 +74,8 @@ def test_only_the_first_worker_takes_the_lock(tmp_path, monkeypatch):
                 pass
         monkeypatch.setenv(
             "TF_CONFIG",
-            '{"task": {"type": "worker", "index": 0}, "cluster": {"chief": ["a:1"]}}',
+            '{"task": {"type": "worker", "index": 0},'
+            ' "cluster": {"chief": ["a:1"], "worker": ["b:1"]}}',
         )
         with run_lock.hold(str(tmp_path)):
             pass
