@@ -46,13 +46,15 @@ def measure(pid):
 def growth(samples):
     """Growth after the warm-up: memory as a share, threads and files as numbers.
 
-    Compares the highest of the first and of the last fifth of what is left, as memory goes up and
-    down within a step.
+    Compares the first with the last fifth of what is left: the highest memory, which goes up and
+    down within a step, and the fewest threads and files, as reading has some for a moment.
     """
     samples = np.array(samples)[int(len(samples) * WARM_UP) :]
     fifth = max(1, len(samples) // 5)
-    first, last = samples[:fifth].max(axis=0), samples[-fifth:].max(axis=0)
-    return last[0] / first[0] - 1.0, int(last[1] - first[1]), int(last[2] - first[2])
+    first, last = samples[:fifth], samples[-fifth:]
+    memory = last[:, 0].max() / first[:, 0].max() - 1.0
+    threads, opened = last[:, 1:].min(axis=0) - first[:, 1:].min(axis=0)
+    return memory, int(threads), int(opened)
 
 
 def run(steps, num_checkpoints):
