@@ -307,8 +307,7 @@ def run_loop(
         if target % save_steps == 0:
             save(trainer, manager, workers)
             saved = time.monotonic()
-    save(trainer, manager, workers)
-    manager.sync()
+    save(trainer, manager, workers, wait=True)
     return log.last_loss
 
 
@@ -382,11 +381,18 @@ def resume(manager, model):
     restored.assert_consumed()
 
 
-def save(trainer, manager, workers):
+def save(trainer, manager, workers, wait=False):
     """Saves a checkpoint of the current step, if there is none and this worker is the chief.
 
     It waits for the checkpoint before and copies all variables; the files are then written while
-    training goes on, until `manager.sync()`.
+    training goes on. An error in that is raised by the next save. `manager.sync` raises none, so
+    the last checkpoint of a run must be saved with `wait`.
+
+    Args:
+        trainer: `Trainer`.
+        manager: `tf.train.CheckpointManager`.
+        workers: `distribution.Distribution`.
+        wait: bool. Whether to return only when the files are written.
 
     Raises:
         FloatingPointError: if a weight or the optimizer's state is not finite; then nothing is
@@ -406,5 +412,5 @@ def save(trainer, manager, workers):
             )
     manager.save(
         checkpoint_number=trainer.step,
-        options=tf.train.CheckpointOptions(experimental_enable_async_checkpoint=True),
+        options=tf.train.CheckpointOptions(experimental_enable_async_checkpoint=not wait),
     )

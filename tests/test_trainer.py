@@ -1,10 +1,14 @@
 """The update of the weights: clipping, penalties and gradients of products in bfloat16."""
 
+import shutil
+import types
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import distribution
 import losses
 import nonlocal_vlad
 import registry
@@ -128,3 +132,24 @@ def test_a_penalised_weight_that_predicts_nothing_shrinks(caplog):
     factor = 1 - 0.5 * config.regularization_penalty * 0.2
     np.testing.assert_allclose(model.unused.kernel, factor * kernel, rtol=1e-5)
     assert "does not depend on these weights" in caplog.text
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path, wait):
+    folder = tmp_path / "run"
+    manager = tf.train.CheckpointManager(
+        tf.train.Checkpoint(weight=tf.Variable(1.0)), str(folder), 5, checkpoint_name="model.ckpt"
+    )
+    nothing = types.SimpleNamespace(weights=[], variables=[])
+    stepper = types.SimpleNamespace(model=nothing, optimizer=nothing, step=1)
+    workers = distribution.Distribution(tf.distribute.get_strategy())
+    trainer.save(stepper, manager, workers, wait=True)
+    assert (folder / "model.ckpt-1.index").exists()
+    shutil.rmtree(folder)
+    folder.touch()
+    stepper.step = 2
+    if not wait:
+        trainer.save(stepper, manager, workers)  # The error comes while training goes on.
+        stepper.step = 3
+    with pytest.raises(tf.errors.OpError, match="run"):
+        trainer.save(stepper, manager, workers, wait=wait)
