@@ -67,6 +67,12 @@ class Distribution:
                 f"multiple of their number, {self.num_replicas}. Received: {batch_size}"
             )
 
+    def describe_parts(self, batch_size):
+        """What each device has of a batch, in words; nothing if there is only one."""
+        if self.num_replicas == 1:
+            return ""
+        return f", {batch_size // self.num_replicas} on each device"
+
     def check_num_files(self, num_files):
         """Refuses data that leave a worker without a file.
 
@@ -303,13 +309,14 @@ def _is_first_of_worker(distribution, context):
 
 
 def _logged(distribution):
-    logging.info(
-        "%s: %d device(s) of %d worker(s) share each batch%s",
-        type(distribution.strategy).__name__ if distribution.num_replicas > 1 else "one device",
-        distribution.num_replicas,
-        distribution.num_workers,
-        "" if distribution.is_chief else "; this worker is not the chief, which writes all files",
-    )
+    if distribution.num_replicas > 1:
+        logging.info(
+            "%s: %d devices of %d worker(s) share each batch%s",
+            type(distribution.strategy).__name__,
+            distribution.num_replicas,
+            distribution.num_workers,
+            "" if distribution.is_chief else "; the chief, another worker, writes all files",
+        )
     return distribution
 
 

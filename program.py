@@ -221,6 +221,7 @@ def run(main, define, backends=("tensorflow",)):
 
     def guarded(arguments):
         logging.set_verbosity(logging.INFO)
+        logging.get_absl_handler().addFilter(_is_worth_showing)
         _expand_home(flags.FLAGS)
         try:
             if backend not in backends:
@@ -239,6 +240,11 @@ def run(main, define, backends=("tensorflow",)):
     except InputError as error:
         sys.exit(f"{sys.argv[0]}: error: {error}")
     app.run(guarded)
+
+
+def _is_worth_showing(record):
+    """Whether a log record is the project's own, or more than a remark of TensorFlow."""
+    return record.levelno > logging.converter.STANDARD_INFO or "tensorflow" not in record.pathname
 
 
 def _in_one_line(error):

@@ -134,12 +134,12 @@ def train(
         if workers.is_chief:
             config.save(train_dir)
         logging.info(
-            "%s: %s weights; %d files; batches of %d videos, %d on each device; %s",
+            "%s: %s weights; %d files; batches of %d videos%s; %s",
             config.model,
             f"{stepper.model.count_params():,}",
             len(reader.paths),
             config.batch_size,
-            config.batch_size // workers.num_replicas,
+            workers.describe_parts(config.batch_size),
             f"from step {stepper.step}" if stepper.step else "from the beginning",
         )
         batches = workers.batches(

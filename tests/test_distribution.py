@@ -153,7 +153,7 @@ def test_two_devices_train_as_one(data, one_device, tmp_path):
         f"--train_data_pattern={data / 'whole.tfrecord'}",
     )
     log = output_of(process)
-    assert "MirroredStrategy: 2 device(s) of 1 worker(s) share each batch" in log
+    assert "MirroredStrategy: 2 devices of 1 worker(s) share each batch" in log
     assert "batches of 16 videos, 8 on each device" in log
     np.testing.assert_allclose(losses(log), one_device[0], rtol=1e-4)
     assert_close(tmp_path / "weights.npz", one_device[1])
