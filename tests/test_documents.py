@@ -37,7 +37,7 @@ def test_commands_have_only_flags_that_exist(source, command, monkeypatch):
 
 
 def test_flags_in_the_readme_exist():
-    known = {"--flagfile", "--help", "--attention_units", "--logdir", "--dry_run"}
+    known = {"--flagfile", "--help", "--attention_units", "--logdir", "--dry_run", "--quick"}
     for path in documents.ROOT.glob("*.py"):
         if "program.run(main" not in path.read_text():
             continue
