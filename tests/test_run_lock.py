@@ -25,7 +25,7 @@ def _hold(train_dir, tell):
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock of `tmp_path`."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # To fork beside threads may lock up.
     told, tell = context.Pipe()
     process = context.Process(target=_hold, args=(tmp_path, tell))
     process.start()
