@@ -244,7 +244,10 @@ def run(main, define, backends=("tensorflow",)):
 
 def _is_worth_showing(record):
     """Whether a log record is the project's own, or more than a remark of TensorFlow."""
-    return record.levelno > logging.converter.STANDARD_INFO or "tensorflow" not in record.pathname
+    return (
+        record.levelno > logging.converter.STANDARD_INFO
+        or "/tensorflow/python/" not in record.pathname
+    )
 
 
 def _in_one_line(error):
