@@ -64,7 +64,8 @@ class ExportedModelHandler(ModelHandler):
     def run_inference(self, batch, model, inference_args=None):
         """Yields the lines of each `(video_ids, inputs)` as one str, without the last line end."""
         for video_ids, inputs in batch:
-            lines = format_lines(video_ids, model.predict(inputs), self._top_k)
+            predictions = predictors.predict_videos(model, video_ids, inputs)
+            lines = format_lines(video_ids, predictions, self._top_k)
             yield lines.removesuffix("\n")
 
 

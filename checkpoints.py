@@ -102,7 +102,7 @@ def latest(train_dir):
         )
     newest = state.model_checkpoint_path
     for listed in (*state.all_model_checkpoint_paths, newest):
-        if _absolute(os.path.dirname(listed)) != _absolute(train_dir):
+        if files.absolute(os.path.dirname(listed)) != files.absolute(train_dir):
             raise InputError(f"{path} names a checkpoint of another directory: {listed}")
     if not tf.io.gfile.exists(f"{newest}.index"):
         raise InputError(
@@ -112,15 +112,11 @@ def latest(train_dir):
     return newest
 
 
-def _absolute(path):
-    return path.rstrip("/") if files.is_remote(path) else os.path.abspath(path)
-
-
 def remove_unfinished(train_dir):
     """Removes what a save left that was interrupted; none may run in the directory meanwhile."""
     for pattern in (f"{FILE_PREFIX}-*_temp", "checkpoint.tmp*"):
         for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
-            (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
+            files.remove(path)
 
 
 def names(train_dir):

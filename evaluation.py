@@ -38,8 +38,7 @@ def evaluate(predictor, reader, *, batch_size, top_k=20):
     start = time.perf_counter()
     with Progress(reader.total_bytes, "B") as progress:
         for batch in reader.batches(batch_size):
-            predictions = predictor.predict(batch.inputs)
-            predictors.check_finite(predictions, batch.video_ids)
+            predictions = predictors.predict_videos(predictor, batch.video_ids, batch.inputs)
             loss = keras.ops.convert_to_numpy(label_loss(batch.labels, predictions))
             metrics.accumulate(predictions, batch.labels, float(loss))
             rate = metrics.num_videos / (time.perf_counter() - start)

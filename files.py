@@ -35,8 +35,13 @@ def is_remote(path):
 
 
 def absolute(path):
-    """The path from the root; that of another file system as it is."""
-    return path if is_remote(path) else os.path.abspath(path)
+    """The path from the root, without a slash at its end; one of another file system has it."""
+    return path.rstrip("/") if is_remote(path) else os.path.abspath(path)
+
+
+def remove(path):
+    """Removes a file, or a directory with all that is in it."""
+    (gfile.rmtree if gfile.isdir(path) else gfile.remove)(path)
 
 
 def expand_patterns(patterns):
@@ -164,8 +169,7 @@ def _remove_abandoned(path):
     for entry in gfile.listdir(folder or "."):
         found = abandoned.fullmatch(entry)
         if found and not is_running(int(found[1])):
-            partial = os.path.join(folder, entry)
-            (gfile.rmtree if gfile.isdir(partial) else gfile.remove)(partial)
+            remove(os.path.join(folder, entry))
 
 
 def is_running(pid):
@@ -202,6 +206,29 @@ def write_json(path, value):
     with atomic_write(path) as file:
         json.dump(value, file, indent=2)
         file.write("\n")
+
+
+def read_description(folder, name, program, flag):
+    """Content of the JSON file in which a program describes a directory that it wrote.
+
+    Args:
+        folder: str. The directory, as the user gave it.
+        name: str. The file's name.
+        program: str. Name of the program that writes it.
+        flag: str. Name of the flag that gave the directory.
+
+    Returns:
+        The path of the file, and its content.
+
+    Raises:
+        InputError: if there is no such file, or it is not JSON.
+    """
+    path = os.path.join(folder, name)
+    if not gfile.exists(path):
+        raise InputError(
+            f"{folder} has no {name}, so it is no directory that {program} wrote. Check --{flag}."
+        )
+    return path, read_json(path)
 
 
 def read_json(path):

@@ -70,8 +70,9 @@ def _write_parts(predictor, reader, parts, batch_size, top_k):
                 before, of_file = predicted, reader.of_file(path)
                 with parts.open(number) as part:
                     for batch in of_file.batches(batch_size):
-                        predictions = predictor.predict(batch.inputs)
-                        predictors.check_finite(predictions, batch.video_ids)
+                        predictions = predictors.predict_videos(
+                            predictor, batch.video_ids, batch.inputs
+                        )
                         part.write(format_lines(batch.video_ids, predictions, top_k))
                         predicted += len(batch.video_ids)
                         rate = predicted / (time.perf_counter() - start)
@@ -86,12 +87,7 @@ def _write_parts(predictor, reader, parts, batch_size, top_k):
 def define_flags(flag_values):
     """Defines the flags of this program."""
     predictors.define_flags(flag_values)
-    flags.DEFINE_string(
-        "input_data_pattern",
-        None,
-        "Globs of records to predict, comma-separated; quote them.",
-        flag_values=flag_values,
-    )
+    program.define_flags(flag_values, "input_data_pattern")
     flags.DEFINE_string(
         "output_file",
         None,

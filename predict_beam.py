@@ -23,15 +23,12 @@ from utils import InputError
 
 def define_flags(flag_values):
     """Defines the flags of this program."""
-    program.define_flags(flag_values, "batch_size", "num_readers", "skip_corrupt_records", "top_k")
+    program.define_flags(
+        flag_values,
+        *("input_data_pattern", "batch_size", "num_readers", "skip_corrupt_records", "top_k"),
+    )
     own = {"flag_values": flag_values}
     flags.DEFINE_string("exported_model", None, "Directory written by export_model.py.", **own)
-    flags.DEFINE_string(
-        "input_data_pattern",
-        None,
-        "Globs of records to predict, comma-separated; quote them.",
-        **own,
-    )
     flags.DEFINE_string(
         "output_prefix",
         None,

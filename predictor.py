@@ -1,7 +1,6 @@
 """What predicts: models of train directories, or an exported graph; and the flags that name it."""
 
 import dataclasses
-import os
 
 import numpy as np
 import tensorflow as tf
@@ -165,13 +164,9 @@ def read_manifest(export_dir):
     Raises:
         InputError: if there is no exported model, or it is of another version.
     """
-    path = os.path.join(export_dir, MANIFEST)
-    if not files.gfile.exists(path):
-        raise InputError(
-            f"{export_dir} has no {MANIFEST}, so it is no directory that export_model.py "
-            "wrote. Check --exported_model."
-        )
-    manifest = files.read_json(path)
+    path, manifest = files.read_description(
+        export_dir, MANIFEST, "export_model.py", "exported_model"
+    )
     try:
         for name in ("label_loss", "models", "digest"):
             manifest[name]
@@ -180,18 +175,25 @@ def read_manifest(export_dir):
         raise InputError(f"{path} does not fit this version: {error!r}") from error
 
 
-def check_finite(predictions, video_ids):
-    """Refuses predictions `[B, C]` that are not numbers.
+def predict_videos(predictor, video_ids, inputs):
+    """Probabilities `[B, C]` of the videos of a batch.
+
+    Args:
+        predictor: `Predictor`, restored, or `ExportedPredictor`.
+        video_ids: sequence of B str.
+        inputs: the inputs of a `readers.Batch`.
 
     Raises:
-        InputError: naming the first such video.
+        InputError: if one is not finite, naming the first such video.
     """
+    predictions = predictor.predict(inputs)
     wrong = ~np.isfinite(predictions).all(axis=1)
     if wrong.any():
         raise InputError(
             f"the prediction for video {video_ids[wrong.argmax()]!r} is not finite: the features "
             "of that video are far out of range, or the model has diverged."
         )
+    return predictions
 
 
 def load_configs(train_dirs):

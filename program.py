@@ -38,6 +38,11 @@ _SHARED_FLAGS = {
         "Checkpoint to use instead of the newest one of --train_dir: a path without ending, as "
         ".../model.ckpt-1000, or the step, as 1000.",
     ),
+    "input_data_pattern": (
+        flags.DEFINE_string,
+        None,
+        "Globs of records to predict, comma-separated; quote them.",
+    ),
     "batch_size": (
         flags.DEFINE_integer,
         128,

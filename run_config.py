@@ -240,13 +240,7 @@ class RunConfig:
         """
         import files
 
-        path = os.path.join(train_dir, FILE_NAME)
-        if not files.gfile.exists(path):
-            raise InputError(
-                f"{train_dir} has no {FILE_NAME}, so it is no directory that train.py wrote. "
-                "Check --train_dir."
-            )
-        values = files.read_json(path)
+        path, values = files.read_description(train_dir, FILE_NAME, "train.py", "train_dir")
         if not isinstance(values, dict):
             raise InputError(f"{path} must hold a JSON object")
         weights_format = values.pop("weights_format", 1)

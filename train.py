@@ -207,8 +207,7 @@ def prepare_train_dir(train_dir, config, start_new_model):
     if start_new_model:
         for pattern in _OWN_FILES:
             for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
-                # An interrupted save leaves a directory, model.ckpt-N_temp.
-                (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
+                files.remove(path)  # An interrupted save leaves a directory, model.ckpt-N_temp.
     if tf.io.gfile.exists(os.path.join(train_dir, FILE_NAME)):
         differences = RunConfig.load(train_dir).differences(config)
         if differences:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 
@@ -87,8 +86,9 @@ class Runner:
 
     def _run_job(self, job):
         started = self._marker(job, "started")
-        if not (job.resumes and _content(started) == self._keys[job.name]):
-            _remove(job.output)
+        goes_on = job.resumes and _content(started) == self._keys[job.name]
+        if job.output.exists() and not goes_on:
+            files.remove(str(job.output))
         _write(started, self._keys[job.name])
         job.output.parent.mkdir(parents=True, exist_ok=True)
         log = self._output_dir / "logs" / f"{job.name}.log"
@@ -125,10 +125,3 @@ def _write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_write(str(path)) as file:
         file.write(text)
-
-
-def _remove(path):
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
