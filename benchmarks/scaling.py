@@ -253,8 +253,8 @@ def document(models, reader_rate):
         network=f"{NETWORK / 1e9:.0f} GB/s",
         reader_rate=f"{reader_rate:,.0f}",
         sizes=size_table(models),
-        speeds=speed_table(models, reader_rate),
-        times=time_table(models, reader_rate),
+        speeds=rate_table(models, reader_rate, speed_and_bound),
+        times=rate_table(models, reader_rate, durations),
         steps=step_table(models),
         reading=reading_table(models, reader_rate, video_bytes),
         reader_ratio=f"{reader_rate / lfnl.cpu_rate:.0f}",
@@ -291,34 +291,24 @@ def size_table(models):
     )
 
 
-def rates(model, reader_rate):
-    """Speed and bound of the situations: pairs."""
-    gpus = [model.rate_and_bound(situation, reader_rate) for situation in (ONE, EIGHT, WORKERS)]
-    return [(model.cpu_rate, "products"), *gpus]
-
-
-def speed_table(models, reader_rate):
-    """Videos per second of the situations."""
-    rows = [
-        [model.name, *(f"{rate:,.0f}, {bound}" for rate, bound in rates(model, reader_rate))]
-        for model in models
-    ]
+def rate_table(models, reader_rate, cell):
+    """What `cell(model, rate, bound)` says of every model in every situation."""
+    rows = []
+    for model in models:
+        gpus = [model.rate_and_bound(situation, reader_rate) for situation in (ONE, EIGHT, WORKERS)]
+        rates = [(model.cpu_rate, "products"), *gpus]
+        rows.append([model.name, *(cell(model, rate, bound) for rate, bound in rates)])
     return table(["model", "two cores", "one GPU", "eight GPUs", "32 workers"], rows)
 
 
-def time_table(models, reader_rate):
-    """Times of the situations."""
-    rows = [
-        [
-            model.name,
-            *(
-                f"{duration(TRAIN_VIDEOS / rate)}; {duration(model.examples / rate)}"
-                for rate, _ in rates(model, reader_rate)
-            ),
-        ]
-        for model in models
-    ]
-    return table(["model", "two cores", "one GPU", "eight GPUs", "32 workers"], rows)
+def speed_and_bound(_, rate, bound):
+    """Videos per second."""
+    return f"{rate:,.0f}, {bound}"
+
+
+def durations(model, rate, _):
+    """Times of an epoch and of the whole recipe."""
+    return f"{duration(TRAIN_VIDEOS / rate)}; {duration(model.examples / rate)}"
 
 
 def step_table(models):

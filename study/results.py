@@ -58,7 +58,8 @@ def collect(steps):
                 ]
                 evaluations.append({**named, "treatment": "last", "gap": history[-1]["gap"]})
                 config = RunConfig.load(str(run))
-                sizes[name] = config.build_model().count_params() * _SIZE_OF_FLOAT / 2**20
+                if name not in sizes:
+                    sizes[name] = config.build_model().count_params() * _SIZE_OF_FLOAT / 2**20
                 if world not in labels:
                     labels[world] = _labels(config, steps.data(world))
                 predicted = _predictions(steps.predictions(world, seed, name), labels[world])
