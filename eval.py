@@ -117,14 +117,20 @@ def wait_for_run(train_dir):
         time.sleep(1.0)
 
 
+def goes_on(flag_values):
+    """Whether new checkpoints are evaluated as they come, without end."""
+    ends = flag_values.run_once or flag_values.checkpoint or flag_values.all_checkpoints
+    return bool(flag_values.train_dir) and not ends
+
+
 def checkpoints_to_evaluate(flag_values):
     """Paths or steps of checkpoints: the one asked for, all there are, or new ones as they come."""
     if flag_values.all_checkpoints:
         steps = map(checkpoints.step_of, checkpoints.names(flag_values.train_dir))
         return [str(step) for step in sorted(steps)]
-    if flag_values.run_once or flag_values.checkpoint or not flag_values.train_dir:
-        return [flag_values.checkpoint]
-    return tf.train.checkpoints_iterator(flag_values.train_dir, min_interval_secs=1)
+    if goes_on(flag_values):
+        return tf.train.checkpoints_iterator(flag_values.train_dir, min_interval_secs=1)
+    return [flag_values.checkpoint]
 
 
 def main(flag_values):
@@ -141,8 +147,7 @@ def main(flag_values):
     for path in filter(None, (flag_values.per_class_csv, flag_values.metrics_json)):
         files.check_writable(path)
     class_names = read_class_names(flag_values.class_names) if flag_values.class_names else None
-    ends = flag_values.run_once or flag_values.checkpoint or flag_values.all_checkpoints
-    if flag_values.train_dir and not ends:
+    if goes_on(flag_values):
         wait_for_run(flag_values.train_dir)
     predictor = predictors.from_flags(flag_values)
     for checkpoint in checkpoints_to_evaluate(flag_values):

@@ -113,8 +113,7 @@ def make_sample_data(
     )
     _check_together(min_frames, max_frames, shards, num_videos)
     _check_features(feature_names, feature_sizes)
-    if level not in LEVELS:
-        raise InputError(f"level must be one of {listing(LEVELS)}. Received: {level!r}")
+    utils.check_one_of(LEVELS, level=level)
     utils.check_one_of(STORIES, world=world)
     _prepare_directory(output_dir, overwrite)
     generator = Generator(

@@ -61,6 +61,14 @@ def read(kind, names, records):
         ]
 
 
+def check_round_trip(kind, write, videos, id_name):
+    records = [
+        write(name, sorted(labels), id_name, rgb=rgb, audio=audio)
+        for name, labels, (rgb, audio) in videos
+    ]
+    check_equal(read(kind, ("rgb", "audio"), records), videos)
+
+
 def check_equal(found, written):
     assert [video[:2] for video in found] == [video[:2] for video in written]
     for (*_, features), (*_, expected) in zip(found, written, strict=True):
@@ -71,21 +79,15 @@ def check_equal(found, written):
 @QUICK
 @given(st.lists(frame_videos(), min_size=1, max_size=4), st.sampled_from(["id", "video_id"]))
 def test_any_frame_level_record_is_read_as_it_was_written(videos, id_name):
-    records = [
-        sample_records.frame_record(name, sorted(labels), id_name, rgb=rgb, audio=audio)
-        for name, labels, (rgb, audio) in videos
-    ]
-    check_equal(read(readers.YT8MFrameFeatureReader, ("rgb", "audio"), records), videos)
+    check_round_trip(readers.YT8MFrameFeatureReader, sample_records.frame_record, videos, id_name)
 
 
 @QUICK
 @given(st.lists(mean_videos(), min_size=1, max_size=4), st.sampled_from(["id", "video_id"]))
 def test_any_video_level_record_is_read_as_it_was_written(videos, id_name):
-    records = [
-        sample_records.video_record(name, sorted(labels), id_name, rgb=rgb, audio=audio)
-        for name, labels, (rgb, audio) in videos
-    ]
-    check_equal(read(readers.YT8MAggregatedFeatureReader, ("rgb", "audio"), records), videos)
+    check_round_trip(
+        readers.YT8MAggregatedFeatureReader, sample_records.video_record, videos, id_name
+    )
 
 
 # Metrics.
