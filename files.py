@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import socket
 
 import tensorflow as tf
@@ -40,8 +41,14 @@ def absolute(path):
 
 
 def remove(path):
-    """Removes a file, or a directory with all that is in it."""
-    (gfile.rmtree if gfile.isdir(path) else gfile.remove)(path)
+    """Removes a file, or a directory with all that is in it; of a link, the link alone."""
+    if is_remote(path):
+        (gfile.rmtree if gfile.isdir(path) else gfile.remove)(path)
+    elif os.path.isdir(path) and not os.path.islink(path):
+        # gfile would go through links.
+        shutil.rmtree(path)
+    else:
+        os.remove(path)
 
 
 def expand_patterns(patterns):

@@ -182,18 +182,32 @@ class Job:
     alone: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a job measured: a model or an ensemble of the world `bag`, treated in some way."""
+
+    seed: int
+    subject: str
+    treatment: str
+    metrics: pathlib.Path
+
+
 class Plan:
     """All jobs of a scale, in an order in which they can run.
 
     Args:
         scale: `Scale`.
         output_dir: path. Where everything goes.
+
+    Attributes:
+        jobs: list of `Job`.
+        evaluations: list of `Evaluation`; models as they were trained are not among them.
     """
 
     def __init__(self, scale, output_dir):
         self.scale = scale
         self.output_dir = pathlib.Path(output_dir)
-        self.jobs = []
+        self.jobs, self.evaluations = [], []
         for world in scale.worlds:
             self._add_data(world)
         for seed in scale.seeds:
@@ -202,10 +216,6 @@ class Plan:
                 for name in sorted(names, key=lambda name: -MODELS[name].cost):
                     self._add_model(world, seed, name)
             self._add_ensembles(seed)
-
-    def metrics(self, world, seed, subject, treatment):
-        """Path of the metrics of a model or an ensemble, treated in some way."""
-        return self._folder(world, seed) / "metrics" / subject / f"{treatment}.json"
 
     def predictions(self, world, seed, name):
         """Path of a model's predictions, all classes of all validation videos."""
@@ -339,7 +349,8 @@ class Plan:
 
     def _add_eval(self, seed, subject, treatment, needs, *what, **options):
         """A job that evaluates a model or an ensemble, treated in some way, in the world `bag`."""
-        metrics = self.metrics("bag", seed, subject, treatment)
+        metrics = self._folder("bag", seed) / "metrics" / subject / f"{treatment}.json"
+        self.evaluations.append(Evaluation(seed, subject, treatment, metrics))
         self._add(
             f"bag/seed{seed}/{subject}/{treatment}/eval",
             *("eval.py", *what, f"--eval_data_pattern={self.data('bag')}", "--run_once"),

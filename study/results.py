@@ -2,14 +2,22 @@
 
 import csv
 import dataclasses
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
 
 import numpy as np
 import pandas as pd
 
+import compute
 import eval_util
 import files
 import plan
 from run_config import RunConfig
+from utils import InputError
 
 # Edges of the bins in which predicted probabilities are compared with what was true.
 _RELIABILITY_BINS = np.concatenate([[0.0, 0.01, 0.02, 0.05], np.linspace(0.1, 1.0, 10)])
@@ -30,7 +38,8 @@ class Results:
             probability, over all seeds of the world `bag`.
         sizes: subject, mib: size of the weights in float32.
         exported: seed, dtype, mib, videos_per_second: files of the exported ensemble on disk.
-        plan: `plan.Plan`.
+        setting: dict: name of the scale, date, cores, processor, versions, products (type of the
+            matrix products).
     """
 
     gap: pd.DataFrame
@@ -39,73 +48,147 @@ class Results:
     reliability: pd.DataFrame
     sizes: pd.DataFrame
     exported: pd.DataFrame
-    plan: plan.Plan
+    setting: dict
+
+    @property
+    def scale(self):
+        """The `plan.Scale` that was run."""
+        return plan.SCALES[self.setting["scale"]]
+
+    def save(self, folder):
+        """Writes one CSV file per table, with six digits, and setting.json.
+
+        Args:
+            folder: `pathlib.Path`.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _TABLES:
+            with files.atomic_write(str(folder / f"{name}.csv")) as file:
+                getattr(self, name).to_csv(file, index=False, float_format="%.6g")
+        files.write_json(str(folder / _SETTING), self.setting)
+
+    @classmethod
+    def load(cls, folder):
+        """What `save` wrote.
+
+        Raises:
+            InputError: if it is not there.
+        """
+        folder = pathlib.Path(folder)
+        _, setting = files.read_description(str(folder), _SETTING, "study/run.py", "report_dir")
+        tables = {name: pd.read_csv(folder / f"{name}.csv") for name in _TABLES}
+        return cls(**tables, setting=setting)
 
 
-def collect(steps):
-    """The `Results` of a plan whose jobs are done."""
-    evaluations, curves, ingredients, probabilities, sizes, exported = [], [], [], [], {}, []
-    labels = {}
+_TABLES = [field.name for field in dataclasses.fields(Results) if field.type is pd.DataFrame]
+_SETTING = "setting.json"
+
+
+def collect(steps, scale_name):
+    """The `Results` of a plan whose jobs are done.
+
+    Args:
+        steps: `plan.Plan`.
+        scale_name: key of `plan.SCALES`.
+
+    Raises:
+        InputError: if a training ended early.
+    """
+    gap, curves, ingredients, probabilities, sizes = [], [], [], [], {}
     for world, names in steps.scale.worlds.items():
+        labels = _labels(steps, world)
         for seed in steps.scale.seeds:
             key = {"world": world, "seed": seed}
             for name in names:
-                run = steps.model_dir(world, seed, name)
-                history = files.read_json(str(run / "eval" / "metrics.json"))
-                named = {**key, "subject": name}
+                run, named = steps.model_dir(world, seed, name), {**key, "subject": name}
+                history = _history(run, steps.scale.max_steps)
                 curves += [
                     {**named, "step": entry["step"], "gap": entry["gap"]} for entry in history
                 ]
-                evaluations.append({**named, "treatment": "last", "gap": history[-1]["gap"]})
-                config = RunConfig.load(str(run))
+                gap.append({**named, "treatment": "last", "gap": history[-1]["gap"]})
                 if name not in sizes:
-                    sizes[name] = config.build_model().count_params() * _SIZE_OF_FLOAT / 2**20
-                if world not in labels:
-                    labels[world] = _labels(config, steps.data(world))
-                predicted = _predictions(steps.predictions(world, seed, name), labels[world])
+                    model = RunConfig.load(str(run)).build_model()
+                    sizes[name] = model.count_params() * _SIZE_OF_FLOAT / 2**20
+                predicted = _predictions(steps.predictions(world, seed, name), labels)
                 ingredients += [
-                    {**named, **row}
-                    for row in _gap_by_ingredient(predicted, labels[world], steps, world)
+                    {**named, **row} for row in _gap_by_ingredient(predicted, labels, steps, world)
                 ]
                 if world == "bag":
                     probabilities.append((name, predicted))
-            evaluations.append(
-                {
-                    **key,
-                    "subject": "prior",
-                    "treatment": "last",
-                    "gap": history[-1]["class_prior_gap"],
-                }
-            )
-            folder = steps.metrics(world, seed, "", "").parent
-            for path in sorted(folder.glob("*/*.json")):
-                summary = files.read_json(str(path))
-                treated = {"subject": path.parent.name, "treatment": path.stem}
-                evaluations.append({**key, **treated, "gap": summary["gap"]})
-                if path.stem.startswith("exported_"):
-                    dtype = path.stem.removeprefix("exported_")
-                    exported.append(
-                        {
-                            "seed": seed,
-                            "dtype": dtype,
-                            "mib": _size(steps.export_dir(seed, dtype)) / 2**20,
-                            "videos_per_second": summary["videos_per_second"],
-                        }
-                    )
+            prior = history[-1]["class_prior_gap"]
+            gap.append({**key, "subject": "prior", "treatment": "last", "gap": prior})
+        if world == "bag":
+            reliability = list(_reliability(probabilities, labels))
+    treated, exported = _evaluations(steps)
     return Results(
-        gap=pd.DataFrame(evaluations),
+        gap=pd.DataFrame([*gap, *treated]),
         curves=pd.DataFrame(curves),
         ingredients=pd.DataFrame(ingredients),
-        reliability=pd.DataFrame(_reliability(probabilities, labels["bag"])),
+        reliability=pd.DataFrame(reliability),
         sizes=pd.DataFrame({"subject": sizes.keys(), "mib": sizes.values()}),
         exported=pd.DataFrame(exported),
-        plan=steps,
+        setting=_setting(scale_name),
     )
 
 
-def _labels(config, pattern):
-    """Labels of all videos of a pattern: a dict from id to bool `[C]`."""
-    batches = config.reader(pattern).batches(1024)
+def _history(run, max_steps):
+    """Metrics of all checkpoints of a run."""
+    history = files.read_json(str(run / "eval" / "metrics.json"))
+    if history[-1]["step"] != max_steps:
+        raise InputError(
+            f"the training in {run} ended at step {history[-1]['step']} of {max_steps}, as if it "
+            "had been told to stop. Remove that directory and start again."
+        )
+    return history
+
+
+def _evaluations(steps):
+    """Rows of the tables `gap` and `exported` from all that was treated in some way."""
+    gap, exported = [], []
+    for one in steps.evaluations:
+        summary = files.read_json(str(one.metrics))
+        gap.append(
+            {
+                **{"world": "bag", "seed": one.seed, "subject": one.subject},
+                **{"treatment": one.treatment, "gap": summary["gap"]},
+            }
+        )
+        if one.treatment.startswith("exported_"):
+            dtype = one.treatment.removeprefix("exported_")
+            mib = _size(steps.export_dir(one.seed, dtype)) / 2**20
+            rate = summary["videos_per_second"]
+            exported.append(
+                {"seed": one.seed, "dtype": dtype, "mib": mib, "videos_per_second": rate}
+            )
+    return gap, exported
+
+
+def _setting(scale_name):
+    return {
+        "scale": scale_name,
+        "date": str(datetime.date.today()),
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")
+        },
+        "products": compute.chosen_dtype(),
+    }
+
+
+def _processor():
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.machine()
+    found = re.search(r"model name\s*: (.*)", text)
+    return found.group(1) if found else platform.machine()
+
+
+def _labels(steps, world):
+    """Labels of all validation videos of a world: a dict from id to bool `[C]`."""
+    run = steps.model_dir(world, steps.scale.seeds[0], steps.scale.worlds[world][0])
+    batches = RunConfig.load(str(run)).reader(steps.data(world)).batches(1024)
     return {
         video_id: row
         for batch in batches

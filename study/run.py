@@ -4,6 +4,9 @@
     python study/run.py --scale=quick
 
 Started again after an interruption, it goes on with what is missing. docs/study.md is the report.
+It can be written anew from its numbers alone:
+
+    python study/run.py --report_only --report_dir=docs
 """
 
 import os
@@ -28,8 +31,8 @@ def define_flags(flag_values):
         "scale",
         "full",
         list(plan.SCALES),
-        "full: all models, three seeds, about two hours on two cores. quick: one seed and short "
-        "trainings, about eight minutes. miniature: three models, a test of the study itself.",
+        "full: all models, three seeds, less than two hours on two cores. quick: one seed and "
+        "short trainings, eight to ten minutes. miniature: two models, a test of the study itself.",
         **own,
     )
     flags.DEFINE_string(
@@ -45,6 +48,9 @@ def define_flags(flag_values):
         "numbers. Default: report in --output_dir.",
         **own,
     )
+    flags.DEFINE_boolean(
+        "report_only", False, "Writes the report from the numbers in --report_dir again.", **own
+    )
     flags.DEFINE_integer(
         "num_parallel", os.cpu_count(), "Jobs that run at the same time, each on one core.", **own
     )
@@ -53,12 +59,13 @@ def define_flags(flag_values):
 def main(flag_values):
     """Runs the study."""
     program.require_positive(flag_values, "num_parallel")
-    scale = plan.SCALES[flag_values.scale]
     output_dir = pathlib.Path(flag_values.output_dir or f"study_{flag_values.scale}").absolute()
     report_dir = pathlib.Path(flag_values.report_dir or output_dir / "report").absolute()
-    steps = plan.Plan(scale, output_dir)
-    schedule.Runner(steps.jobs, output_dir, flag_values.num_parallel).run()
-    report.write(results.collect(steps), flag_values.scale, report_dir)
+    if not flag_values.report_only:
+        steps = plan.Plan(plan.SCALES[flag_values.scale], output_dir)
+        schedule.Runner(steps.jobs, output_dir, flag_values.num_parallel).run()
+        results.collect(steps, flag_values.scale).save(report_dir / report.FOLDER)
+    report.write(report_dir)
     logging.info("report: %s", report_dir / "study.md")
 
 

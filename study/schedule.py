@@ -15,8 +15,9 @@ import plan
 from progress import Progress
 from utils import InputError
 
-# One thread a job: results do not depend on the number of cores, and jobs run side by side.
+# One thread a job, and no GPU: results do not depend on what there is, and jobs run side by side.
 _ONE_THREAD = {
+    "CUDA_VISIBLE_DEVICES": "-1",
     "OMP_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -87,7 +88,7 @@ class Runner:
     def _run_job(self, job):
         started = self._marker(job, "started")
         goes_on = job.resumes and _content(started) == self._keys[job.name]
-        if job.output.exists() and not goes_on:
+        if os.path.lexists(job.output) and not goes_on:
             files.remove(str(job.output))
         _write(started, self._keys[job.name])
         job.output.parent.mkdir(parents=True, exist_ok=True)
