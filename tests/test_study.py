@@ -2,12 +2,14 @@
 
 import importlib
 import pathlib
+import re
 import sys
 
 import pandas as pd
 import pytest
 from absl import flags
 
+import files
 import programs
 from utils import InputError
 
@@ -15,6 +17,7 @@ sys.path.insert(0, str(programs.ROOT / "study"))
 
 import plan
 import report
+import results
 import run as study
 import schedule
 
@@ -136,8 +139,29 @@ def test_the_report_says_first_that_the_data_are_generated(miniature):
     for number in range(1, 5):
         assert f"## Table {number}" in text
     page = (miniature / "study" / "index.html").read_text()
-    assert "http" not in page.replace("data:image", "")
+    assert "http" not in re.sub(r"data:image/png;base64,[^\"]*", "", page)
     assert page.count("<img ") == 4
+
+
+def test_the_report_is_what_its_numbers_say():
+    docs = programs.ROOT / "docs"
+    text = report.to_markdown(report.make_blocks(results.Results.load(docs / report.FOLDER)))
+    assert text == (docs / "study.md").read_text()
+
+
+def test_numbers_of_the_study_in_the_readme_are_those_of_the_report():
+    section = (programs.ROOT / "README.md").read_text().split("## The study")[1].split("\n## ")[0]
+    header, _, *rows = [line for line in section.splitlines() if line.startswith("|")]
+    written = (programs.ROOT / "docs" / "study.md").read_text()
+    assert header in written
+    assert "\n".join(rows) in written
+
+
+def test_a_training_that_was_told_to_stop_is_named(tmp_path):
+    (tmp_path / "eval").mkdir()
+    files.write_json(str(tmp_path / "eval" / "metrics.json"), [{"step": 7}])
+    with pytest.raises(InputError, match="ended at step 7 of 10"):
+        results._history(tmp_path, 10)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +170,9 @@ def test_the_report_says_first_that_the_data_are_generated(miniature):
         ((0.10, 0.11, 0.12), "above", "holds"),
         ((-0.10, 0.00, 0.15), "above", "**does not hold**"),
         ((-0.10, 0.00, 0.15), "not below", "holds"),
+        ((-0.10, -0.11, -0.12), "above", "**the opposite holds**"),
         ((-0.10, -0.11, -0.12), "not below", "**does not hold**"),
+        ((0.0, 0.0, 0.0), "not below", "holds"),
         ((0.10, 0.11, 0.12), "no gain", "**does not hold**"),
         ((-0.10, 0.00, 0.15), "no gain", "holds"),
         ((-0.0004, 0.0005, 0.0), "equal", "holds"),
