@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import datetime
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -16,7 +15,7 @@ import compute
 import eval_util
 import files
 import plan
-from run_config import RunConfig
+import run_config
 from utils import InputError
 
 # Edges of the bins in which predicted probabilities are compared with what was true.
@@ -71,10 +70,12 @@ class Results:
     def load(cls, folder):
         """What `save` wrote.
 
+        Args:
+            folder: `pathlib.Path`.
+
         Raises:
             InputError: if it is not there.
         """
-        folder = pathlib.Path(folder)
         _, setting = files.read_description(str(folder), _SETTING, "study/run.py", "report_dir")
         tables = {name: pd.read_csv(folder / f"{name}.csv") for name in _TABLES}
         return cls(**tables, setting=setting)
@@ -107,7 +108,7 @@ def collect(steps, scale_name):
                 ]
                 gap.append({**named, "treatment": "last", "gap": history[-1]["gap"]})
                 if name not in sizes:
-                    model = RunConfig.load(str(run)).build_model()
+                    model = run_config.RunConfig.load(str(run)).build_model()
                     sizes[name] = model.count_params() * _SIZE_OF_FLOAT / 2**20
                 predicted = _predictions(steps.predictions(world, seed, name), labels)
                 ingredients += [
@@ -169,9 +170,7 @@ def _setting(scale_name):
         "date": str(datetime.date.today()),
         "cores": os.cpu_count(),
         "processor": _processor(),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")
-        },
+        "versions": run_config.versions(),
         "products": compute.chosen_dtype(),
     }
 
@@ -188,7 +187,7 @@ def _processor():
 def _labels(steps, world):
     """Labels of all validation videos of a world: a dict from id to bool `[C]`."""
     run = steps.model_dir(world, steps.scale.seeds[0], steps.scale.worlds[world][0])
-    batches = RunConfig.load(str(run)).reader(steps.data(world)).batches(1024)
+    batches = run_config.RunConfig.load(str(run)).reader(steps.data(world)).batches(1024)
     return {
         video_id: row
         for batch in batches
