@@ -141,12 +141,12 @@ SCALES = {
         max_steps=1800,
     ),
     "quick": Scale(
-        worlds={"bag": ("moe", "netvlad", *SIX), "relational": ("netvlad", "lfnl_dot")},
+        worlds={"bag": ("moe", "netvlad", *SIX)},
         averages=("averaged",),
         seeds=(0,),
         num_videos=12000,
-        num_eval_videos=2000,
-        max_steps=240,
+        num_eval_videos=1000,
+        max_steps=192,
     ),
     "miniature": Scale(
         worlds={"bag": ("lfnl_netvlad", "soft_bof_4k")},

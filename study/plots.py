@@ -48,11 +48,14 @@ def write(results, folder):
 
 def gap_and_size(results, mode):
     """GAP of the world `bag` against the size of the weights."""
-    gap = _mean_gap(results, "bag")
+    table = results.gap
+    by_model = table[(table.world == "bag") & (table.treatment == "last")].groupby("subject")["gap"]
+    deviations, gap = by_model.std().fillna(0), by_model.mean()
     sizes = results.sizes.set_index("subject")["mib"]
     figure, axes = plt.subplots(figsize=(_WIDTH, 4.6), layout="constrained")
     for name in _models(gap):
-        axes.plot(sizes[name], gap[name], linestyle="", **_look(name, mode), label=_title(name))
+        place, look = (sizes[name], gap[name], deviations[name]), _look(name, mode)
+        axes.errorbar(*place, linestyle="", **look, label=_title(name))
     axes.axhline(gap["prior"], color=_PAGE[mode]["soft"], linewidth=1, linestyle=":")
     axes.annotate(
         "class prior",
@@ -87,7 +90,7 @@ def ingredients(results, mode):
     means = results.ingredients.groupby(["world", "ingredient", "subject"])["gap"]
     deviations, means = means.std().fillna(0), means.mean()
     panels = list(dict.fromkeys(key[:2] for key in means.index))
-    counts = [len(means[panel]) for panel in panels]
+    counts = [len(_models(means[panel].index)) for panel in panels]
     figure, all_axes = plt.subplots(
         len(panels),
         1,
@@ -107,6 +110,8 @@ def ingredients(results, mode):
                 linestyle="",
                 **_look(name, mode),
             )
+        prior = means[panel]["prior"]
+        axes.axvline(prior, color=_PAGE[mode]["soft"], linewidth=1, linestyle=":")
         axes.set_yticks(range(len(names)), [_title(name) for name in names])
         axes.set_title("{}: {}".format(*panel), loc="left", fontsize=10, fontweight="bold")
         axes.set_ylim(-0.6, len(names) - 0.4)
@@ -136,12 +141,6 @@ PLOTS = {
     "ingredients": ingredients,
     "reliability": reliability,
 }
-
-
-def _mean_gap(results, world):
-    table = results.gap
-    chosen = table[(table.world == world) & (table.treatment == "last")]
-    return chosen.groupby("subject")["gap"].mean()
 
 
 def _models(names):

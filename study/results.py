@@ -116,8 +116,9 @@ def collect(steps, scale_name):
                 ]
                 if world == "bag":
                     probabilities.append((name, predicted))
-            prior = history[-1]["class_prior_gap"]
-            gap.append({**key, "subject": "prior", "treatment": "last", "gap": prior})
+            prior = {**key, "subject": "prior"}
+            gap.append({**prior, "treatment": "last", "gap": history[-1]["class_prior_gap"]})
+            ingredients += [{**prior, **row} for row in _gap_by_ingredient(None, labels, steps, world)]
         if world == "bag":
             reliability = list(_reliability(probabilities, labels))
     treated, exported = _evaluations(steps)
@@ -206,15 +207,16 @@ def _predictions(path, labels):
 
 
 def _gap_by_ingredient(predicted, labels, steps, world):
+    """Rows of the table `ingredients`; without predictions, for the class prior."""
     table = pd.read_csv(steps.output_dir / "data" / world / "vocabulary.csv")
     labels = np.stack(list(labels.values()))
     for ingredient, classes in table.groupby("WikiDescription")["Index"]:
         chosen = labels[:, classes]
-        yield {
-            "ingredient": ingredient,
-            "labels": chosen.sum() / labels.sum(),
-            "gap": eval_util.calculate_gap(predicted[:, classes], chosen),
-        }
+        if predicted is None:
+            gap = eval_util.class_prior_gap(chosen.sum(axis=0), len(chosen))
+        else:
+            gap = eval_util.calculate_gap(predicted[:, classes], chosen)
+        yield {"ingredient": ingredient, "labels": chosen.sum() / labels.sum(), "gap": gap}
 
 
 def _reliability(probabilities, labels):
