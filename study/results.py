@@ -118,7 +118,8 @@ def collect(steps, scale_name):
                     probabilities.append((name, predicted))
             prior = {**key, "subject": "prior"}
             gap.append({**prior, "treatment": "last", "gap": history[-1]["class_prior_gap"]})
-            ingredients += [{**prior, **row} for row in _gap_by_ingredient(None, labels, steps, world)]
+            by_ingredient = _gap_by_ingredient(None, labels, steps, world)
+            ingredients += [{**prior, **row} for row in by_ingredient]
         if world == "bag":
             reliability = list(_reliability(probabilities, labels))
     treated, exported = _evaluations(steps)
