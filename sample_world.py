@@ -155,7 +155,8 @@ class World:
         if relation.any():
             pairs = itertools.combinations(range(BACKGROUND_WORDS, len(self.words[0])), 2)
             pairs = rng.permutation(np.array(list(pairs)))
-            own = pairs[first[relation] // 2 % len(pairs)]
+            rank = np.unique(first[relation], return_inverse=True)[1]
+            own = pairs[rank % len(pairs)]
             self.scenes[relation] = np.tile(own, 2)[:, None]
         for sounds in self.sounds:
             alike = order | relation

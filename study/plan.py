@@ -13,6 +13,10 @@ FEATURE_SIZES = "64,16"
 NUM_CLASSES = 160
 MIN_FRAMES, MAX_FRAMES = 20, 48
 BATCH_SIZE = 128
+LEARNING_RATE = 0.005
+LEARNING_RATE_OF_THE_MEAN = 0.1
+LEARNING_RATE_DECAY = 0.9
+LEARNING_RATE_DECAYS = 8
 CHECKPOINTS = 12
 AVERAGED_CHECKPOINTS = 4
 BATCH_NORM_BATCHES = 100
@@ -23,7 +27,7 @@ _NETVLAD = (
     *("--netvlad_hidden_size=256", "--nonlocal_embedding=16,8"),
 )
 _SOFT_BOF = ("--model=SoftBoFModel", "--iterations=32", "--soft_bof_hidden_size=256")
-_MEAN = ("--model=FrameLevelLogisticModel", "--iterations=0", "--base_learning_rate=0.1")
+_MEAN = ("--model=FrameLevelLogisticModel", "--iterations=0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +38,23 @@ class Model:
         title: its name in tables.
         flags: of train.py.
         cost: seconds that training takes on one core, roughly, at full scale.
+        learning_rate: the first one of training.
     """
 
     title: str
     flags: tuple[str, ...]
     cost: int
+    learning_rate: float = LEARNING_RATE
 
 
 MODELS = {
-    "logistic": Model("logistic on the mean", _MEAN, 35),
-    "moe": Model("MoE on the mean", (*_MEAN, "--video_level_classifier_model=MoeModel"), 35),
+    "logistic": Model("logistic on the mean", _MEAN, 35, LEARNING_RATE_OF_THE_MEAN),
+    "moe": Model(
+        "MoE on the mean",
+        (*_MEAN, "--video_level_classifier_model=MoeModel"),
+        35,
+        LEARNING_RATE_OF_THE_MEAN,
+    ),
     "dbof": Model(
         "DBoF",
         (
@@ -85,13 +96,14 @@ COMBINATIONS = ((1, 4), (1, 2), (1, 6), (1, 4, 6), (1, 2, 4, 6), (1, 2, 3, 4, 6)
 SAMPLINGS = (1, 5, 10, 0)
 EXPORT_DTYPES = ("float32", "bfloat16")
 
-# Ways to make the weights that are evaluated out of a training run: flags of
-# average_checkpoints.py. Beside them are "last", the last checkpoint itself, and "ema".
+# Ways to make the weights that are evaluated out of a training run: how many checkpoints, the last ones,
+# average_checkpoints.py takes, and its --batch_norm. Beside them are "last", the last checkpoint
+# itself, and "ema".
 AVERAGES = {
-    "averaged": (f"--num_last={AVERAGED_CHECKPOINTS}", "--batch_norm=recompute"),
-    "averaged_mean_bn": (f"--num_last={AVERAGED_CHECKPOINTS}", "--batch_norm=mean"),
-    "averaged_last_bn": (f"--num_last={AVERAGED_CHECKPOINTS}", "--batch_norm=last"),
-    "last_recomputed": ("--num_last=1", "--batch_norm=recompute"),
+    "averaged": (AVERAGED_CHECKPOINTS, "recompute"),
+    "averaged_mean_bn": (AVERAGED_CHECKPOINTS, "mean"),
+    "averaged_last_bn": (AVERAGED_CHECKPOINTS, "last"),
+    "last_recomputed": (1, "recompute"),
 }
 
 
@@ -104,7 +116,7 @@ class Scale:
         averages: keys of `AVERAGES`.
         seeds: of trainings; the data are the same for all.
         num_videos: training videos.
-        num_eval_videos: validation videos.
+        num_test_videos: test videos, which all figures are of.
         max_steps: training steps.
     """
 
@@ -112,8 +124,14 @@ class Scale:
     averages: tuple[str, ...]
     seeds: tuple[int, ...]
     num_videos: int
-    num_eval_videos: int
+    num_test_videos: int
     max_steps: int
+
+    @property
+    def steps(self):
+        """Steps of the checkpoints."""
+        interval = self.max_steps // CHECKPOINTS
+        return range(interval, self.max_steps + 1, interval)
 
     @property
     def members(self):
@@ -132,12 +150,12 @@ SCALES = {
         worlds={
             "bag": ("logistic", "moe", "dbof", "lstm", "netvlad", *SIX),
             "relational": ("moe", "netvlad", "lfnl_netvlad", "lfnl_dot", "soft_bof_4k"),
-            "unrelated": ("netvlad", "lfnl_netvlad", "lfnl_dot"),
+            "unrelated": ("moe", "netvlad", "lfnl_netvlad", "lfnl_dot"),
         },
         averages=tuple(AVERAGES),
         seeds=(0, 1, 2),
         num_videos=36000,
-        num_eval_videos=4000,
+        num_test_videos=4000,
         max_steps=1800,
     ),
     "quick": Scale(
@@ -145,7 +163,7 @@ SCALES = {
         averages=("averaged",),
         seeds=(0,),
         num_videos=12000,
-        num_eval_videos=1000,
+        num_test_videos=1000,
         max_steps=192,
     ),
     "miniature": Scale(
@@ -153,7 +171,7 @@ SCALES = {
         averages=("averaged",),
         seeds=(0,),
         num_videos=6000,
-        num_eval_videos=1000,
+        num_test_videos=1000,
         max_steps=300,
     ),
 }
@@ -218,7 +236,7 @@ class Plan:
             self._add_ensembles(seed)
 
     def predictions(self, world, seed, name):
-        """Path of a model's predictions, all classes of all validation videos."""
+        """Path of a model's predictions, all classes of all test videos."""
         return self._folder(world, seed) / "predictions" / f"{name}.csv"
 
     def model_dir(self, world, seed, name, treatment="last"):
@@ -229,7 +247,7 @@ class Plan:
         """Directory of an exported ensemble."""
         return self._folder("bag", seed) / "exported" / dtype
 
-    def data(self, world, split="validate"):
+    def data(self, world, split="test"):
         """Pattern of the records of a split."""
         return str(self.output_dir / "data" / world / f"{split}*.tfrecord")
 
@@ -246,7 +264,7 @@ class Plan:
             f"{world}/data",
             *("make_sample_data.py", f"--output_dir={folder}", f"--world={world}"),
             f"--num_videos={self.scale.num_videos}",
-            f"--num_eval_videos={self.scale.num_eval_videos}",
+            f"--num_eval_videos={self.scale.num_test_videos}",
             *(f"--num_classes={NUM_CLASSES}", f"--feature_sizes={FEATURE_SIZES}"),
             *(f"--min_frames={MIN_FRAMES}", f"--max_frames={MAX_FRAMES}"),
             output=folder,
@@ -254,19 +272,20 @@ class Plan:
 
     def _add_model(self, world, seed, name):
         prefix, model = f"{world}/seed{seed}/{name}", MODELS[name]
+        examples = self.scale.max_steps * BATCH_SIZE
         run = self.model_dir(world, seed, name)
         train = self._add(
             f"{prefix}/train",
             *("train.py", f"--train_data_pattern={self.data(world, 'train')}"),
             f"--train_dir={run}",
-            *("--base_learning_rate=0.01", *model.flags, f"--seed={seed}"),
+            *(*model.flags, f"--seed={seed}", f"--base_learning_rate={model.learning_rate}"),
             *(f"--num_classes={NUM_CLASSES}", f"--feature_sizes={FEATURE_SIZES}"),
             *(f"--max_frames={MAX_FRAMES}", f"--batch_size={BATCH_SIZE}"),
             *(f"--max_steps={self.scale.max_steps}", "--num_epochs=1000000"),
-            "--learning_rate_decay=0.9",
-            f"--learning_rate_decay_examples={self.scale.max_steps * BATCH_SIZE // 8}",
-            *("--ema_decay=0.99", f"--export_model_steps={self.scale.max_steps // CHECKPOINTS}"),
-            *(f"--keep_checkpoints={CHECKPOINTS}", "--log_steps=100"),
+            f"--learning_rate_decay={LEARNING_RATE_DECAY}",
+            f"--learning_rate_decay_examples={examples // LEARNING_RATE_DECAYS}",
+            *("--ema_decay=0.99", f"--export_model_steps={self.scale.steps[0]}"),
+            *("--keep_checkpoints=0", "--log_steps=100"),
             output=run,
             needs=(f"{world}/data",),
             cost=10 + model.cost * self.scale.max_steps / 1800,
@@ -299,11 +318,14 @@ class Plan:
         )
         for treatment in self.scale.averages:
             averaged = self.model_dir("bag", seed, name, treatment)
+            count, batch_norm = AVERAGES[treatment]
+            # By number, as a training that was stopped in between leaves a checkpoint more.
+            chosen = ",".join(map(str, self.scale.steps[-count:]))
             average = self._add(
                 self._average(seed, name, treatment),
                 *("average_checkpoints.py", f"--train_dir={run}", f"--output_dir={averaged}"),
-                *AVERAGES[treatment],
-                *(data if "--batch_norm=recompute" in AVERAGES[treatment] else ()),
+                *(f"--checkpoints={chosen}", f"--batch_norm={batch_norm}"),
+                *(data if batch_norm == "recompute" else ()),
                 output=averaged,
                 needs=(train,),
                 cost=12,

@@ -167,7 +167,7 @@ def _setting(setting, scale):
     return (
         f"Command: `{command}`, {setting['date']}, on {setting['cores']} cores of "
         f"{setting['processor']}, {versions}, matrix products in {setting['products']}. "
-        f"{scale.num_videos} training and {scale.num_eval_videos} "
+        f"{scale.num_videos} training and {scale.num_test_videos} "
         f"validation videos of {plan.MIN_FRAMES} to {plan.MAX_FRAMES} frames, {plan.NUM_CLASSES} "
         f"classes, features of {plan.FEATURE_SIZES.replace(',', ' and ')} values. The paper's "
         f"models have a quarter of its widths; all see {scale.max_steps} batches of "

@@ -102,7 +102,7 @@ def collect(steps, scale_name):
             key = {"world": world, "seed": seed}
             for name in names:
                 run, named = steps.model_dir(world, seed, name), {**key, "subject": name}
-                history = _history(run, steps.scale.max_steps)
+                history = _history(run, steps.scale.steps)
                 curves += [
                     {**named, "step": entry["step"], "gap": entry["gap"]} for entry in history
                 ]
@@ -130,19 +130,26 @@ def collect(steps, scale_name):
         reliability=pd.DataFrame(reliability),
         sizes=pd.DataFrame({"subject": sizes.keys(), "mib": sizes.values()}),
         exported=pd.DataFrame(exported),
-        setting=_setting(scale_name),
+        setting={
+            **{"scale": scale_name, "date": str(datetime.date.today())},
+            **{"cores": os.cpu_count(), "processor": _processor()},
+            **setting(),
+        },
     )
 
 
-def _history(run, max_steps):
-    """Metrics of all checkpoints of a run."""
-    history = files.read_json(str(run / "eval" / "metrics.json"))
-    if history[-1]["step"] != max_steps:
+def _history(run, steps):
+    """Metrics of the checkpoints of a run at the given steps.
+
+    A training that was stopped in between has one more, where it was stopped.
+    """
+    by_step = {entry["step"]: entry for entry in files.read_json(str(run / "eval/metrics.json"))}
+    if steps[-1] not in by_step:
         raise InputError(
-            f"the training in {run} ended at step {history[-1]['step']} of {max_steps}, as if it "
-            "had been told to stop. Remove that directory and start again."
+            f"the training in {run} ended at step {max(by_step)} of {steps[-1]}, as if it had been "
+            "told to stop. Remove that directory and start again."
         )
-    return history
+    return [by_step[step] for step in steps]
 
 
 def _evaluations(steps):
@@ -166,15 +173,9 @@ def _evaluations(steps):
     return gap, exported
 
 
-def _setting(scale_name):
-    return {
-        "scale": scale_name,
-        "date": str(datetime.date.today()),
-        "cores": os.cpu_count(),
-        "processor": _processor(),
-        "versions": run_config.versions(),
-        "products": compute.chosen_dtype(),
-    }
+def setting():
+    """What figures depend on beside the commands: versions, and the type of matrix products."""
+    return {"versions": run_config.versions(), "products": compute.chosen_dtype()}
 
 
 def _processor():
@@ -187,7 +188,7 @@ def _processor():
 
 
 def _labels(steps, world):
-    """Labels of all validation videos of a world: a dict from id to bool `[C]`."""
+    """Labels of all test videos of a world: a dict from id to bool `[C]`."""
     run = steps.model_dir(world, steps.scale.seeds[0], steps.scale.worlds[world][0])
     batches = run_config.RunConfig.load(str(run)).reader(steps.data(world)).batches(1024)
     return {

@@ -32,13 +32,14 @@ def define_flags(flag_values):
         "full",
         list(plan.SCALES),
         "full: all models, three seeds, less than two hours on two cores. quick: one seed and "
-        "short trainings, eight to ten minutes. miniature: two models, a test of the study itself.",
+        "short trainings, eight minutes. miniature: two models, a test of the study itself.",
         **own,
     )
     flags.DEFINE_string(
         "output_dir",
         None,
-        "Directory for data, models and results. Default: study_SCALE in the current one.",
+        "Directory for data, models and results. Default: study_SCALE in the current one. Take "
+        "a new one after a change of the code: what is done there is not done again.",
         **own,
     )
     flags.DEFINE_string(
@@ -63,11 +64,14 @@ def main(flag_values):
     report_dir = pathlib.Path(flag_values.report_dir or output_dir / "report").absolute()
     if not flag_values.report_only:
         steps = plan.Plan(plan.SCALES[flag_values.scale], output_dir)
-        schedule.Runner(steps.jobs, output_dir, flag_values.num_parallel).run()
+        setting = results.setting()
+        schedule.Runner(steps.jobs, output_dir, flag_values.num_parallel, setting).run()
         results.collect(steps, flag_values.scale).save(report_dir / report.FOLDER)
     report.write(report_dir)
     logging.info("report: %s", report_dir / "study.md")
 
 
 if __name__ == "__main__":
+    # As in the jobs, so that the report tells their type of products.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     program.run(main, define_flags)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -27,31 +28,44 @@ _ONE_THREAD = {
 class Runner:
     """Runs the jobs of a plan that are not done, several at a time.
 
-    A job is done when its marker holds its key, which depends on its command and on those of the
-    jobs before it. So another scale or another flag runs it, and all that follow, anew.
+    A job is done when its output is there, its marker holds its key, and those that it needs are
+    done. The key depends on the commands of the job and of those before it, and on `setting`. So
+    another flag or another version of a library runs it, and all that follow, anew.
 
     Args:
         jobs: list of `plan.Job`, each after those it needs.
         output_dir: path. Markers go to its folder `jobs`, logs to `logs`.
         num_parallel: int. Jobs that run at the same time.
+        setting: what else the outputs depend on, as JSON can hold it.
     """
 
-    def __init__(self, jobs, output_dir, num_parallel):
+    def __init__(self, jobs, output_dir, num_parallel, setting=None):
         self._jobs = jobs
         self._output_dir = pathlib.Path(output_dir)
         self._num_parallel = num_parallel
         self._keys = {}
         for job in jobs:
-            parts = [job.command, [self._keys[name] for name in job.needs]]
+            parts = [job.command, [self._keys[name] for name in job.needs], setting]
             self._keys[job.name] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        self._processes = set()
+        self._stopping = False
 
     def run(self):
         """Runs them.
 
+        SIGTERM is passed on, so that a training saves where it is and goes on next time.
+
         Raises:
             InputError: if one fails, naming its log. Those that run then come to their end.
+            SystemExit: after SIGTERM.
         """
-        waiting = [job for job in self._jobs if not self._is_done(job)]
+        before = signal.signal(signal.SIGTERM, self._stop)
+        try:
+            self._run(self._waiting())
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _run(self, waiting):
         finished = {job.name for job in self._jobs} - {job.name for job in waiting}
         total = round(sum(job.cost for job in self._jobs))
         spent = total - sum(job.cost for job in waiting)
@@ -60,7 +74,7 @@ class Runner:
         running = {}
         with (
             concurrent.futures.ThreadPoolExecutor(self._num_parallel) as pool,
-            Progress(total, "cost", round(spent)) as progress,
+            Progress(total, "estimated s", round(spent)) as progress,
         ):
             while waiting or running:
                 while job := self._next(waiting, running.values(), finished):
@@ -76,6 +90,20 @@ class Runner:
                     spent += job.cost
                     progress.advance_to(round(spent))
                     progress.report(f"{len(finished)} of {len(self._jobs)} jobs: {job.name}")
+
+    def _stop(self, *_):
+        self._stopping = True
+        for process in list(self._processes):
+            process.terminate()
+        sys.exit("stopped by SIGTERM; started again, the study goes on")
+
+    def _waiting(self):
+        """Jobs that are not done, or need one that is not, in order."""
+        waiting = {}
+        for job in self._jobs:
+            if not self._is_done(job) or any(name in waiting for name in job.needs):
+                waiting[job.name] = job
+        return list(waiting.values())
 
     def _next(self, waiting, running, finished):
         """The first job that can start now, or None; one that runs alone waits for all others."""
@@ -98,18 +126,26 @@ class Runner:
             command = [sys.executable, *job.command]
             file.write(f"{' '.join(command)}\n")
             file.flush()
-            ended = subprocess.run(
-                command,
-                cwd=plan.ROOT,
-                env={**os.environ, **_ONE_THREAD},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-        if ended.returncode:
+            status = self._status(command, file)
+        if self._stopping:
+            return
+        if status:
             last = log.read_text().rstrip().rpartition("\n")[-1]
             raise InputError(f"{job.name} failed: {last} (see {log})")
         _write(self._marker(job, "done"), self._keys[job.name])
+
+    def _status(self, command, log):
+        """Exit status of a command."""
+        environment = {**os.environ, **_ONE_THREAD}
+        with subprocess.Popen(
+            command, cwd=plan.ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+        ) as process:
+            self._processes.add(process)
+            if self._stopping:
+                process.terminate()
+            status = process.wait()
+        self._processes.discard(process)
+        return status
 
     def _is_done(self, job):
         return _content(self._marker(job, "done")) == self._keys[job.name] and job.output.exists()

@@ -433,6 +433,12 @@ def test_siblings_in_relation_differ_in_the_product_of_two_lights(name, related)
         assert abs(by_word.prod(axis=1).mean() - sign * related) < 0.15
 
 
+def test_every_relation_of_the_study_has_a_scene_of_its_own():
+    world, pairs = siblings_of("relational", "relation", num_classes=160)
+    scenes = {tuple(sorted(set(world.scenes[first].ravel()))) for first, _ in pairs}
+    assert len(scenes) == len(pairs)
+
+
 def test_the_unrelated_world_is_the_relational_one_but_for_lights():
     worlds = [siblings_of(name, "relation")[0] for name in ("relational", "unrelated")]
     assert (worlds[0].scenes == worlds[1].scenes).all()

@@ -47,7 +47,7 @@ def test_the_full_study_has_what_the_paper_has(tmp_path):
     assert len(scale.seeds) >= 3
     steps = plan.Plan(scale, tmp_path)
     trained = [job.name for job in steps.jobs if job.command[0] == "train.py"]
-    assert len(trained) == 3 * (11 + 5 + 3)
+    assert len(trained) == 3 * (11 + 5 + 4)
 
 
 def job(tmp_path, name, script, needs=(), **options):
@@ -78,10 +78,56 @@ def test_jobs_run_once_and_again_when_their_command_or_an_earlier_one_changes(tm
     third.output.unlink()
     schedule.Runner([changed, second, third], tmp_path / "state", 2).run()
     assert runs_of(first, second, third) == [2, 2, 2]
+    first.output.unlink()
+    schedule.Runner([changed, second, third], tmp_path / "state", 2).run()
+    assert runs_of(first, second, third) == [3, 3, 2]
+    schedule.Runner([changed, second, third], tmp_path / "state", 2, {"library": "2.0"}).run()
+    assert runs_of(first, second, third) == [4, 4, 3]
+
+
+def test_sigterm_is_passed_on_and_what_it_ends_is_not_done(tmp_path):
+    script = """
+import os, pathlib, signal, sys, time
+output = pathlib.Path(sys.argv[1])
+if not output.exists():
+    output.touch()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
+output.write_text("resumed")
+"""
+    one = job(tmp_path, "one", script, resumes=True)
+    with pytest.raises(SystemExit, match="started again, the study goes on"):
+        schedule.Runner([one], tmp_path / "state", 1).run()
+    assert one.output.read_text() == ""
+    schedule.Runner([one], tmp_path / "state", 1).run()
+    assert one.output.read_text() == "resumed"
+
+
+def test_jobs_run_side_by_side_but_a_timed_one_runs_alone(tmp_path):
+    script = """
+import pathlib, sys, time
+output = pathlib.Path(sys.argv[1])
+running = output.parent / "running" / output.name
+running.parent.mkdir(exist_ok=True)
+running.touch()
+time.sleep(1)
+output.write_text(" ".join(path.stem for path in running.parent.iterdir()))
+time.sleep(0.5)
+running.unlink()
+"""
+    names = ("timed", "a", "b", "c")
+    jobs = [job(tmp_path, name, script, alone=name == "timed") for name in names]
+    schedule.Runner(jobs, tmp_path / "state", 2).run()
+    beside = {one.name: set(one.output.read_text().split()) for one in jobs}
+    assert beside["timed"] == {"timed"}
+    assert max(map(len, beside.values())) == 2
 
 
 def test_a_failing_job_names_its_log_and_is_tried_again(tmp_path):
-    script = "import sys, pathlib; sys.exit('no luck' if pathlib.Path('{}').exists() else 0)"
+    script = (
+        COUNT_RUNS + "; import pathlib; sys.exit('no luck' if pathlib.Path('{}').exists() else 0)"
+    )
     trouble = tmp_path / "trouble"
     trouble.touch()
     first = job(tmp_path, "first", script.format(trouble) + "\n")
@@ -90,16 +136,13 @@ def test_a_failing_job_names_its_log_and_is_tried_again(tmp_path):
         schedule.Runner([first, second], tmp_path / "state", 2).run()
     assert runs_of(second) == [0]
     trouble.unlink()
-    first.output.touch()
     schedule.Runner([first, second], tmp_path / "state", 2).run()
     assert runs_of(second) == [1]
 
 
 def test_what_an_interrupted_job_left_is_removed_unless_it_resumes(tmp_path):
     script = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); "
-    script += (
-        "p.write_text(p.read_text() + 'b' if p.exists() else 'a'); sys.exit(len(sys.argv) - 2)"
-    )
+    script += "p.write_text(p.read_text() + 'b' if p.exists() else 'a')"
     for resumes, content in ((True, "ab"), (False, "a")):
         one = job(tmp_path, f"resumes_{resumes}", script, resumes=resumes)
         runner = schedule.Runner([one], tmp_path / "state", 1)
@@ -159,9 +202,12 @@ def test_numbers_of_the_study_in_the_readme_are_those_of_the_report():
 
 def test_a_training_that_was_told_to_stop_is_named(tmp_path):
     (tmp_path / "eval").mkdir()
-    files.write_json(str(tmp_path / "eval" / "metrics.json"), [{"step": 7}])
+    history = [{"step": step} for step in (5, 7, 10)]
+    files.write_json(str(tmp_path / "eval" / "metrics.json"), history[:2])
     with pytest.raises(InputError, match="ended at step 7 of 10"):
-        results._history(tmp_path, 10)
+        results._history(tmp_path, (5, 10))
+    files.write_json(str(tmp_path / "eval" / "metrics.json"), history)
+    assert results._history(tmp_path, (5, 10)) == [{"step": 5}, {"step": 10}]
 
 
 @pytest.mark.parametrize(
