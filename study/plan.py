@@ -96,9 +96,9 @@ COMBINATIONS = ((1, 4), (1, 2), (1, 6), (1, 4, 6), (1, 2, 4, 6), (1, 2, 3, 4, 6)
 SAMPLINGS = (1, 5, 10, 0)
 EXPORT_DTYPES = ("float32", "bfloat16")
 
-# Ways to make the weights that are evaluated out of a training run: how many checkpoints, the last ones,
-# average_checkpoints.py takes, and its --batch_norm. Beside them are "last", the last checkpoint
-# itself, and "ema".
+# Ways to make the weights that are evaluated out of a training run: of how many checkpoints, the
+# last ones, average_checkpoints.py takes the mean, and its --batch_norm. Beside them are "last",
+# the last checkpoint itself, and "ema".
 AVERAGES = {
     "averaged": (AVERAGED_CHECKPOINTS, "recompute"),
     "averaged_mean_bn": (AVERAGED_CHECKPOINTS, "mean"),

@@ -24,8 +24,8 @@ _COLORS = {
 }
 _MARKERS = "osD^vP"
 _GREY_MARKERS = {
-    **{"logistic": "o", "moe": "x", "dbof": "^"},
-    **{"lstm": "d", "netvlad": "s", "lfnl_dot": "D"},
+    **{"logistic": "x", "moe": "*", "dbof": "p"},
+    **{"lstm": "d", "netvlad": "<", "lfnl_dot": ">"},
 }
 _WIDTH = 5.0
 

@@ -1,9 +1,11 @@
 """The study: its plan is sound, it goes on where it stopped, and a miniature of it learns."""
 
+import dataclasses
 import importlib
 import pathlib
 import re
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ from utils import InputError
 sys.path.insert(0, str(programs.ROOT / "study"))
 
 import plan
+import plots
 import report
 import results
 import run as study
@@ -188,8 +191,48 @@ def test_the_report_says_first_that_the_data_are_generated(miniature):
 
 def test_the_report_is_what_its_numbers_say():
     docs = programs.ROOT / "docs"
-    text = report.to_markdown(report.make_blocks(results.Results.load(docs / report.FOLDER)))
-    assert text == (docs / "study.md").read_text()
+    folder = docs / report.FOLDER
+    blocks = report.make_blocks(results.Results.load(folder))
+    assert report.to_markdown(blocks) == (docs / "study.md").read_text()
+    assert report.to_html(blocks, folder) == (folder / "index.html").read_text()
+
+
+def scores_of(**gap):
+    """`report.Scores` of the world `bag` for three seeds, by subject and treatment, as a__last."""
+    rows = []
+    for key, values in gap.items():
+        subject, treatment = key.split("__")
+        rows += [
+            {"world": "bag", "seed": seed, "subject": subject, "treatment": treatment, "gap": value}
+            for seed, value in enumerate(values)
+        ]
+    return report.Scores(SimpleNamespace(gap=pd.DataFrame(rows)))
+
+
+def test_an_ensemble_is_compared_with_the_best_member_of_every_seed():
+    scale = dataclasses.replace(
+        plan.SCALES["full"], worlds={"bag": ("lfnl_netvlad", "soft_bof_4k")}
+    )
+    one, two, both = (0.50, 0.60, 0.55), (0.60, 0.50, 0.57), (0.62, 0.62, 0.59)
+    together = "lfnl_netvlad+soft_bof_4k"
+    scores = scores_of(
+        **{f"{together}__{samplings}": both for samplings in ("samplings1", "samplings10")},
+        **{f"{together}__exported_{dtype}": both for dtype in plan.EXPORT_DTYPES},
+        **{
+            f"lfnl_netvlad__{which}": one
+            for which in ("last", "last_recomputed", "ema", "averaged")
+        },
+        **{
+            f"soft_bof_4k__{which}": two for which in ("last", "last_recomputed", "ema", "averaged")
+        },
+    )
+    claims = report.claims(scores, scale).set_index("claim")
+    assert tuple(claims.loc["M1 + M4 together above the best of them"]) == (
+        "0.0200 ± 0.0000",
+        "holds",
+    )
+    table = report.combinations(scores, scale)
+    assert table["best member"].tolist() == ["0.5900 ± 0.0173 (M1 or M4)"]
 
 
 def test_numbers_of_the_study_in_the_readme_are_those_of_the_report():
@@ -198,6 +241,11 @@ def test_numbers_of_the_study_in_the_readme_are_those_of_the_report():
     written = (programs.ROOT / "docs" / "study.md").read_text()
     assert header in written
     assert "\n".join(rows) in written
+
+
+def test_no_two_models_have_the_same_marker():
+    markers = [plots._look(name, "light")["marker"] for name in plan.MODELS]
+    assert len(set(markers)) == len(markers)
 
 
 def test_a_training_that_was_told_to_stop_is_named(tmp_path):
@@ -215,12 +263,15 @@ def test_a_training_that_was_told_to_stop_is_named(tmp_path):
     [
         ((0.10, 0.11, 0.12), "above", "holds"),
         ((-0.10, 0.00, 0.15), "above", "**does not hold**"),
-        ((-0.10, 0.00, 0.15), "not below", "holds"),
+        ((-0.10, 0.00, 0.15), "not below", "**does not hold**"),
+        ((-0.002, 0.00, -0.001), "not below", "holds"),
+        ((0.10, 0.20, 0.15), "not below", "holds"),
         ((-0.10, -0.11, -0.12), "above", "**the opposite holds**"),
         ((-0.10, -0.11, -0.12), "not below", "**does not hold**"),
         ((0.0, 0.0, 0.0), "not below", "holds"),
         ((0.10, 0.11, 0.12), "no gain", "**does not hold**"),
-        ((-0.10, 0.00, 0.15), "no gain", "holds"),
+        ((-0.10, 0.00, 0.15), "no gain", "**does not hold**"),
+        ((0.002, 0.00, 0.001), "no gain", "holds"),
         ((-0.0004, 0.0005, 0.0), "equal", "holds"),
         ((-0.0006, 0.0, 0.0), "equal", "**does not hold**"),
         ((0.5,), "above", "one seed, no verdict"),
