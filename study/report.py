@@ -131,7 +131,7 @@ def make_blocks(results):
         ),
         Figure(
             "curves",
-            "GAP on the validation videos of the world bag while training, mean over the seeds.",
+            "GAP on the test videos of the world bag while training, mean over the seeds.",
         ),
         Heading("What the labels need"),
         "GAP of the classes that one ingredient tells apart, each group by itself. A model that "
@@ -179,13 +179,16 @@ def _setting(setting, scale):
         f"Command: `{command}`, {setting['date']}, on {setting['cores']} cores of "
         f"{setting['processor']}, {versions}, matrix products in {setting['products']}. "
         f"{scale.num_videos} training and {scale.num_test_videos} "
-        f"validation videos of {plan.MIN_FRAMES} to {plan.MAX_FRAMES} frames, {plan.NUM_CLASSES} "
+        f"test videos of {plan.MIN_FRAMES} to {plan.MAX_FRAMES} frames, {plan.NUM_CLASSES} "
         f"classes, features of {plan.FEATURE_SIZES.replace(',', ' and ')} values. The paper's "
         f"models have a quarter of its widths; all see {scale.max_steps} batches of "
-        f"{plan.BATCH_SIZE} videos with the same optimizer and learning rate, but for a higher "
-        "rate in the two models of the mean. docs/sample_data.md describes the worlds: in `bag`, "
-        "labels need words, the order of frames or the sound alone; in `relational`, most need a "
-        "relation between residuals; `unrelated` is the same world with that relation taken out."
+        f"{plan.BATCH_SIZE} videos, with Adam and a learning rate of {plan.LEARNING_RATE} "
+        f"({plan.LEARNING_RATE_OF_THE_MEAN} in the two models of the mean) that decays "
+        f"{plan.LEARNING_RATE_DECAYS} times by a factor of {plan.LEARNING_RATE_DECAY}. Figures are "
+        "of the split `test`; recipes were chosen by another, `validate`. docs/sample_data.md "
+        "describes the worlds: in `bag`, labels need words, the order of frames or the sound "
+        "alone; in `relational`, most need a relation between residuals; `unrelated` is the same "
+        "world with that relation taken out."
     )
 
 
