@@ -183,12 +183,12 @@ def _setting(setting, scale):
         f"classes, features of {plan.FEATURE_SIZES.replace(',', ' and ')} values. The paper's "
         f"models have a quarter of its widths; all see {scale.max_steps} batches of "
         f"{plan.BATCH_SIZE} videos, with Adam and a learning rate of {plan.LEARNING_RATE} "
-        f"({plan.LEARNING_RATE_OF_THE_MEAN} in the two models of the mean) that decays "
-        f"{plan.LEARNING_RATE_DECAYS} times by a factor of {plan.LEARNING_RATE_DECAY}. Figures are "
-        "of the split `test`; recipes were chosen by another, `validate`. docs/sample_data.md "
-        "describes the worlds: in `bag`, labels need words, the order of frames or the sound "
-        "alone; in `relational`, most need a relation between residuals; `unrelated` is the same "
-        "world with that relation taken out."
+        f"({plan.LEARNING_RATE_OF_THE_MEAN} in the two models of the mean), "
+        f"multiplied by {plan.LEARNING_RATE_DECAY} after every 1/{plan.LEARNING_RATE_DECAYS} of "
+        "training. Figures are of the split `test`; recipes were chosen by another, `validate`. "
+        "docs/sample_data.md describes the worlds: in `bag`, labels need words, the order of "
+        "frames or the sound alone; in `relational`, most need a relation between residuals; "
+        "`unrelated` is the same world with that relation taken out."
     )
 
 
