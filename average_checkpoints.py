@@ -3,91 +3,135 @@
     python average_checkpoints.py --train_dir=run --num_last=10 --output_dir=averaged \
         --train_data_pattern='data/train*.tfrecord'
 
-With training data, the statistics of batch normalisation are computed anew for the averaged
-weights. eval.py, inference.py, export_model.py and further training read the result like any run.
+With training data, batch normalization statistics are recomputed for the averaged weights. eval.py,
+inference.py, export_model.py and further training read the result like any other run.
 """
 
+import dataclasses
 import os
+from collections.abc import Mapping, Sequence
+
+import program
+from program import Progress
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import flags, logging
+from absl import logging
 
 import checkpoints
 import files
-import nonlocal_vlad
-import program
-from progress import Progress
-from run_config import RunConfig
-from utils import InputError, listing
+import layers
+from options import option
+from readers import RecordReader
+from run_config import ReadOptions, RunConfig
+from utils import InputError, comma_separated
 
-BATCH_NORM_MODES = ("recompute", "mean", "last")
 REPORT = "averaged.json"
 
-# What counts instead of measuring, and is taken of the last checkpoint.
+# Variables that count instead of measure; the last checkpoint's value is used.
 _COUNTERS = ("num_updates",)
 _STATISTICS = ("moving_mean", "moving_variance")
-# What tf.train.Checkpoint adds by itself.
+# Entries that tf.train.Checkpoint adds.
 _NOT_OURS = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter")
 
 
-def average(
-    train_dir,
-    output_dir,
-    paths,
-    *,
-    batch_norm="mean",
-    train_data_pattern=None,
-    batch_norm_batches=300,
-    num_readers=4,
-    skip_corrupt_records=0,
-):
-    """Writes the mean of checkpoints as a train directory of its own.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AverageOptions(ReadOptions):
+    """Options of this program."""
 
-    All floating-point variables are averaged in float64, the optimizer's among them; integers,
-    counts and random states are those of the last checkpoint. Moving averages of the weights begin
-    anew from the result. Memory holds the result, the model and one variable more.
+    train_dir: str = option(
+        help="Directory of the training run.", group="checkpoints", required=True
+    )
+    output_dir: str = option(
+        help="Train directory to write; it must not exist yet.", group="output", required=True
+    )
+    num_last: int | None = option(
+        None, "Average the newest N checkpoints.", group="checkpoints", above=0
+    )
+    first_step: int | None = option(
+        None, "Lowest step of the checkpoints to average.", group="checkpoints", at_least=0
+    )
+    last_step: int | None = option(
+        None, "Highest step of the checkpoints to average.", group="checkpoints", at_least=0
+    )
+    checkpoints: tuple[str, ...] | None = option(
+        None,
+        "Average these checkpoints: steps, for example 1000,2000, or paths.",
+        group="checkpoints",
+    )
+    best: int | None = option(
+        None,
+        "Average the N checkpoints of highest GAP in the metrics.json of eval.py.",
+        group="checkpoints",
+        above=0,
+    )
+    batch_norm: str | None = option(
+        None,
+        "Batch normalization statistics: recompute them on --train_data_pattern (the default with "
+        "it); the mean of the checkpoints (the default without); or those of the last checkpoint, "
+        "which may not fit the averaged weights.",
+        group="prediction",
+        choices=("recompute", "mean", "last"),
+    )
+    train_data_pattern: str | None = option(
+        None, "Globs of training records, comma-separated; quote them.", group="data"
+    )
+    batch_norm_batches: int = option(
+        300, "Number of batches for --batch_norm=recompute.", group="data", above=0
+    )
 
-    Args:
-        train_dir: str. Directory of the training run.
-        output_dir: str. Directory to write, which must not exist.
-        paths: list of str. Path prefixes of the checkpoints, as of `select`.
-        batch_norm: str. Statistics of batch normalisation: `recompute` on data, `mean` of the
-            checkpoints, or those of the `last` one.
-        train_data_pattern: str. Globs of record files, for `recompute`.
-        batch_norm_batches: int. Batches to compute the statistics from.
-        num_readers: int. Threads that read records.
-        skip_corrupt_records: int. How many damaged records to skip.
+    def __post_init__(self):
+        """Chooses the statistics, and checks options that depend on each other."""
+        super().__post_init__()
+        if self.batch_norm is None:
+            chosen = "recompute" if self.train_data_pattern else "mean"
+            object.__setattr__(self, "batch_norm", chosen)
+        if (self.batch_norm == "recompute") != bool(self.train_data_pattern):
+            raise InputError(
+                "--batch_norm=recompute and --train_data_pattern belong together: give both or "
+                "neither."
+            )
+        by_range = self.first_step is not None or self.last_step is not None
+        if sum(map(bool, (by_range, self.num_last, self.checkpoints, self.best))) > 1:
+            raise InputError(
+                "--first_step and --last_step, --num_last, --checkpoints and --best exclude each "
+                "other. Give one kind."
+            )
+
+
+def average(options: AverageOptions) -> dict:
+    """Writes the mean of checkpoints as a new train directory.
+
+    All floating-point variables are averaged in float64, including the optimizer's; integers,
+    counters and random states are those of the last checkpoint. Moving averages of the weights
+    start from the result. Memory holds the result, the model and one more variable.
 
     Returns:
-        The content of averaged.json, a dict.
+        The content of averaged.json.
 
     Raises:
         InputError: if the checkpoints do not fit together, a value is not finite, or the directory
             cannot be written.
     """
-    config = RunConfig.load(train_dir)
+    config = RunConfig.load(options.train_dir)
+    paths = select(options)
     keras.utils.set_random_seed(config.seed)
     model = config.build_model()
     checkpoints.check_fits(checkpoints.weights(model), paths[-1])
-    with files.atomic_directory(output_dir) as partial:
-        means = mean_of(paths, _STATISTICS if batch_norm == "last" else ())
-        if batch_norm == "recompute":
-            reader = config.reader(
-                train_data_pattern,
-                num_readers=num_readers,
-                skip_corrupt_records=skip_corrupt_records,
-            )
-            means |= recomputed_statistics(model, config, means, reader, batch_norm_batches)
+    with files.atomic_directory(options.output_dir) as partial:
+        means = mean_of(paths, _STATISTICS if options.batch_norm == "last" else ())
+        if options.train_data_pattern:
+            reader = config.data.reader(files.expand_patterns(options.train_data_pattern), options)
+            means |= recomputed_statistics(model, config, means, reader, options.batch_norm_batches)
         _check_finite(means, "the mean or the statistics")
         weights = {name: value for name, value in means.items() if name.startswith("weights/")}
         for name in [name for name in means if name.startswith("ema/")]:
             means[name] = weights[name.replace("ema/", "weights/", 1)]
         report = {
             "steps": [checkpoints.step_of(path) for path in paths],
-            "train_dir": files.absolute(train_dir),
-            "batch_norm": batch_norm,
+            "train_dir": files.absolute(options.train_dir),
+            "batch_norm": options.batch_norm,
             "digest": checkpoints.digest(weights),
         }
         del weights
@@ -97,48 +141,34 @@ def average(
     return report
 
 
-def select(train_dir, *, first_step=None, last_step=None, num_last=None, names=None, best=None):
-    """Path prefixes of the checkpoints to average, by step.
-
-    Args:
-        train_dir: str. Directory of a training run.
-        first_step: int. The lowest step.
-        last_step: int. The highest step.
-        num_last: int. How many of the newest.
-        names: list of str. Path prefixes or steps.
-        best: int. How many of those with the highest GAP in metrics.json.
+def select(options: AverageOptions) -> list[str]:
+    """Returns the path prefixes of the checkpoints to average, by step.
 
     Raises:
-        InputError: if there is no such checkpoint, or several kinds of choices are made.
+        InputError: if there is no such checkpoint.
     """
-    by_range = first_step is not None or last_step is not None
-    chosen = [by_range, num_last is not None, bool(names), best is not None]
-    if sum(chosen) > 1:
-        raise InputError(
-            "--first_step and --last_step, --num_last, --checkpoints and --best exclude each "
-            "other. Give one kind."
-        )
-    if names:
-        found = [checkpoints.find(train_dir, name) for name in names]
-        if len({checkpoints.step_of(path) for path in found}) < len(found):
+    train_dir = options.train_dir
+    if options.checkpoints:
+        paths = [checkpoints.find(train_dir, name) for name in options.checkpoints]
+        if len({checkpoints.step_of(path) for path in paths}) < len(paths):
             raise InputError(
-                f"--checkpoints must be of different steps. Received: {listing(found)}"
+                f"--checkpoints must be of different steps. Received: {comma_separated(paths)}"
             )
     else:
-        found = [os.path.join(train_dir, name) for name in checkpoints.names(train_dir)]
-    found = {checkpoints.step_of(path): path for path in found}
+        paths = [os.path.join(train_dir, name) for name in checkpoints.names(train_dir)]
+    found = {checkpoints.step_of(path): path for path in paths}
     steps = sorted(found)
-    if by_range:
-        low = steps[:1] if first_step is None else [first_step]
-        high = steps[-1:] if last_step is None else [last_step]
-        steps = [step for step in steps if low[0] <= step <= high[0]]
-    if num_last is not None:
-        steps = _exactly(num_last, steps[-num_last:], train_dir, "checkpoints")
-    if best is not None:
-        steps = sorted(_best_steps(train_dir, best, steps))
+    if options.first_step is not None:
+        steps = [step for step in steps if step >= options.first_step]
+    if options.last_step is not None:
+        steps = [step for step in steps if step <= options.last_step]
+    if options.num_last is not None:
+        steps = _exactly(options.num_last, steps[-options.num_last :], train_dir, "checkpoints")
+    if options.best is not None:
+        steps = sorted(_best_steps(train_dir, options.best, steps))
     if not steps:
         raise InputError(
-            f"no checkpoint in {train_dir} is among those asked for. It has: {listing(found)}."
+            f"{train_dir} has none of the requested checkpoints. It has: {comma_separated(found)}."
         )
     return [found[step] for step in steps]
 
@@ -155,17 +185,17 @@ def _best_steps(train_dir, count, steps):
 def _exactly(count, steps, train_dir, what):
     if len(steps) < count:
         raise InputError(
-            f"{count} {what} were asked for, but {train_dir} has {len(steps)}: {listing(steps)}."
+            f"{count} {what} were requested, but {train_dir} has {len(steps)}: {comma_separated(steps)}."
         )
     return steps
 
 
-def mean_of(paths, from_last=()):
-    """Mean of the variables of checkpoints: a dict from name in the checkpoint to array.
+def mean_of(paths: Sequence[str], from_last: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Returns the mean of the variables of checkpoints, by name in the checkpoint.
 
     Args:
-        paths: list of str. Path prefixes; the last one gives what cannot be averaged.
-        from_last: sequence of str. Endings of the paths of variables to take of the last one too.
+        paths: path prefixes; variables that cannot be averaged come from the last.
+        from_last: suffixes of the paths of further variables to take from the last.
 
     Raises:
         InputError: if the checkpoints have different variables, or one is not finite.
@@ -179,16 +209,16 @@ def mean_of(paths, from_last=()):
         names = {**other, **shapes[-1]}
         differing = [name for name in names if other.get(name) != shapes[-1].get(name)]
         if differing:
-            # Weights first: their names say most.
+            # Weights first: their names are the most helpful.
             differing.sort(key=lambda name: (not name.startswith("weights/"), name))
-            told = [
+            described = [
                 f"{_readable(name)} ({other.get(name)} and {shapes[-1].get(name)})"
                 for name in differing[:5]
             ]
             more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
             raise InputError(
                 f"{path} and {paths[-1]} are checkpoints of different models: they differ in "
-                f"{listing(told)}{more}."
+                f"{comma_separated(described)}{more}."
             )
     endings = (*_COUNTERS, *from_last)
     means = {}
@@ -231,25 +261,29 @@ def _readable(name):
     return "/".join(checkpoints.split_stored_name(name))
 
 
-def recomputed_statistics(model, config, means, reader, num_batches):
-    """Statistics of batch normalisation of the averaged weights: equal mean over batches.
+def recomputed_statistics(
+    model: keras.Model,
+    config: RunConfig,
+    means: Mapping[str, np.ndarray],
+    reader: RecordReader,
+    num_batches: int,
+) -> dict[str, np.ndarray]:
+    """Returns batch normalization statistics for averaged weights: the plain mean over batches.
 
     Args:
-        model: `keras.Model` of the config.
-        config: `RunConfig`.
-        means: dict from name in the checkpoint to array, as of `mean_of`.
-        reader: `readers.RecordReader` of training data.
-        num_batches: int. Batches of the config's size.
+        model: model of the config.
+        config: config of the run.
+        means: averaged variables, from `mean_of`.
+        reader: reader of training data.
+        num_batches: number of batches, of the config's size.
 
     Returns:
-        A dict from name in the checkpoint to array, of the statistics alone.
+        The statistics, by name in the checkpoint.
     """
-    norms = [
-        layer for layer in model._flatten_layers() if isinstance(layer, nonlocal_vlad.BatchNorm)
-    ]
+    norms = [layer for layer in layers.sublayers(model) if isinstance(layer, layers.BatchNorm)]
     if not norms:
         logging.info(
-            "%s has no batch normalisation, so there is nothing to recompute", config.model
+            "%s has no batch normalization, so there is nothing to recompute", config.model
         )
         return {}
     variables = checkpoints.weights(model)
@@ -270,7 +304,7 @@ def recomputed_statistics(model, config, means, reader, num_batches):
     with reader.explained_errors(), Progress(num_batches, "batch") as progress:
         for done, (inputs, _) in enumerate(dataset.take(num_batches)):
             forward(inputs)
-            progress.tick(done + 1, f"batch normalisation: {done + 1} of {num_batches} batches")
+            progress.tick(done + 1, f"batch normalization: {done + 1} of {num_batches} batches")
     return {
         checkpoints.stored_name(path): variable.numpy()
         for path, variable in variables.items()
@@ -278,101 +312,39 @@ def recomputed_statistics(model, config, means, reader, num_batches):
     }
 
 
-def write_checkpoint(values, directory, step):
+def write_checkpoint(values: dict[str, np.ndarray], directory: str, step: int) -> None:
     """Writes variables as a checkpoint.
 
     Args:
-        values: dict from name in a checkpoint to array; it is emptied, to hold each only once.
-        directory: str.
-        step: int.
+        values: arrays by name in the checkpoint; emptied, so that memory holds each only once.
+        directory: train directory.
+        step: step of the checkpoint.
     """
-    groups = {}
+    groups: dict[str, dict] = {}
     for name in sorted(values):
         group, path = checkpoints.split_stored_name(name)
         groups.setdefault(group, {})[path] = tf.Variable(values.pop(name), trainable=False)
-    manager = tf.train.CheckpointManager(
-        tf.train.Checkpoint(**groups), directory, None, checkpoint_name=checkpoints.FILE_PREFIX
-    )
+    manager = checkpoints.new_manager(directory, tf.train.Checkpoint(**groups))
     manager.save(checkpoint_number=step)
 
 
-def define_flags(flag_values):
-    """Defines the flags of this program."""
-    program.define_flags(flag_values, "train_dir", "num_readers", "skip_corrupt_records")
-    own = {"flag_values": flag_values}
-    flags.DEFINE_string("output_dir", None, "Train directory to write; must not exist yet.", **own)
-    flags.DEFINE_integer("first_step", None, "Lowest step of the checkpoints to average.", **own)
-    flags.DEFINE_integer("last_step", None, "Highest step of the checkpoints to average.", **own)
-    flags.DEFINE_integer("num_last", None, "Averages so many of the newest checkpoints.", **own)
-    flags.DEFINE_list(
-        "checkpoints", None, "Averages these checkpoints: steps, as 1000,2000, or paths.", **own
-    )
-    flags.DEFINE_integer(
-        "best",
-        None,
-        "Averages so many checkpoints of highest GAP by eval.py's metrics.json.",
-        **own,
-    )
-    flags.DEFINE_enum(
-        "batch_norm",
-        None,
-        BATCH_NORM_MODES,
-        "Statistics of batch normalisation: recompute, on --train_data_pattern, the default with "
-        "it; mean of the checkpoints, the default without; or those of the last checkpoint, which "
-        "need not fit the averaged weights.",
-        **own,
-    )
-    flags.DEFINE_string(
-        "train_data_pattern", None, "Globs of training records, comma-separated; quote them.", **own
-    )
-    flags.DEFINE_integer(
-        "batch_norm_batches", 300, "Batches from which --batch_norm=recompute computes.", **own
-    )
-
-
-def main(flag_values):
+def main(options: AverageOptions) -> None:
     """Runs the program."""
-    program.require_flags(flag_values, "train_dir", "output_dir")
-    program.require_positive(flag_values, "num_last", "best", "batch_norm_batches", "num_readers")
-    program.require_not_negative(flag_values, "first_step", "last_step", "skip_corrupt_records")
-    batch_norm, pattern = flag_values.batch_norm, flag_values.train_data_pattern
-    batch_norm = batch_norm or ("recompute" if pattern else "mean")
-    if (batch_norm == "recompute") != bool(pattern):
-        raise InputError(
-            "--batch_norm=recompute and --train_data_pattern go together: give both or neither."
-        )
-    if batch_norm == "last":
+    if options.batch_norm == "last":
         logging.warning(
-            "the statistics of the last checkpoint need not fit the averaged weights; the result "
+            "the statistics of the last checkpoint may not fit the averaged weights; the result "
             "can be worse than that checkpoint. With --train_data_pattern they are recomputed"
         )
-    paths = select(
-        flag_values.train_dir,
-        first_step=flag_values.first_step,
-        last_step=flag_values.last_step,
-        num_last=flag_values.num_last,
-        names=flag_values.checkpoints,
-        best=flag_values.best,
-    )
-    report = average(
-        flag_values.train_dir,
-        flag_values.output_dir,
-        paths,
-        batch_norm=batch_norm,
-        train_data_pattern=pattern,
-        batch_norm_batches=flag_values.batch_norm_batches,
-        num_readers=flag_values.num_readers,
-        skip_corrupt_records=flag_values.skip_corrupt_records,
-    )
+    report = average(options)
     logging.info(
-        "averaged %d checkpoints of steps %s, batch normalisation by %s, digest %s: %s",
-        len(paths),
-        listing(report["steps"]),
-        batch_norm,
+        "averaged %d checkpoints of steps %s, batch normalization by %s, digest %s: %s",
+        len(report["steps"]),
+        comma_separated(report["steps"]),
+        options.batch_norm,
         report["digest"],
-        files.absolute(flag_values.output_dir),
+        files.absolute(options.output_dir),
     )
 
 
 if __name__ == "__main__":
-    program.run(main, define_flags)
+    program.run(main)

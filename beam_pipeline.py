@@ -1,141 +1,163 @@
-"""The steps of prediction on a cluster, for Apache Beam, which must be installed."""
+"""The steps of prediction on a cluster with Apache Beam, which must be installed."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics, MetricsFilter
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
-import predictor as predictors
 from prediction_file import HEADER, format_lines
+from predictor import ExportedPredictor, predict_videos
+from run_config import DataConfig, ReadOptions
 from utils import InputError
 
 
 class ReadBatches(beam.DoFn):
-    """Reads input files: a path to batches `(video_ids, inputs)`, and its damaged records.
+    """Reads input files: from paths to batches `(video_ids, inputs)`.
 
-    A batch has videos of one file, as in inference.py: what a sampling model predicts depends on
-    the batch. The number of damaged records of a file goes to the output `damaged`.
+    A batch holds videos of one file, as in inference.py, because the predictions of a model that
+    samples frames depend on the batch. The number of corrupt records of each file goes to the
+    output `corrupt`.
 
     Args:
-        data: `run_config.DataConfig`.
-        batch_size: int. Videos per batch.
-        num_readers: int. Threads that read and parse.
-        skip_corrupt_records: int. How many damaged records to skip.
+        data: data that the model takes.
+        batch_size: videos per batch.
+        options: how to read records.
     """
 
-    def __init__(self, data, batch_size, num_readers, skip_corrupt_records):
+    def __init__(self, data: DataConfig, batch_size: int, options: ReadOptions):
         self._data = data
         self._batch_size = batch_size
-        self._options = {
-            "num_readers": num_readers,
-            "skip_corrupt_records": skip_corrupt_records,
-        }
+        # Not a subclass of a program, whose module the workers cannot import.
+        self._options = ReadOptions(
+            num_readers=options.num_readers, skip_corrupt_records=options.skip_corrupt_records
+        )
 
-    def process(self, path):
+    def process(self, path: str) -> Iterator:
         """Reads one file."""
-        reader = self._data.reader_of([path], **self._options).of_file(path)
+        reader = self._data.reader([path], self._options).of_file(path)
         for batch in reader.batches(self._batch_size):
             Metrics.counter("predict_beam", "videos").inc(len(batch.video_ids))
             yield batch.video_ids, batch.inputs
-        Metrics.counter("predict_beam", "damaged_records").inc(reader.damage.count)
-        yield beam.pvalue.TaggedOutput("damaged", reader.damage.count)
+        Metrics.counter("predict_beam", "corrupt_records").inc(reader.corrupt_records.count)
+        yield beam.pvalue.TaggedOutput("corrupt", reader.corrupt_records.count)
 
 
 class ExportedModelHandler(ModelHandler):
-    """Makes lines of the prediction file from batches, with an exported model.
+    """Turns batches into lines of the prediction file with an exported model.
 
-    Beam's own handlers for TensorFlow load Keras models and stack single tensors. The model is
-    loaded once per process.
+    Beam's own handlers for TensorFlow load Keras models and stack single tensors. Each process
+    loads the model once.
 
     Args:
-        export_dir: str. Directory that export_model.py wrote.
-        top_k: int. Classes per video.
+        export_dir: directory that export_model.py wrote.
+        top_k: classes per video.
     """
 
-    def __init__(self, export_dir, top_k):
-        super().__init__(max_batch_size=1)  # Batches are made where files are read.
+    def __init__(self, export_dir: str, top_k: int):
+        super().__init__(max_batch_size=1)  # ReadBatches already makes batches.
         self._export_dir = export_dir
         self._top_k = top_k
 
-    def load_model(self):
+    def load_model(self) -> ExportedPredictor:
         """Loads the model."""
-        return predictors.ExportedPredictor(self._export_dir)
+        return ExportedPredictor(self._export_dir)
 
-    def run_inference(self, batch, model, inference_args=None):
-        """Yields the lines of each `(video_ids, inputs)` as one str, without the last line end."""
+    def run_inference(
+        self, batch: Sequence, model: ExportedPredictor, inference_args: Any = None
+    ) -> Iterator[str]:
+        """Yields the lines of each `(video_ids, inputs)` as one str, without the last newline."""
         for video_ids, inputs in batch:
-            predictions = predictors.predict_videos(model, video_ids, inputs)
+            predictions = predict_videos(model, video_ids, inputs)
             lines = format_lines(video_ids, predictions, self._top_k)
             yield lines.removesuffix("\n")
 
 
-def check_damage(count, allowed):
-    """Refuses too many damaged records of all files together; returns their number.
+def check_num_corrupt(count: int, max_corrupt: int) -> int:
+    """Returns the number of corrupt records in all files.
 
     Raises:
-        InputError: if they are more than allowed.
+        InputError: if there are more than `max_corrupt`.
     """
-    if count > allowed:
+    if count > max_corrupt:
         raise InputError(
-            f"{count} records are damaged, and {allowed} may be. To skip more, pass "
-            "--skip_corrupt_records with a larger number."
+            f"{count} records are corrupt, but at most {max_corrupt} are allowed. To skip more, "
+            "pass --skip_corrupt_records with a larger number."
         )
     return count
 
 
-def build(pipeline, paths, reading, handler, output_prefix, allowed_damage):
+def build(
+    pipeline: beam.Pipeline,
+    paths: Sequence[str],
+    read: ReadBatches,
+    handler: ExportedModelHandler,
+    output_prefix: str,
+    max_corrupt: int,
+) -> None:
     """Adds all steps to a Beam pipeline.
 
     Args:
-        pipeline: `beam.Pipeline`.
-        paths: list of str. Input files.
-        reading: `ReadBatches`.
-        handler: `ExportedModelHandler`.
-        output_prefix: str. What the names of the files to write begin with.
-        allowed_damage: int. How many records may be damaged.
+        pipeline: pipeline without steps.
+        paths: input files.
+        read: step that reads them.
+        handler: step that predicts.
+        output_prefix: start of the names of the files to write.
+        max_corrupt: number of corrupt records allowed.
     """
-    batches, damaged = (
+    batches, corrupt = (
         pipeline
         | "Paths" >> beam.Create(paths)
         | "Spread" >> beam.Reshuffle()
-        | "Read" >> beam.ParDo(reading).with_outputs("damaged", main="batches")
+        | "Read" >> beam.ParDo(read).with_outputs("corrupt", main="batches")
     )
-    damage = (
-        damaged
-        | "Sum damage" >> beam.CombineGlobally(sum)
-        | "Check damage" >> beam.Map(check_damage, allowed_damage)
+    num_corrupt = (
+        corrupt
+        | "Sum corrupt" >> beam.CombineGlobally(sum)
+        | "Check corrupt" >> beam.Map(check_num_corrupt, max_corrupt)
     )
     (
         batches
         | "Predict" >> RunInference(handler)
-        # With the damage as an input, so that nothing is written before it is known.
-        | "Wait" >> beam.Map(lambda lines, _: lines, beam.pvalue.AsSingleton(damage))
+        # As a side input, so that nothing is written before the number is known.
+        | "Wait" >> beam.Map(lambda lines, _: lines, beam.pvalue.AsSingleton(num_corrupt))
         | "Write" >> beam.io.WriteToText(output_prefix, file_name_suffix=".csv", header=HEADER)
     )
 
 
-def run(paths, reading, handler, output_prefix, *, allowed_damage=0, options=()):
+def run(
+    paths: Sequence[str],
+    read: ReadBatches,
+    handler: ExportedModelHandler,
+    output_prefix: str,
+    *,
+    max_corrupt: int = 0,
+    options: Sequence[str] = (),
+) -> tuple[int, int]:
     """Runs the whole prediction.
 
     Args:
-        paths: list of str. Input files.
-        reading: `ReadBatches`.
-        handler: `ExportedModelHandler`.
-        output_prefix: str. What the names of the files to write begin with.
-        allowed_damage: int. How many records may be damaged in all.
-        options: sequence of str. Beam's own flags.
+        paths: input files.
+        read: step that reads them.
+        handler: step that predicts.
+        output_prefix: start of the names of the files to write.
+        max_corrupt: number of corrupt records allowed in all files together.
+        options: Beam's own flags.
 
     Returns:
-        The number of videos, and of damaged records that were skipped.
+        The number of videos, and of skipped corrupt records.
     """
     pipeline = beam.Pipeline(options=PipelineOptions([*options]))
-    build(pipeline, paths, reading, handler, output_prefix, allowed_damage)
+    build(pipeline, paths, read, handler, output_prefix, max_corrupt)
     result = pipeline.run()
     result.wait_until_finish()
-    return tuple(
+    num_videos, num_corrupt = (
         sum(
             counter.result
             for counter in result.metrics().query(MetricsFilter().with_name(name))["counters"]
         )
-        for name in ("videos", "damaged_records")
+        for name in ("videos", "corrupt_records")
     )
+    return num_videos, num_corrupt

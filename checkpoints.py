@@ -1,42 +1,153 @@
-"""Checkpoints of a train directory: what is in them, and models restored from them.
+"""Train directories: their checkpoints, their lock, and models restored from them.
 
 A checkpoint is a `tf.train.Checkpoint` over plain dicts from the path of a Keras variable to the
-variable, so that it does not depend on the attributes of Python objects.
+variable, so it does not depend on the attributes of Python objects.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
+import distribution
 import files
-import run_config
-from utils import InputError, listing
+from run_config import FILE_NAME, RunConfig
+from utils import InputError, comma_separated
 
 FILE_PREFIX = "model.ckpt"
+LOCK_FILE = "training.lock"
+
+# Files that training and evaluation write into a train directory, and --start_new_model removes.
+# The config comes last, so that after an interruption the directory still says whose the rest is.
+_OWN_FILES = (
+    "checkpoint",
+    f"{FILE_PREFIX}-*",
+    "train/events.out.tfevents.*",
+    "eval*/events.out.tfevents.*",
+    "eval*/metrics.json",
+    FILE_NAME,
+)
 
 
-def weights(model):
-    """The weights of a model by path: a dict to `tf.Variable`.
+# --- Preparing a train directory ------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def training_lock(train_dir: str) -> Iterator[None]:
+    """Keeps other trainings out of a directory until the block ends.
+
+    The operating system holds the lock and drops it when the process ends in any way, so a file
+    left behind means nothing. Creates the directory if needed. With several workers, the first
+    holds the lock. Remote file systems (such as gs://) have no locks; there it does nothing.
 
     Raises:
-        ValueError: if two weights have the same path, as when layers share a name.
+        InputError: if another training holds the lock, naming its process and host.
+    """
+    if files.is_remote(train_dir) or not distribution.is_first_worker():
+        yield
+        return
+    try:
+        os.makedirs(train_dir, exist_ok=True)
+        # Opened to append, which keeps the text of the process that holds the lock.
+        file = open(os.path.join(train_dir, LOCK_FILE), "a+")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"cannot write to --train_dir {train_dir}: {error}") from error
+    with file:
+        _lock(file, train_dir)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _lock(file, train_dir):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise InputError(
+            f"another training is running in {train_dir}: {file.read() or 'it just started'}. Wait "
+            "until it ends, stop it, or choose another --train_dir."
+        ) from None
+    except OSError as error:
+        logging.warning(
+            "cannot lock %s; make sure that no other training uses it: %s", train_dir, error
+        )
+
+
+def prepare_train_dir(train_dir: str, config: RunConfig, start_new_model: bool) -> None:
+    """Creates the directory, and rejects one that holds a run of another config.
+
+    Raises:
+        InputError: naming the settings that differ.
+    """
+    try:
+        tf.io.gfile.makedirs(train_dir)
+    except (OSError, *files.REMOTE_ERRORS) as error:
+        raise InputError(f"cannot create --train_dir {train_dir}: {error}") from error
+    if start_new_model:
+        for pattern in _OWN_FILES:
+            for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
+                files.remove(path)  # An interrupted save leaves a directory, model.ckpt-N_temp.
+    if tf.io.gfile.exists(os.path.join(train_dir, FILE_NAME)):
+        differences = RunConfig.load(train_dir).differences(config)
+        if differences:
+            changes = "; ".join(
+                f"{key}: {a!r} there, {b!r} now" for key, (a, b) in differences.items()
+            )
+            raise InputError(
+                f"{train_dir} holds a run with other settings ({changes}). Give the same flags to "
+                "resume it, another --train_dir, or --start_new_model to remove it and start over."
+            )
+    elif names(train_dir):
+        raise InputError(
+            f"{train_dir} holds checkpoints, but no {FILE_NAME}. Choose another --train_dir, or "
+            "--start_new_model to remove them."
+        )
+    remove_unfinished(train_dir)
+    latest(train_dir)  # Rejects a damaged list, which would otherwise pass for none.
+
+
+def remove_unfinished(train_dir: str) -> None:
+    """Removes the remains of interrupted saves; no save may run in the directory meanwhile."""
+    for pattern in (f"{FILE_PREFIX}-*_temp", "checkpoint.tmp*"):
+        for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
+            files.remove(path)
+
+
+# --- Saving and resuming --------------------------------------------------------------------------
+
+
+def weights(model: keras.Model) -> dict[str, tf.Variable]:
+    """Returns the weights of a model by path.
+
+    Raises:
+        ValueError: if two weights have the same path, because layers share a name.
     """
     return _by_path(model.weights)
 
 
-def training_state(model, optimizer, ema=None):
-    """A `tf.train.Checkpoint` of all that a resumed run needs.
+def training_state(
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    ema: dict[str, tf.Variable] | None = None,
+) -> tf.train.Checkpoint:
+    """Returns a `tf.train.Checkpoint` of everything that a resumed run needs.
 
-    The step is the number of updates that the optimizer has made, one of its variables.
+    The step is the optimizer's number of updates, which is one of its variables.
 
     Args:
-        model: `keras.Model`.
-        optimizer: Keras optimizer, built.
-        ema: dict from path to `tf.Variable`, the moving averages of the weights; None for none.
+        model: built model.
+        optimizer: built optimizer.
+        ema: moving averages of the weights by path; None for none.
     """
     return tf.train.Checkpoint(
         weights=weights(model),
@@ -48,18 +159,87 @@ def training_state(model, optimizer, ema=None):
     )
 
 
-def random_states(model):
-    """States of the seed generators of a model, `keras.Variable`s, in the order of its layers."""
+def random_states(model: keras.Model) -> list[keras.Variable]:
+    """Returns the states of the model's seed generators, in the order of its layers."""
     known = {id(weight) for weight in model.weights}
     return [variable for variable in model.variables if id(variable) not in known]
 
 
-def find(train_dir, checkpoint=None):
-    """Path prefix of a checkpoint.
+def new_manager(
+    train_dir: str, state: tf.train.Checkpoint, keep_checkpoints: int = 0
+) -> tf.train.CheckpointManager:
+    """Returns a manager of the checkpoints of a train directory.
 
     Args:
-        train_dir: str. Directory of a training run.
-        checkpoint: str. A path prefix or a step; by default the newest one.
+        train_dir: train directory.
+        state: everything to save, from `training_state`.
+        keep_checkpoints: newest checkpoints to keep; 0 keeps all.
+    """
+    return tf.train.CheckpointManager(
+        state, train_dir, max_to_keep=keep_checkpoints or None, checkpoint_name=FILE_PREFIX
+    )
+
+
+def resume(manager: tf.train.CheckpointManager, model: keras.Model) -> None:
+    """Restores the newest checkpoint, if there is one."""
+    path = manager.latest_checkpoint
+    if path is None:
+        return
+    check_fits(weights(model), path)
+    with reading(path):
+        restored = manager.checkpoint.restore(path)
+    restored.assert_consumed()
+
+
+def save(
+    manager: tf.train.CheckpointManager,
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    step: int,
+    wait: bool = False,
+) -> None:
+    """Saves a checkpoint of the current step, if there is none yet.
+
+    Waits for the previous checkpoint and copies all variables; the files are then written while
+    training continues. The next save raises an error of that writing. `manager.sync` raises none,
+    so the last checkpoint of a run must be saved with `wait`.
+
+    Args:
+        manager: manager of the train directory.
+        model: model to check for values that are not finite.
+        optimizer: optimizer to check likewise.
+        step: number of updates made.
+        wait: whether to return only after the files are written.
+
+    Raises:
+        FloatingPointError: if a weight or the optimizer's state is not finite; then nothing is
+            saved.
+    """
+    manager.sync()
+    newest = manager.latest_checkpoint
+    if newest is not None and step_of(newest) == step:
+        return
+    for variable in [*model.weights, *optimizer.variables]:
+        if variable.dtype == "float32" and not tf.reduce_all(tf.math.is_finite(variable.value)):
+            raise FloatingPointError(
+                f"{variable.path} is not finite at step {step}, which is not saved. Try a lower "
+                "--base_learning_rate or --clip_gradient_norm."
+            )
+    manager.save(
+        checkpoint_number=step,
+        options=tf.train.CheckpointOptions(experimental_enable_async_checkpoint=not wait),
+    )
+
+
+# --- Finding and reading checkpoints --------------------------------------------------------------
+
+
+def find(train_dir: str, checkpoint: str | None = None) -> str:
+    """Returns the path prefix of a checkpoint.
+
+    Args:
+        train_dir: train directory.
+        checkpoint: path prefix or step; by default the newest checkpoint.
 
     Raises:
         InputError: if there is no such checkpoint.
@@ -74,19 +254,19 @@ def find(train_dir, checkpoint=None):
         path = os.path.join(train_dir, f"{FILE_PREFIX}-{path}")
     if not tf.io.gfile.exists(f"{path}.index"):
         raise InputError(
-            f"there is no checkpoint {path}. {train_dir} has: {listing(names(train_dir))}."
+            f"there is no checkpoint {path}. {train_dir} has: {comma_separated(names(train_dir))}."
         )
     return path
 
 
-def latest(train_dir):
-    """Path prefix of the newest checkpoint of a directory, None if there is none.
+def latest(train_dir: str) -> str | None:
+    """Returns the path prefix of the newest checkpoint of a directory, None if there is none.
 
-    Training removes the checkpoints that the list of a directory names when they are old, so the
-    list must not name others.
+    Training removes old checkpoints that the directory's list names, so the list must not name
+    checkpoints of other directories.
 
     Raises:
-        InputError: if the list is damaged, or names a checkpoint that is not there or elsewhere.
+        InputError: if the list is damaged, or names a checkpoint that is missing or elsewhere.
     """
     path = os.path.join(train_dir, "checkpoint")
     if not tf.io.gfile.exists(path):
@@ -98,7 +278,7 @@ def latest(train_dir):
     if state is None:
         raise InputError(
             f"{path}, the list of the checkpoints, is damaged. {train_dir} has: "
-            f"{listing(names(train_dir))}. Without that file, training begins anew."
+            f"{comma_separated(names(train_dir))}. Without that file, training starts over."
         )
     newest = state.model_checkpoint_path
     for listed in (*state.all_model_checkpoint_paths, newest):
@@ -107,29 +287,22 @@ def latest(train_dir):
     if not tf.io.gfile.exists(f"{newest}.index"):
         raise InputError(
             f"{path} names {newest}, which is not there. {train_dir} has: "
-            f"{listing(names(train_dir))}."
+            f"{comma_separated(names(train_dir))}."
         )
     return newest
 
 
-def remove_unfinished(train_dir):
-    """Removes what a save left that was interrupted; none may run in the directory meanwhile."""
-    for pattern in (f"{FILE_PREFIX}-*_temp", "checkpoint.tmp*"):
-        for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
-            files.remove(path)
-
-
-def names(train_dir):
-    """Names of the checkpoints in a directory, as `model.ckpt-1000`."""
+def names(train_dir: str) -> list[str]:
+    """Returns the names of the checkpoints in a directory, such as `model.ckpt-1000`."""
     paths = tf.io.gfile.glob(os.path.join(train_dir, f"{FILE_PREFIX}-*.index"))
     return sorted(os.path.basename(path).removesuffix(".index") for path in paths)
 
 
-def step_of(path):
-    """The step at the end of a checkpoint's path.
+def step_of(path: str) -> int:
+    """Returns the step at the end of a checkpoint's path.
 
     Raises:
-        InputError: if there is none.
+        InputError: if the path does not end in a step.
     """
     step = path.rpartition("-")[2]
     if not step.isdecimal():
@@ -137,28 +310,27 @@ def step_of(path):
     return int(step)
 
 
-def load_model(train_dir, checkpoint=None, use_ema=False):
-    """The trained model of a train directory.
+def load_model(train_dir: str, checkpoint: str | None = None, use_ema: bool = False) -> keras.Model:
+    """Returns the trained model of a train directory.
+
+    `run_config.RunConfig.load(train_dir)` returns its config.
 
     Args:
-        train_dir: str. Directory of a training run.
-        checkpoint: str. A path prefix or a step; by default the newest one.
-        use_ema: bool. Whether to take the exponential moving averages of the weights.
-
-    Returns:
-        A `keras.Model`; its `RunConfig` is `run_config.RunConfig.load(train_dir)`.
+        train_dir: train directory.
+        checkpoint: path prefix or step; by default the newest checkpoint.
+        use_ema: whether to use the exponential moving averages of the weights.
 
     Raises:
         InputError: if there is no config or no checkpoint, or they do not belong together.
     """
     path = find(train_dir, checkpoint)
-    model = run_config.RunConfig.load(train_dir).build_model()
+    model = RunConfig.load(train_dir).build_model()
     restore_weights(model, path, use_ema)
     return model
 
 
-def restore_weights(model, path, use_ema=False):
-    """Sets the weights of a model to those of a checkpoint, or to their moving averages.
+def restore_weights(model: keras.Model, path: str, use_ema: bool = False) -> None:
+    """Sets the weights of a model from a checkpoint, or from the moving averages in it.
 
     Raises:
         InputError: if the checkpoint is of another model, or a weight is not finite; names the
@@ -180,7 +352,7 @@ def restore_weights(model, path, use_ema=False):
 
 
 @contextlib.contextmanager
-def reading(path):
+def reading(path: str) -> Iterator[None]:
     """Turns TensorFlow's errors for a damaged checkpoint into an `InputError` that names it."""
     try:
         yield
@@ -188,8 +360,8 @@ def reading(path):
         raise InputError(f"cannot read checkpoint {path}: {error}") from error
 
 
-def digest(arrays):
-    """Sixteen hexadecimal digits that tell arrays apart, of a dict from name to array."""
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Returns a hash of named arrays, sixteen hexadecimal digits."""
     hashed = hashlib.sha256()
     for name in sorted(arrays):
         hashed.update(name.encode())
@@ -197,12 +369,12 @@ def digest(arrays):
     return hashed.hexdigest()[:16]
 
 
-def check_fits(variables, path):
-    """Refuses a checkpoint that lacks a weight or has it in another shape.
+def check_fits(variables: Mapping[str, tf.Variable], path: str) -> None:
+    """Rejects a checkpoint that lacks a weight or has it in another shape.
 
     Args:
-        variables: dict from path to `tf.Variable`, as of `weights`.
-        path: str. Path prefix of the checkpoint.
+        variables: variables by path, from `weights`.
+        path: path prefix of the checkpoint.
 
     Raises:
         InputError: naming the weights that do not fit.
@@ -221,14 +393,14 @@ def check_fits(variables, path):
         raise InputError(f"checkpoint {path} is not of this model: {'; '.join(wrong[:5])}{more}.")
 
 
-def _by_path(variables):
+def _by_path(variables: Sequence[keras.Variable]) -> dict[str, tf.Variable]:
     found = {variable.path: variable.value for variable in variables}
     if len(found) < len(variables):
         paths = [variable.path for variable in variables]
         repeated = sorted({path for path in paths if paths.count(path) > 1})
         raise ValueError(
             f"weights must have different paths; give each layer its own name. "
-            f"Received several of: {listing(repeated)}"
+            f"Received several of: {comma_separated(repeated)}"
         )
     return found
 
@@ -236,12 +408,12 @@ def _by_path(variables):
 _STORED_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
-def stored_name(path, group="weights"):
-    """Name inside a checkpoint of the entry `path` of one of the dicts in it."""
+def stored_name(path: str, group: str = "weights") -> str:
+    """Returns the name inside a checkpoint of the entry `path` of one of the dicts in it."""
     return f"{group}/{path.replace('.', '..').replace('/', '.S')}{_STORED_SUFFIX}"
 
 
-def split_stored_name(name):
-    """Group and path of a name inside a checkpoint, the inverse of `stored_name`."""
+def split_stored_name(name: str) -> tuple[str, str]:
+    """Returns group and path of a name inside a checkpoint, the inverse of `stored_name`."""
     group, _, path = name.removesuffix(_STORED_SUFFIX).partition("/")
     return group, re.sub(r"\.[.S]", lambda match: {"..": ".", ".S": "/"}[match[0]], path)

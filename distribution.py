@@ -1,9 +1,9 @@
-"""Which devices and machines train together, and how these stay in step.
+"""Training on several devices and machines.
 
-Several devices of one machine are replicas in one process; on several machines a process runs on
-each, a worker, which finds the others through the environment variable TF_CONFIG. Replicas hold the
-same weights, each takes its part of a batch, and their gradients are merged. One worker, the chief,
-writes all files.
+Several devices of one machine are replicas in one process. On several machines, each runs one
+process, a worker, which finds the others through the environment variable TF_CONFIG. Replicas hold
+the same weights, each takes its part of a batch, and their gradients are merged. One worker, the
+chief, writes all files.
 """
 
 import contextlib
@@ -13,15 +13,17 @@ import os
 import re
 import signal
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 from absl import logging
 
-import replicas
-from utils import InputError, listing
+import layers
+import readers
+from utils import InputError, comma_separated
 
-MODES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
-# What collective operations raise when a worker is gone.
+# Errors that collective operations raise when a worker is gone.
 _LOST_WORKER = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -29,20 +31,20 @@ _LOST_WORKER = (
     tf.errors.UnavailableError,
 )
 _TF_CONFIG_EXPECTED = (
-    'TF_CONFIG must be as {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", '
+    'TF_CONFIG must look like {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", '
     '"index": 0}}, with tasks of type worker and at most one of type chief.'
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """A strategy and the place of this process in it.
+    """A strategy and the role of this process in it.
 
     Attributes:
-        strategy: `tf.distribute.Strategy`.
-        num_workers: int. Processes that train together.
-        is_chief: bool. Whether this one writes the files.
-        static_shapes: bool. Whether batches must all have the same shape, as on TPUs.
+        strategy: strategy of TensorFlow.
+        num_workers: number of processes that train together.
+        is_chief: whether this process writes the files.
+        static_shapes: whether all batches must have the same shape, as TPUs require.
     """
 
     strategy: tf.distribute.Strategy
@@ -51,53 +53,45 @@ class Distribution:
     static_shapes: bool = False
 
     @property
-    def num_replicas(self):
+    def num_replicas(self) -> int:
         """Number of devices that share a batch."""
         return self.strategy.num_replicas_in_sync
 
-    def check_batch_size(self, batch_size):
-        """Refuses a batch that does not divide among the replicas.
-
-        Raises:
-            InputError: telling the number of replicas.
-        """
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raises an `InputError` if a batch does not divide evenly among the replicas."""
         if batch_size % self.num_replicas:
             raise InputError(
                 f"--batch_size is the number of videos of all devices together and must be a "
                 f"multiple of their number, {self.num_replicas}. Received: {batch_size}"
             )
 
-    def describe_parts(self, batch_size):
-        """What each device has of a batch, in words; nothing if there is only one."""
+    def describe_parts(self, batch_size: int) -> str:
+        """Describes each device's part of a batch; empty on a single device."""
         if self.num_replicas == 1:
             return ""
         return f", {batch_size // self.num_replicas} on each device"
 
-    def check_num_files(self, num_files):
-        """Refuses data that leave a worker without a file.
-
-        Raises:
-            InputError: telling both numbers.
-        """
+    def check_num_files(self, num_files: int) -> None:
+        """Raises an `InputError` if there are fewer files than workers."""
         if num_files < self.num_workers:
             raise InputError(
-                f"each worker reads files of its own, but there are {self.num_workers} workers and "
+                f"each worker reads its own files, but there are {self.num_workers} workers and "
                 f"--train_data_pattern matches {num_files}. Split the records into more files, or "
                 "use fewer workers."
             )
 
-    def batches(self, reader, batch_size, **options):
-        """Iterator over the batches of a reader, for `next_batch`.
+    def batches(self, reader: readers.RecordReader, batch_size: int, **options: Any) -> Iterator:
+        """Returns an iterator over the batches of a reader, for `next_batch`.
 
         Args:
-            reader: `readers.RecordReader`.
-            batch_size: int. Videos of all replicas together.
-            **options: as of `readers.RecordReader.batches`.
+            reader: reader of the records.
+            batch_size: videos of all replicas together.
+            **options: see `readers.RecordReader.batches`.
         """
         if not is_distributed(self.strategy):
             return iter(reader.dataset(batch_size, drop_remainder=True, **options))
 
-        def of_worker(context):
+        def worker_dataset(context):
             # A worker's batch is read whole and then split, so that its replicas end together.
             dataset = reader.dataset(
                 batch_size // context.num_input_pipelines,
@@ -108,44 +102,40 @@ class Distribution:
             )
             return _endless(dataset.rebatch(batch_size // self.num_replicas, drop_remainder=True))
 
-        return iter(self.strategy.distribute_datasets_from_function(of_worker))
+        return iter(self.strategy.distribute_datasets_from_function(worker_dataset))
 
-    def agree(self, *, of_any=(), of_chief=()):
-        """Makes all workers know the same numbers; every worker must call it.
+    def agree(self, *, summed: Sequence[float] = (), from_chief: Sequence[float] = ()) -> list:
+        """Exchanges numbers between the workers; every worker must call it.
 
         Args:
-            of_any: numbers, which are added up over the workers.
-            of_chief: numbers, of which those of the chief count.
+            summed: numbers to add up over the workers.
+            from_chief: numbers for which the chief's values are taken.
 
         Returns:
-            A list of float, those `of_any` first.
+            A list of float, equal on all workers: the sums, then the chief's values.
         """
-        own = [*of_any, *(number if self.is_chief else 0 for number in of_chief)]
+        own = [*summed, *(number if self.is_chief else 0 for number in from_chief)]
         if self.num_workers == 1:
             return own
         own = tf.constant(own, tf.float64)
-        # Of the replicas of a worker, the first one speaks for it.
-        of_replicas = self.strategy.experimental_distribute_values_from_function(
+        # Of the replicas of a worker, only the first contributes.
+        contributions = self.strategy.experimental_distribute_values_from_function(
             lambda context: own if _is_first_of_worker(self, context) else tf.zeros_like(own)
         )
-        return self.strategy.reduce("SUM", of_replicas, axis=None).numpy().tolist()
+        return self.strategy.reduce("SUM", contributions, axis=None).numpy().tolist()
 
-    def check_same_step(self, step):
-        """Refuses to go on from another step than the chief.
-
-        Raises:
-            InputError: telling both steps.
-        """
-        (of_chief,) = self.agree(of_chief=[step])
-        if step != of_chief:
+    def check_same_step(self, step: int) -> None:
+        """Raises an `InputError` if this worker resumes from another step than the chief."""
+        (chiefs_step,) = self.agree(from_chief=[step])
+        if step != chiefs_step:
             raise InputError(
-                f"this worker found step {step} in --train_dir, and the chief step {of_chief:.0f}. "
-                "It must be a directory that all workers share."
+                f"this worker found step {step} in --train_dir, but the chief found step "
+                f"{chiefs_step:.0f}. All workers must share that directory."
             )
 
-    def wait_for_all(self):
+    def wait_for_all(self) -> None:
         """Returns when every worker has called it."""
-        self.agree(of_any=[0])
+        self.agree(summed=[0])
 
     @contextlib.contextmanager
     def explained_errors(self):
@@ -198,7 +188,7 @@ def _endless(batches):
 
 
 def this_replica(synchronized):
-    """The `replicas.Replica` that runs; None if it is the only one.
+    """The `layers.Replica` that runs; None if it is the only one.
 
     Args:
         synchronized: bool. Whether layers sum over all replicas, or else over their own part alone.
@@ -206,7 +196,7 @@ def this_replica(synchronized):
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return None
-    return replicas.Replica(
+    return layers.Replica(
         context.replica_id_in_sync_group,
         (lambda values: context.all_reduce("SUM", values)) if synchronized else list,
     )
@@ -275,7 +265,9 @@ def workers_of(tf_config):
         raise InputError(f"{_TF_CONFIG_EXPECTED} Received: {tf_config}") from error
     others = sorted(set(cluster) - {"chief", "worker"})
     if others or own not in (*workers, None):
-        what = f"types {listing(others)}" if others else f"task {own}, which the cluster lacks"
+        what = (
+            f"types {comma_separated(others)}" if others else f"task {own}, which the cluster lacks"
+        )
         raise InputError(f"{_TF_CONFIG_EXPECTED} Received {what}, in: {tf_config}")
     return workers, own
 
@@ -321,14 +313,14 @@ def _logged(distribution):
 
 
 @contextlib.contextmanager
-def termination_requests():
-    """Catches SIGTERM, with which a machine announces that it will be taken away.
+def termination_requests() -> Iterator[Callable[[], bool]]:
+    """Catches SIGTERM, which announces that the machine will be taken away.
 
-    Gives a function that tells whether the signal has come. To be entered after `choose`, as the
-    runtime of several workers takes the signal for itself. Outside the main thread, where signals
-    cannot be caught, nothing is.
+    Yields a function that returns whether the signal has arrived. Enter it after `choose`, because
+    the runtime of several workers installs its own handler. Outside the main thread, where Python
+    cannot catch signals, it catches nothing.
     """
-    received = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
@@ -336,5 +328,5 @@ def termination_requests():
     try:
         yield lambda: bool(received)
     finally:
-        # None stands for a handler that is not Python's.
+        # None stands for a handler that was not installed by Python.
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,49 +1,109 @@
-"""The weighted mean of several models' predictions, each averaged over samplings of the frames.
+"""Models for prediction: frozen, averaged over samplings and over the members of an ensemble.
 
 Evaluation, inference and exported graphs all predict through `Ensemble`, with one model or many.
 """
 
+import gc
+from collections.abc import Callable, Sequence
+
+import keras
 import numpy as np
 import tensorflow as tf
 
+import checkpoints
 import frame_level_models
-import stored_frames
+import layers
+from run_config import RunConfig
 from utils import InputError
 
-# The lengths of the frames are found in smaller parts, which stay in the processor's cache.
-_MOST_SCALES = 2**20
+# Norms of frames are computed in small chunks, which stay in the processor's cache.
+_MAX_FLOATS_OF_NORMS = 2**20
+
+
+# --- Frozen models --------------------------------------------------------------------------------
+#
+# Batch normalization after a matrix, and that of the frames before an assignment to clusters, is
+# folded into the matrix. Matrices are stored in the dtype of the products; no weight is trainable.
+
+
+def frozen_model(config: RunConfig, dtype: str, name: str | None = None) -> keras.Model:
+    """Builds a frozen model, whose weights `restore_frozen` sets.
+
+    Args:
+        config: config of the run.
+        dtype: dtype in which matrices are stored and multiplied, one of `layers.COMPUTE_DTYPES`.
+        name: prefix of the names of all nodes in its graph.
+    """
+    with tf.variable_creator_scope(_not_trainable):
+        model = config.build_model(dtype, name)
+    _fold(model)
+    return model
+
+
+def restore_frozen(
+    frozen: keras.Model, config: RunConfig, path: str, use_ema: bool = False
+) -> None:
+    """Sets the weights of a frozen model from a checkpoint; see `checkpoints.restore_weights`."""
+    trained = config.build_model()
+    checkpoints.restore_weights(trained, path, use_ema)
+    _fold(trained)
+    for source, target in zip(trained.weights, frozen.weights, strict=True):
+        target.assign(tf.cast(source.value, target.dtype))
+    # Keras models are part of reference cycles and hold up to 0.6 GiB until Python collects them.
+    del trained, source
+    gc.collect()
+
+
+def _fold(model):
+    for kind in (frame_level_models.StreamEncoder, layers.Linear):
+        for layer in layers.sublayers(model):
+            if isinstance(layer, kind):
+                layer.fold()
+
+
+def _not_trainable(create, **options):
+    return create(**{**options, "trainable": False})
+
+
+# --- Ensembles ------------------------------------------------------------------------------------
 
 
 class Ensemble:
-    """Predicts with several models in one graph.
+    """Weighted mean of the predictions of several models, in one graph.
 
-    The lengths of the frames, by which they are normalised, are found once for all models. A
-    prediction depends on nothing but the input and the seed: the same batch gives the same result
-    at every call.
+    The norms of the frames are computed once for all models. A prediction depends only on the input
+    and the seed: the same batch gives the same result at every call.
 
     Args:
-        models: list of `keras.Model`s with the same input and classes.
-        weights: sequence of float, one per model; None for equal ones. Only their proportions
-            count.
-        num_samplings: int. Samplings of the frames to average over, for models that sample; 0
-            takes every frame once instead.
-        seed: int. Of the samplings.
-        most_values: int. A model gets as many videos at once as keep its activations at about so
-            many floats, by default 768 MiB. Each part of a batch goes through all weights again.
+        models: models with the same input and classes.
+        weights: one weight per model; None for equal weights. Only their proportions count.
+        num_samplings: samplings of the frames to average over, for models that sample; 0 uses
+            every frame once instead.
+        seed: seed of the samplings.
+        max_floats: limit on the activations of a model, about 768 MiB by default. A batch is split
+            into chunks that respect it; each chunk reads all weights again.
 
     Raises:
         InputError: if the weights do not fit.
     """
 
-    def __init__(self, models, *, weights=None, num_samplings=1, seed=0, most_values=192 * 2**20):
+    def __init__(
+        self,
+        models: Sequence[keras.Model],
+        *,
+        weights: Sequence[float] | None = None,
+        num_samplings: int = 1,
+        seed: int = 0,
+        max_floats: int = 192 * 2**20,
+    ):
         self.models = models
         self.weights = normalized_weights(weights, len(models))
         self.num_samplings = num_samplings
         self.seed = seed
-        self.most_values = most_values
+        self.max_floats = max_floats
 
-    def __call__(self, inputs):
-        """Probabilities, float32 `[B, C]`, of the inputs of a `readers.Batch` as tensors."""
+    def __call__(self, inputs: dict | tf.Tensor) -> tf.Tensor:
+        """Returns probabilities, float32 `[B, C]`, for the inputs of a `readers.Batch`."""
         predictions = tf.add_n(
             [
                 weight * probabilities
@@ -54,9 +114,9 @@ class Ensemble:
         )
         return tf.ensure_shape(predictions, [None, self.models[0].num_classes])
 
-    def member_predictions(self, inputs):
-        """Probabilities of each model by itself: a list of float32 `[B, C]`."""
-        # Some of TensorFlow's kernels crash on empty tensors, even while it optimises a graph.
+    def member_predictions(self, inputs: dict | tf.Tensor) -> list[tf.Tensor]:
+        """Returns the probabilities of each model, float32 `[B, C]`."""
+        # Some of TensorFlow's kernels crash on empty tensors, even while it optimizes a graph.
         first = tf.nest.flatten(inputs)[0]
         nothing = [tf.zeros([0, model.num_classes]) for model in self.models]
         if first.shape[0] == 0:
@@ -73,16 +133,16 @@ class Ensemble:
             "num_frames": tf.cast(inputs["num_frames"], tf.int32),
         }
         count, length, size = tf.unstack(tf.shape(videos["frames"]))
-        scales = in_parts(
-            lambda part: stored_frames.frame_scales(part["frames"]),
+        norms = in_chunks(
+            lambda chunk: layers.inverse_norms(chunk["frames"]),
             videos,
             2 * length * size,
-            _MOST_SCALES,
+            _MAX_FLOATS_OF_NORMS,
         )
-        videos["scales"] = tf.reshape(scales, [count, length])
-        predictions = []
+        videos["inverse_norms"] = tf.reshape(norms, [count, length])
+        predictions: list[tf.Tensor] = []
         for number, model in enumerate(self.models):
-            # One model after the other, so that the memory of one is that of all.
+            # One model after another, so that only one needs memory at a time.
             with tf.control_dependencies(predictions[-1:]):
                 predictions.append(self._predict(model, number, videos))
         return predictions
@@ -90,50 +150,57 @@ class Ensemble:
     def _predict(self, model, number, videos):
         num_frames, length = videos["num_frames"], tf.shape(videos["frames"])[1]
         if model.iterations and self.num_samplings == 0:
-            positions = frame_level_models.all_positions(num_frames, length)
+            indices = frame_level_models.all_frame_indices(num_frames, length)
         else:
             seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
-            positions = model.draw_positions(num_frames, self.num_samplings, seed)
-        inputs = videos if positions is None else {**videos, "positions": positions}
-        values = model.values_per_video(length, max(self.num_samplings, 1))
-        return in_parts(lambda part: model(part, training=False), inputs, values, self.most_values)
+            indices = model.draw_frame_indices(num_frames, self.num_samplings, seed)
+        inputs = videos if indices is None else {**videos, "frame_indices": indices}
+        floats = model.floats_per_video(length, max(self.num_samplings, 1))
+        return in_chunks(
+            lambda chunk: model(chunk, training=False), inputs, floats, self.max_floats
+        )
 
 
-def in_parts(function, inputs, values, most_values):
-    """Joins what a function gives for some videos at a time.
+def in_chunks(
+    function: Callable[[dict], tf.Tensor],
+    inputs: dict[str, tf.Tensor],
+    floats_per_video: tf.Tensor,
+    max_floats: int,
+) -> tf.Tensor:
+    """Applies a function to chunks of a batch, and concatenates the results.
 
     Args:
         function: from inputs to a float32 tensor.
-        inputs: dict of tensors, each with one row per video.
-        values: int tensor. How many floats the function holds per video.
-        most_values: int. How many it may hold; it limits a part.
+        inputs: tensors with one row per video.
+        floats_per_video: int tensor, the number of floats that the function holds per video.
+        max_floats: number of floats that it may hold, which limits a chunk.
     """
     count = tf.shape(inputs["num_frames"])[0]
-    size = tf.maximum(most_values // values, 1)
-    num_parts = (count + size - 1) // size
-    size = (count + num_parts - 1) // num_parts
-    parts = tf.TensorArray(tf.float32, num_parts, infer_shape=False)
+    size = tf.maximum(max_floats // floats_per_video, 1)
+    num_chunks = (count + size - 1) // size
+    size = (count + num_chunks - 1) // num_chunks
+    results = tf.TensorArray(tf.float32, num_chunks, infer_shape=False)
 
-    def add_part(number, parts):
+    def add_chunk(number, results):
         start = number * size
-        part = {name: tensor[start : start + size] for name, tensor in inputs.items()}
-        return number + 1, parts.write(number, function(part))
+        chunk = {name: tensor[start : start + size] for name, tensor in inputs.items()}
+        return number + 1, results.write(number, function(chunk))
 
-    _, parts = tf.while_loop(
-        lambda number, _: number < num_parts, add_part, (0, parts), parallel_iterations=1
+    _, results = tf.while_loop(
+        lambda number, _: number < num_chunks, add_chunk, (0, results), parallel_iterations=1
     )
-    return parts.concat()
+    return results.concat()
 
 
-def normalized_weights(weights, num_models):
-    """Weights of models that sum to 1, a list of float.
+def normalized_weights(weights: Sequence[float] | None, num_models: int) -> list[float]:
+    """Returns weights of models that sum to 1.
 
     Args:
-        weights: sequence of float, or None for equal ones.
-        num_models: int.
+        weights: one weight per model, or None for equal weights.
+        num_models: number of models.
 
     Raises:
-        InputError: if there is not one for each model, or they are negative or all 0.
+        InputError: if their number does not fit, or they are negative or all 0.
     """
     weights = [1.0] * num_models if weights is None else [float(weight) for weight in weights]
     if len(weights) != num_models:
@@ -146,29 +213,29 @@ def normalized_weights(weights, num_models):
 
 
 class StackingFit:
-    """Finds the weights that make an ensemble closest to the labels, in squared error.
+    """Fits the weights of an ensemble to labels by least squares.
 
-    The error is a quadratic function of the weights, so that two small sums over all videos are
-    all that it needs. Weights are 0 or more and sum to 1.
+    The error is a quadratic function of the weights, so two small sums over all videos suffice.
+    Weights are 0 or more and sum to 1.
 
     Args:
-        num_models: int.
+        num_models: number of models.
 
     Reference: Breiman, Stacked Regressions, Machine Learning 24, 1996.
     """
 
-    def __init__(self, num_models):
+    def __init__(self, num_models: int):
         self._products = np.zeros((num_models, num_models))
         self._targets = np.zeros(num_models)
 
-    def accumulate(self, predictions, labels):
+    def accumulate(self, predictions: Sequence[np.ndarray], labels: np.ndarray) -> None:
         """Adds videos: a list of `[B, C]` predictions, one per model, and labels `[B, C]`."""
         rows = np.stack([np.ravel(values) for values in predictions]).astype(np.float64)
         self._products += rows @ rows.T
         self._targets += rows @ np.ravel(labels)
 
-    def weights(self):
-        """The best weights for the videos so far, `[num_models]`."""
+    def weights(self) -> np.ndarray:
+        """Returns the best weights for the videos so far, `[num_models]`."""
         best, best_error = None, np.inf
         for members in _subsets(len(self._targets)):
             weights = self._weights_of(members)
@@ -178,7 +245,7 @@ class StackingFit:
         return best
 
     def _weights_of(self, members):
-        """Best weights that sum to 1 over some models, by a Lagrange multiplier."""
+        """Returns the best weights that sum to 1 over some models, by a Lagrange multiplier."""
         size = len(members)
         system = np.ones((size + 1, size + 1))
         system[:size, :size] = self._products[np.ix_(members, members)]

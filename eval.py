@@ -6,30 +6,89 @@ Results of a run go to TRAIN_DIR/eval (with --use_ema, to TRAIN_DIR/eval_ema): m
 one entry per evaluated step, and TensorBoard logs.
 """
 
+import dataclasses
 import os
 import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import program
+
 import tensorflow as tf
-from absl import flags, logging
+from absl import logging
 
 import checkpoints
-import evaluation
 import files
-import predictor as predictors
-import program
-from run_config import FILE_NAME
+from options import option, same_option
+from predictor import PredictorOptions, evaluate, format_summary, load_predictor
+from run_config import FILE_NAME, TrainOptions
 from utils import InputError
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def save_summary(summary, train_dir, kind, tensorboard_dir=None):
-    """Adds a summary to metrics.json, in place of one of the same step, and to TensorBoard.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions(PredictorOptions):
+    """Options of this program."""
+
+    eval_data_pattern: str = option(
+        help="Globs of records with labels, comma-separated; quote them.",
+        group="data",
+        required=True,
+    )
+    run_once: bool = option(
+        False,
+        "Evaluate the newest checkpoint and exit. Otherwise the program waits for new checkpoints "
+        "of --train_dir until it is stopped.",
+        group="checkpoints",
+    )
+    all_checkpoints: bool = option(
+        False,
+        "Evaluate every checkpoint in --train_dir, oldest first, and exit: a learning curve, and "
+        "the input of average_checkpoints.py --best.",
+        group="checkpoints",
+    )
+    tensorboard_dir: str | None = same_option(TrainOptions, "tensorboard_dir")
+    metrics_json: str | None = option(
+        None, "File for the metrics of the last evaluation.", group="output"
+    )
+    per_class_csv: str | None = option(
+        None, "File for the average precision of every class.", group="output"
+    )
+    class_names: str | None = option(
+        None,
+        "vocabulary.csv of the data set; adds class names to --per_class_csv.",
+        group="output",
+    )
+
+    def __post_init__(self):
+        """Checks options that depend on each other."""
+        super().__post_init__()
+        if self.class_names and not self.per_class_csv:
+            raise InputError("--class_names adds names to --per_class_csv, which is not given.")
+        if self.all_checkpoints and not self.train_dir:
+            raise InputError("--train_dir must be given with --all_checkpoints.")
+        if self.all_checkpoints and self.checkpoint:
+            raise InputError("--all_checkpoints and --checkpoint exclude each other.")
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether to evaluate new checkpoints as they appear, without end."""
+        ends = self.run_once or self.checkpoint or self.all_checkpoints
+        return bool(self.train_dir) and not ends
+
+
+def save_summary(
+    summary: dict[str, Any], train_dir: str, kind: str, tensorboard_dir: str | None = None
+) -> None:
+    """Saves a summary to metrics.json, replacing that of the same step, and to TensorBoard.
 
     Args:
-        summary: dict as of `evaluation.evaluate`.
-        train_dir: str. Directory of the run.
-        kind: str. Name of the directory for it there.
-        tensorboard_dir: str. Where TensorBoard's logs go in place of `train_dir`.
+        summary: numbers from `predictor.evaluate`.
+        train_dir: directory of the run.
+        kind: name of the subdirectory for evaluations.
+        tensorboard_dir: directory for TensorBoard logs instead of `train_dir`.
     """
     path = os.path.join(train_dir, kind, "metrics.json")
     history = files.read_json(path) if files.gfile.exists(path) else []
@@ -41,14 +100,18 @@ def save_summary(summary, train_dir, kind, tensorboard_dir=None):
             tf.summary.scalar(name, summary[name], summary["step"])
 
 
-def write_per_class(per_class, path, class_names=None):
+def write_per_class(
+    per_class: "pd.DataFrame", path: str, class_names: dict[int, str] | None = None
+) -> None:
     """Writes the average precision of the classes as CSV, best first.
 
     Args:
-        per_class: `pandas.DataFrame` as of `evaluation.evaluate`.
-        path: str. File to write.
-        class_names: dict from class to name, or None.
+        per_class: table from `predictor.evaluate`.
+        path: file to write.
+        class_names: names by class, or None.
     """
+    import pandas as pd
+
     table = per_class.rename_axis("class")
     if class_names is not None:
         table.insert(0, "name", pd.Series(class_names).reindex(table.index))
@@ -56,17 +119,19 @@ def write_per_class(per_class, path, class_names=None):
         table.sort_values("ap", ascending=False, na_position="last", kind="stable").to_csv(file)
 
 
-def read_class_names(path):
-    """Names by class from a vocabulary.csv of YouTube-8M, which has columns Index and Name.
+def read_class_names(path: str) -> dict[int, str]:
+    """Reads names by class from a vocabulary.csv of YouTube-8M, with columns Index and Name.
 
     Raises:
         InputError: if it cannot be read or lacks the columns.
     """
+    import pandas as pd
+
     try:
         with files.open_binary(path) as file:
             table = pd.read_csv(file)
     except (OSError, ValueError, *files.REMOTE_ERRORS) as error:
-        raise InputError(f"cannot read the class names of {path}: {error}") from error
+        raise InputError(f"cannot read the class names in {path}: {error}") from error
     if not {"Index", "Name"} <= set(table.columns):
         raise InputError(
             f"{path} must have the columns Index and Name. It has: {', '.join(table.columns)}"
@@ -74,41 +139,7 @@ def read_class_names(path):
     return dict(zip(table["Index"], table["Name"], strict=True))
 
 
-def define_flags(flag_values):
-    """Defines the flags of this program."""
-    predictors.define_flags(flag_values)
-    program.define_flags(flag_values, "tensorboard_dir")
-    own = {"flag_values": flag_values}
-    flags.DEFINE_string(
-        "eval_data_pattern", None, "Globs of records with labels, comma-separated; quote.", **own
-    )
-    flags.DEFINE_boolean(
-        "run_once",
-        False,
-        "Evaluates the newest checkpoint and ends. Without it, the program waits for new ones of "
-        "--train_dir until it is stopped.",
-        **own,
-    )
-    flags.DEFINE_boolean(
-        "all_checkpoints",
-        False,
-        "Evaluates every checkpoint that --train_dir still has, oldest first, and ends: a learning "
-        "curve, and what average_checkpoints.py --best chooses from.",
-        **own,
-    )
-    flags.DEFINE_string("metrics_json", None, "File for the metrics of the last evaluation.", **own)
-    flags.DEFINE_string(
-        "per_class_csv", None, "File for the average precision of every class.", **own
-    )
-    flags.DEFINE_string(
-        "class_names",
-        None,
-        "The dataset's vocabulary.csv; adds names to --per_class_csv.",
-        **own,
-    )
-
-
-def wait_for_run(train_dir):
+def wait_for_run(train_dir: str) -> None:
     """Returns when training has written the config of its run."""
     path = os.path.join(train_dir, FILE_NAME)
     if not files.gfile.exists(path):
@@ -117,54 +148,40 @@ def wait_for_run(train_dir):
         time.sleep(1.0)
 
 
-def goes_on(flag_values):
-    """Whether new checkpoints are evaluated as they come, without end."""
-    ends = flag_values.run_once or flag_values.checkpoint or flag_values.all_checkpoints
-    return bool(flag_values.train_dir) and not ends
-
-
-def checkpoints_to_evaluate(flag_values):
-    """Paths or steps of checkpoints: the one asked for, all there are, or new ones as they come."""
-    if flag_values.all_checkpoints:
-        steps = map(checkpoints.step_of, checkpoints.names(flag_values.train_dir))
+def checkpoints_to_evaluate(options: EvalOptions) -> Iterable[str | None]:
+    """Returns paths or steps of the checkpoints to evaluate; None for the newest."""
+    if options.is_continuous:
+        return tf.train.checkpoints_iterator(options.train_dir, min_interval_secs=1)
+    if options.all_checkpoints:
+        steps = map(checkpoints.step_of, checkpoints.names(options.run_dirs[0]))
         return [str(step) for step in sorted(steps)]
-    if goes_on(flag_values):
-        return tf.train.checkpoints_iterator(flag_values.train_dir, min_interval_secs=1)
-    return [flag_values.checkpoint]
+    return [options.checkpoint]
 
 
-def main(flag_values):
+def main(options: EvalOptions) -> None:
     """Runs the program."""
-    predictors.use_environment(flag_values)
-    program.use_environment(flag_values, tensorboard_dir="AIP_TENSORBOARD_LOG_DIR")
-    program.require_flags(flag_values, "eval_data_pattern")
-    if flag_values.class_names and not flag_values.per_class_csv:
-        raise InputError("--class_names adds names to --per_class_csv, which is not given.")
-    if flag_values.all_checkpoints:
-        program.require_flags(flag_values, "train_dir")
-        if flag_values.checkpoint:
-            raise InputError("--all_checkpoints and --checkpoint exclude each other.")
-    for path in filter(None, (flag_values.per_class_csv, flag_values.metrics_json)):
+    for path in filter(None, (options.per_class_csv, options.metrics_json)):
         files.check_writable(path)
-    class_names = read_class_names(flag_values.class_names) if flag_values.class_names else None
-    if goes_on(flag_values):
-        wait_for_run(flag_values.train_dir)
-    predictor = predictors.from_flags(flag_values)
-    for checkpoint in checkpoints_to_evaluate(flag_values):
+    class_names = read_class_names(options.class_names) if options.class_names else None
+    paths = files.expand_patterns(options.eval_data_pattern)
+    if options.is_continuous:
+        wait_for_run(options.run_dirs[0])
+    predictor = load_predictor(options)
+    for checkpoint in checkpoints_to_evaluate(options):
         predictor.restore(checkpoint)
-        reader = predictors.reader_from_flags(flag_values, predictor, flag_values.eval_data_pattern)
-        summary, per_class = evaluation.evaluate(
-            predictor, reader, batch_size=flag_values.batch_size, top_k=flag_values.top_k
+        reader = predictor.data.reader(paths, options)
+        summary, per_class = evaluate(
+            predictor, reader, batch_size=options.batch_size, top_k=options.top_k
         )
-        logging.info("%s | %s", predictor.describe(), evaluation.describe(summary))
-        if flag_values.train_dir:
-            kind = "eval_ema" if flag_values.use_ema else "eval"
-            save_summary(summary, flag_values.train_dir, kind, flag_values.tensorboard_dir)
-        if flag_values.metrics_json:
-            files.write_json(flag_values.metrics_json, summary)
-        if flag_values.per_class_csv:
-            write_per_class(per_class, flag_values.per_class_csv, class_names)
+        logging.info("%s | %s", predictor.describe(), format_summary(summary))
+        if options.train_dir:
+            kind = "eval_ema" if options.use_ema else "eval"
+            save_summary(summary, options.train_dir, kind, options.tensorboard_dir)
+        if options.metrics_json:
+            files.write_json(options.metrics_json, summary)
+        if options.per_class_csv:
+            write_per_class(per_class, options.per_class_csv, class_names)
 
 
 if __name__ == "__main__":
-    program.run(main, define_flags)
+    program.run(main)

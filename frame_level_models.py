@@ -3,7 +3,7 @@
 The way of a frame: stored as uint8 -> sampled -> dequantised -> normalised to length 1 -> encoded
 into one vector per video -> classified by a video-level model. `FrameLevelModel` does all but the
 encoding, which is what a model adds. Models that see frames through matrices alone take them as
-`StoredFrames`, which dequantise and normalise around the product.
+`QuantizedFrames`, which dequantise and normalise around the product.
 
 Training samples the frames of a video once. Prediction may average over several samplings: a model
 that counts sampled frames where they stand computes what depends on a frame alone only once.
@@ -12,12 +12,11 @@ that counts sampled frames where they stand computes what depends on a frame alo
 import keras
 from keras import ops
 
+import layers
 import nonlocal_vlad
 import recurrent
 import registry
-import replicas
 import utils
-from stored_frames import StoredFrames, frame_scales
 
 
 class FrameLevelModel(keras.Model):
@@ -27,9 +26,9 @@ class FrameLevelModel(keras.Model):
 
     - `frames`: uint8 `[B, T, D]` with the features side by side;
     - `num_frames`: int `[B]`; frames from there on are padding and never count;
-    - `scales`: optional, float32 `[B, T]`, what `stored_frames.frame_scales` gives of the frames;
-    - `positions`: optional, int32 `[B, N, S]`, the frames that each of N samplings takes, as from
-      `draw_positions`. Without them the model draws one sampling, a new one at each call.
+    - `norms`: optional, float32 `[B, T]`, what `layers.inverse_norms` gives of the frames;
+    - `frame_indices`: optional, int32 `[B, N, S]`, the frames that each of N samplings takes, as from
+      `draw_frame_indices`. Without them the model draws one sampling, a new one at each call.
 
     Output: probabilities, float32 `[B, C]`, the mean over the samplings.
 
@@ -44,8 +43,8 @@ class FrameLevelModel(keras.Model):
     """
 
     frame_level = True
-    # Whether `encode` takes frames as `stored_frames.StoredFrames`, not as numbers.
-    takes_stored_frames = False
+    # Whether `encode` takes frames as `layers.QuantizedFrames`, not as numbers.
+    takes_quantized_frames = False
     # Whether sampled frames are counted where they stand, instead of being copied: the same for a
     # model that ignores their order, and cheaper unless few are drawn. Its `encode` must also take
     # the counts of several samplings, `[B, N, T]`.
@@ -68,7 +67,7 @@ class FrameLevelModel(keras.Model):
         self.feature_sizes = tuple(feature_sizes)
         self.iterations = iterations
         self.sample_random_frames = sample_random_frames
-        self.sampling_seed = replicas.SeedGenerator(name="sampling_seed")
+        self.sampling_seed = layers.SeedGenerator(name="sampling_seed")
         self.classifier = registry.build_classifier(
             video_level_classifier_model, num_classes=num_classes, **classifier_hyperparameters
         )
@@ -83,16 +82,16 @@ class FrameLevelModel(keras.Model):
     def call(self, inputs, training=False):
         """Probabilities, float32 `[B, C]`."""
         frames, num_frames = inputs["frames"], ops.cast(inputs["num_frames"], "int32")
-        scales, positions = inputs.get("scales"), inputs.get("positions")
-        if positions is None:
-            positions = self.draw_positions(num_frames, 1, self.sampling_seed)
-        num_samplings = 1 if positions is None else positions.shape[1]
-        # A model that counts leaves frames, and so their scales, where they stand.
-        if scales is not None and not self.sample_by_count:
-            scales, _ = self.sample(scales, num_frames, positions)
-        frames, frame_weights = self.sample(frames, num_frames, positions)
-        frames = normalize(frames, frame_weights, scales)
-        if not self.takes_stored_frames:
+        norms, frame_indices = inputs.get("inverse_norms"), inputs.get("frame_indices")
+        if frame_indices is None:
+            frame_indices = self.draw_frame_indices(num_frames, 1, self.sampling_seed)
+        num_samplings = 1 if frame_indices is None else frame_indices.shape[1]
+        # A model that counts leaves frames, and so their norms, where they stand.
+        if norms is not None and not self.sample_by_count:
+            norms, _ = self.sample(norms, num_frames, frame_indices)
+        frames, frame_weights = self.sample(frames, num_frames, frame_indices)
+        frames = normalize(frames, frame_weights, norms)
+        if not self.takes_quantized_frames:
             frames = frames.to_float()
         encoding = self.encode(frames, frame_weights, training)
         probabilities = self.classifier(encoding, training=training)
@@ -105,8 +104,8 @@ class FrameLevelModel(keras.Model):
         """One vector per video.
 
         Args:
-            frames: float32 `[B, T, D]`, of length 1 each; padding is 0. `StoredFrames` if the model
-                has `takes_stored_frames`. Of several samplings that copy the frames, each is a
+            frames: float32 `[B, T, D]`, of length 1 each; padding is 0. `QuantizedFrames` if the model
+                has `takes_quantized_frames`. Of several samplings that copy the frames, each is a
                 video here.
             frame_weights: float32 `[B, T]`, how often a frame counts: 0 for padding, 1 for others,
                 or how often it was sampled if the model has `sample_by_count`; of several
@@ -118,7 +117,7 @@ class FrameLevelModel(keras.Model):
         """
         raise NotImplementedError
 
-    def draw_positions(self, num_frames, num_samplings, seed):
+    def draw_frame_indices(self, num_frames, num_samplings, seed):
         """Draws the frames that samplings take.
 
         Args:
@@ -131,38 +130,38 @@ class FrameLevelModel(keras.Model):
         """
         if not self.iterations:
             return None
-        draw = random_positions if self.sample_random_frames else random_runs
+        draw = random_frame_indices if self.sample_random_frames else random_frame_runs
         return draw(num_frames, num_samplings, self.iterations, seed)
 
-    def sample(self, frames, num_frames, positions):
+    def sample(self, frames, num_frames, frame_indices):
         """Frames to use and how often each counts.
 
         Args:
             frames: `[B, T, D]`, or `[B, T]`, one number for each.
             num_frames: int32 `[B]`.
-            positions: int32 `[B, N, S]`, or None for all frames.
+            frame_indices: int32 `[B, N, S]`, or None for all frames.
 
         Returns:
             `(frames, weights)`: those given and float32 `[B, T]`, or of several samplings
             `[B, N, T]`; without `sample_by_count`, copies `[B * N, S, D]` and `[B * N, S]`.
         """
         length = ops.shape(frames)[1]
-        if positions is None:
-            return frames, real_weights(ops.arange(length, dtype="int32")[None], num_frames)
-        num_samplings, count = positions.shape[1:]
-        positions = ops.reshape(positions, (-1, count or ops.shape(positions)[2]))
+        if frame_indices is None:
+            return frames, inside_video(ops.arange(length, dtype="int32")[None], num_frames)
+        num_samplings, count = frame_indices.shape[1:]
+        frame_indices = ops.reshape(frame_indices, (-1, count or ops.shape(frame_indices)[2]))
         if num_samplings > 1:
             num_frames = ops.repeat(num_frames, num_samplings, axis=0)
-        weights = real_weights(positions, num_frames)
-        positions = ops.minimum(positions, length - 1)
+        weights = inside_video(frame_indices, num_frames)
+        frame_indices = ops.minimum(frame_indices, length - 1)
         if not self.sample_by_count:
-            return take_frames(frames, positions, num_samplings), weights
-        counts = count_frames(positions, weights, length)
+            return take_frames(frames, frame_indices, num_samplings), weights
+        counts = count_frames(frame_indices, weights, length)
         if num_samplings > 1:
             counts = ops.reshape(counts, (-1, num_samplings, length))
         return frames, counts
 
-    def values_per_video(self, num_frames, num_samplings):
+    def floats_per_video(self, num_frames, num_samplings):
         """About how many floats prediction holds at once per video; it limits the batch.
 
         Args:
@@ -173,24 +172,24 @@ class FrameLevelModel(keras.Model):
         return 2 * copies * num_frames * sum(self.feature_sizes)
 
 
-def real_weights(positions, num_frames):
-    """1 for positions inside a video and 0 past its end: float32 `[B, S]`, of `[B or 1, S]`."""
-    return ops.cast(positions < num_frames[:, None], "float32")
+def inside_video(frame_indices, num_frames):
+    """1 for frame_indices inside a video and 0 past its end: float32 `[B, S]`, of `[B or 1, S]`."""
+    return ops.cast(frame_indices < num_frames[:, None], "float32")
 
 
-def all_positions(num_frames, length):
+def all_frame_indices(num_frames, length):
     """Every frame once, in the form of one sampling: int32 `[B, 1, length]`."""
     return ops.zeros_like(num_frames)[:, None, None] + ops.arange(length, dtype="int32")
 
 
-def random_positions(num_frames, num_samplings, count, seed):
+def random_frame_indices(num_frames, num_samplings, count, seed):
     """Positions of frames drawn uniformly, with replacement: int32 `[B, N, count]`, ascending."""
     shape = (ops.shape(num_frames)[0], num_samplings, count)
     # In order of time, for the models to which it matters.
     return _scaled_floor(ops.sort(keras.random.uniform(shape, seed=seed), axis=-1), num_frames)
 
 
-def random_runs(num_frames, num_samplings, count, seed):
+def random_frame_runs(num_frames, num_samplings, count, seed):
     """Positions of consecutive frames from random starts, int32 `[B, N, count]`.
 
     Where a video has fewer frames, the run starts at its first and goes on past its end.
@@ -207,37 +206,37 @@ def _scaled_floor(uniform, limits):
     return ops.clip(ops.cast(scaled, "int32"), 0, ops.maximum(limits - 1, 0))
 
 
-def take_frames(frames, positions, num_samplings=1):
-    """Frames `[B * N, S, D]` at positions `[B * N, S]` of `[B, T, D]`; D may be missing."""
+def take_frames(frames, frame_indices, num_samplings=1):
+    """Frames `[B * N, S, D]` at frame_indices `[B * N, S]` of `[B, T, D]`; D may be missing."""
     batch, length, *size = ops.shape(frames)
     flat = ops.reshape(frames, (batch * length, *size))
     videos = ops.repeat(ops.arange(batch, dtype="int32"), num_samplings)
-    return ops.take(flat, videos[:, None] * length + positions, axis=0)
+    return ops.take(flat, videos[:, None] * length + frame_indices, axis=0)
 
 
-def count_frames(positions, weights, length):
-    """Sum of the weights `[B, S]` of positions `[B, S]` at each of `length` frames: `[B, T]`."""
-    batch = ops.shape(positions)[0]
+def count_frames(frame_indices, weights, length):
+    """Sum of the weights `[B, S]` of frame_indices `[B, S]` at each of `length` frames: `[B, T]`."""
+    batch = ops.shape(frame_indices)[0]
     # Positions in a batch whose videos of `length` frames are joined.
-    joined = ops.arange(batch, dtype="int32")[:, None] * length + positions
+    joined = ops.arange(batch, dtype="int32")[:, None] * length + frame_indices
     sums = ops.segment_sum(
         ops.reshape(weights, (-1,)), ops.reshape(joined, (-1,)), num_segments=batch * length
     )
     return ops.reshape(sums, (batch, length))
 
 
-def normalize(frames, frame_weights, scales=None):
-    """Frames of length 1, `StoredFrames`; those that never count become 0.
+def normalize(frames, frame_weights, norms=None):
+    """Frames of length 1, `QuantizedFrames`; those that never count become 0.
 
     Args:
         frames: uint8 `[B, T, D]`.
         frame_weights: float32 `[B, T]` or `[B, N, T]`.
-        scales: their `frame_scales`, if those are known.
+        norms: their `inverse_norms`, if those are known.
     """
     if len(frame_weights.shape) == 3:
         frame_weights = ops.max(frame_weights, axis=1)
-    scales = frame_scales(frames) if scales is None else scales
-    return StoredFrames(frames, scales * ops.cast(frame_weights > 0, "float32"))
+    norms = layers.inverse_norms(frames) if norms is None else norms
+    return layers.QuantizedFrames(frames, norms * ops.cast(frame_weights > 0, "float32"))
 
 
 @registry.register
@@ -272,7 +271,7 @@ class DbofModel(FrameLevelModel):
     Reference: [Abu-El-Haija et al., 2016](https://arxiv.org/abs/1609.08675).
     """
 
-    takes_stored_frames = True
+    takes_quantized_frames = True
 
     def __init__(
         self,
@@ -290,21 +289,19 @@ class DbofModel(FrameLevelModel):
             1, dbof_cluster_size=dbof_cluster_size, dbof_hidden_size=dbof_hidden_size
         )
         self.pooling_method = dbof_pooling_method
-        self.clusters = nonlocal_vlad.Linear(
+        self.clusters = layers.Linear(
             dbof_cluster_size,
             batch_norm=dbof_add_batch_norm,
-            initializer=nonlocal_vlad.scaled_normal(sum(self.feature_sizes)),
+            initializer=layers.scaled_normal(sum(self.feature_sizes)),
             name="clusters",
         )
-        self.hidden = nonlocal_vlad.Linear(
+        self.hidden = layers.Linear(
             dbof_hidden_size,
             batch_norm=dbof_add_batch_norm,
-            initializer=nonlocal_vlad.scaled_normal(dbof_cluster_size),
+            initializer=layers.scaled_normal(dbof_cluster_size),
             name="hidden",
         )
-        self.input_norm = (
-            nonlocal_vlad.BatchNorm(name="input_norm") if dbof_add_batch_norm else None
-        )
+        self.input_norm = layers.BatchNorm(name="input_norm") if dbof_add_batch_norm else None
 
     def encode(self, frames, frame_weights, training):
         """Hidden layer over the pooled clusters, `[B, dbof_hidden_size]`."""
@@ -364,7 +361,7 @@ class GruModel(FrameLevelModel):
     243 MB that 1200 units have.
     """
 
-    takes_stored_frames = True
+    takes_quantized_frames = True
 
     def __init__(self, *, gru_cells=1200, gru_layers=2, moe_l2=1e-6, **kwargs):
         super().__init__(moe_l2=moe_l2, **kwargs)
@@ -375,7 +372,7 @@ class GruModel(FrameLevelModel):
         """Final states of all layers side by side, `[B, gru_layers * gru_cells]`."""
         return self.stack(frames, frame_weights > 0, training=training)
 
-    def values_per_video(self, num_frames, num_samplings):
+    def floats_per_video(self, num_frames, num_samplings):
         """The gates of a moment, states, and the frames if they are copied."""
         copies = num_samplings if self.iterations else 0
         return 10 * self.stack.units + copies * num_frames * sum(self.feature_sizes)
@@ -397,7 +394,7 @@ class StreamEncoder(keras.layers.Layer):
         hidden_fan_in: int. The initial V is normal with standard deviation `1 / sqrt` of it.
         gating: bool. Whether context gating follows.
 
-    Input shape: `StoredFrames` and their weights `[B, T]`, or, in prediction, `[B, N, T]` for N
+    Input shape: `QuantizedFrames` and their weights `[B, T]`, or, in prediction, `[B, N, T]` for N
     samplings. Output shape: `[B, hidden_size]` or `[B * N, hidden_size]`.
     """
 
@@ -407,13 +404,13 @@ class StreamEncoder(keras.layers.Layer):
         super().__init__(name=name)
         self.stream_sizes = tuple(stream_sizes)
         self.poolings = poolings
-        self.input_norm = nonlocal_vlad.BatchNorm(name="input_norm")
-        self.hidden = nonlocal_vlad.Linear(
+        self.input_norm = layers.BatchNorm(name="input_norm")
+        self.hidden = layers.Linear(
             hidden_size,
-            initializer=nonlocal_vlad.scaled_normal(hidden_fan_in),
+            initializer=layers.scaled_normal(hidden_fan_in),
             name="hidden",
         )
-        self.hidden_gating = nonlocal_vlad.ContextGating(name="hidden_gating") if gating else None
+        self.hidden_gating = layers.ContextGating(name="hidden_gating") if gating else None
 
     def fold(self):
         """Moves the normalisation of the frames into the assignments, for prediction."""
@@ -468,7 +465,7 @@ class LFNLNetVLADModel(FrameLevelModel):
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
 
-    takes_stored_frames = True
+    takes_quantized_frames = True
     sample_by_count = True
 
     def __init__(
@@ -538,7 +535,7 @@ class LFNLNetVLADModel(FrameLevelModel):
         """Hidden layer over the descriptors, `[B, netvlad_hidden_size]`."""
         return self.encoder(frames, frame_weights, training=training)
 
-    def values_per_video(self, num_frames, num_samplings):
+    def floats_per_video(self, num_frames, num_samplings):
         """Frames, and some copies of the descriptors of each sampling."""
         descriptors = max(
             clusters * size for clusters, size in zip(self.clusters, self.stream_sizes, strict=True)
@@ -618,7 +615,7 @@ class SoftBoFModel(FrameLevelModel):
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
 
-    takes_stored_frames = True
+    takes_quantized_frames = True
     sample_by_count = True
 
     def __init__(
@@ -651,7 +648,7 @@ class SoftBoFModel(FrameLevelModel):
         """Hidden layer over the histograms, `[B, soft_bof_hidden_size]`."""
         return self.encoder(frames, frame_weights, training=training)
 
-    def values_per_video(self, num_frames, num_samplings):
+    def floats_per_video(self, num_frames, num_samplings):
         """Some copies of the assignments of the frames; a sampling adds little."""
         return 3 * num_frames * max(self.clusters)
 

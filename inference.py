@@ -3,58 +3,95 @@
     python inference.py --train_dir=run --input_data_pattern='data/test*.tfrecord' \
         --output_file=predictions.csv
 
-Several runs (--train_dirs) or an exported model (--exported_model) predict just so.
+Several runs (--train_dirs) or an exported model (--exported_model) predict the same way.
 
 The file has the columns VideoId and LabelConfidencePairs: the best classes, each with its score. It
-appears when it is whole. What an interrupted run has finished is kept beside it, input file by
-input file; the same command goes on with it.
+appears only when it is complete. Until then, finished input files are kept next to it; the same
+command resumes an interrupted run.
 """
 
+import dataclasses
 import time
 
-from absl import flags, logging
+import program
+from program import Progress
+
+from absl import logging
 
 import files
-import predictor as predictors
-import program
+from options import option
 from prediction_file import PredictionParts, format_lines
-from progress import Progress
+from predictor import (
+    ExportedPredictor,
+    Predictor,
+    PredictorOptions,
+    load_predictor,
+    predict_videos,
+)
+from readers import RecordReader
 from utils import InputError
 
 
-def write_predictions(predictor, reader, output_file, *, batch_size, top_k=20, resume=True):
-    """Predicts all videos of a reader, one file after the other, and writes a CSV file.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferenceOptions(PredictorOptions):
+    """Options of this program."""
 
-    The file appears under its name only when it is whole. Until then each finished input file has
-    a part beside it, with which another run can go on. Memory does not grow with the number of
-    videos.
+    input_data_pattern: str = option(
+        help="Globs of records to predict, comma-separated; quote them.",
+        group="data",
+        required=True,
+    )
+    output_file: str = option(
+        help="CSV file to write; compressed if it ends in .gz.", group="output", required=True
+    )
+    resume: bool = option(
+        True,
+        "Resume an interrupted run of the same command from OUTPUT_FILE.parts, without reading "
+        "finished input files again. --noresume starts over.",
+        group="output",
+    )
+
+
+def write_predictions(
+    predictor: Predictor | ExportedPredictor,
+    reader: RecordReader,
+    output_file: str,
+    *,
+    batch_size: int,
+    top_k: int = 20,
+    resume: bool = True,
+) -> int:
+    """Predicts all videos of a reader, one input file after another, and writes a CSV file.
+
+    The file appears under its name only when it is complete. Until then, each finished input file
+    has a part next to it, from which another run can resume. Memory does not grow with the number
+    of videos.
 
     Args:
-        predictor: `Predictor`, restored, or `ExportedPredictor`.
-        reader: `readers.RecordReader`.
-        output_file: str. Path; one that ends in `.gz` is compressed.
-        batch_size: int. Videos per batch; those of a batch are of one file.
-        top_k: int. Classes per video.
-        resume: bool. Whether to go on with the parts of an interrupted run, if there are any;
-            else they are removed.
+        predictor: restored predictor.
+        reader: reader of the records.
+        output_file: path; a file that ends in `.gz` is compressed.
+        batch_size: videos per batch; a batch holds videos of one file.
+        top_k: classes per video.
+        resume: whether to use the parts of an interrupted run; otherwise they are removed.
 
     Returns:
         The number of videos in the file.
 
     Raises:
-        InputError: if a record is damaged beyond what may be skipped, or does not fit, or there is
-            no video, or there are parts that this run may not use.
+        InputError: if there is no video, too many records are corrupt, a record does not fit, or
+            the parts belong to another run.
     """
     settings = {**predictor.identity(), "batch_size": batch_size, "top_k": top_k}
     parts = PredictionParts(output_file, settings, reader.paths, resume=resume)
     try:
-        parts.restore_damage(reader.damage)
+        parts.restore_corrupt_records(reader.corrupt_records)
         _write_parts(predictor, reader, parts, batch_size, top_k)
         num_videos = parts.num_videos()
         if num_videos == 0:
-            raise InputError(f"no video in {len(reader.paths)} files, as {reader.paths[0]}")
+            raise InputError(f"no video in {len(reader.paths)} files, such as {reader.paths[0]}")
     except BaseException:
-        parts.leave()
+        parts.keep_finished()
         raise
     parts.join()
     return num_videos
@@ -67,68 +104,46 @@ def _write_parts(predictor, reader, parts, batch_size, top_k):
     with Progress(reader.total_bytes, "B") as progress:
         for number, path in enumerate(reader.paths):
             if not parts.is_finished(number):
-                before, of_file = predicted, reader.of_file(path)
+                before, file_reader = predicted, reader.of_file(path)
                 with parts.open(number) as part:
-                    for batch in of_file.batches(batch_size):
-                        predictions = predictors.predict_videos(
-                            predictor, batch.video_ids, batch.inputs
-                        )
+                    for batch in file_reader.batches(batch_size):
+                        predictions = predict_videos(predictor, batch.video_ids, batch.inputs)
                         part.write(format_lines(batch.video_ids, predictions, top_k))
                         predicted += len(batch.video_ids)
                         rate = predicted / (time.perf_counter() - start)
                         progress.tick(
-                            done_bytes + of_file.bytes_read,
+                            done_bytes + file_reader.bytes_read,
                             f"predicted {predicted} videos, {rate:.0f} videos/s",
                         )
-                parts.finish(number, predicted - before, reader.damage)
+                parts.finish(number, predicted - before, reader.corrupt_records)
             done_bytes += files.file_size(path)
 
 
-def define_flags(flag_values):
-    """Defines the flags of this program."""
-    predictors.define_flags(flag_values)
-    program.define_flags(flag_values, "input_data_pattern")
-    flags.DEFINE_string(
-        "output_file",
-        None,
-        "CSV file to write; compressed if it ends in .gz.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_boolean(
-        "resume",
-        True,
-        "Goes on with what an interrupted run of the same command left in OUTPUT_FILE.parts: input "
-        "files that it finished are not read again. --noresume starts over.",
-        flag_values=flag_values,
-    )
-
-
-def main(flag_values):
+def main(options: InferenceOptions) -> None:
     """Runs the program."""
-    predictors.use_environment(flag_values)
-    program.require_flags(flag_values, "input_data_pattern", "output_file")
-    files.check_writable(flag_values.output_file)
-    predictor = predictors.from_flags(flag_values)
-    predictor.restore(flag_values.checkpoint)
-    reader = predictors.reader_from_flags(flag_values, predictor, flag_values.input_data_pattern)
+    files.check_writable(options.output_file)
+    paths = files.expand_patterns(options.input_data_pattern)
+    predictor = load_predictor(options)
+    predictor.restore(options.checkpoint)
+    reader = predictor.data.reader(paths, options)
     start = time.perf_counter()
     num_videos = write_predictions(
         predictor,
         reader,
-        flag_values.output_file,
-        batch_size=flag_values.batch_size,
-        top_k=flag_values.top_k,
-        resume=flag_values.resume,
+        options.output_file,
+        batch_size=options.batch_size,
+        top_k=options.top_k,
+        resume=options.resume,
     )
     logging.info(
-        "%d videos predicted by %s, %.1f s, %d damaged records skipped: %s",
+        "%d videos predicted by %s, %.1f s, %d corrupt records skipped: %s",
         num_videos,
         predictor.describe(),
         time.perf_counter() - start,
-        reader.damage.count,
-        files.absolute(flag_values.output_file),
+        reader.corrupt_records.count,
+        files.absolute(options.output_file),
     )
 
 
 if __name__ == "__main__":
-    program.run(main, define_flags)
+    program.run(main)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from utils import InputError, listing
+from utils import InputError, comma_separated
 
 
 class CrossEntropyLoss(keras.losses.Loss):
@@ -67,5 +67,5 @@ def get_loss(name):
         InputError: if there is none; lists what there is.
     """
     if name not in LOSSES:
-        raise InputError(f"unknown label loss {name!r}. Losses: {listing(LOSSES)}.")
+        raise InputError(f"unknown label loss {name!r}. Losses: {comma_separated(LOSSES)}.")
     return LOSSES[name]()

@@ -12,16 +12,17 @@ import os
 import re
 import time
 
+import program
+
 import numpy as np
 import tensorflow as tf
 from absl import flags, logging
+from progress import Progress
 
-import program
 import utils
 from files import atomic_path, atomic_write, gfile
-from progress import Progress
 from sample_world import INGREDIENTS, STORIES, Generator, World
-from utils import InputError, listing
+from utils import InputError, comma_separated
 
 LEVELS = ("frame", "video")
 VOCABULARY = "vocabulary.csv"
@@ -144,12 +145,14 @@ def _check_features(names, sizes):
     if len(names) != len(sizes):
         raise InputError(
             f"as many feature_names as feature_sizes are needed. "
-            f"Received: {listing(names)} and {listing(sizes)}"
+            f"Received: {comma_separated(names)} and {comma_separated(sizes)}"
         )
     if not names or not all(names) or len(set(names)) < len(names):
-        raise InputError(f"feature_names must be distinct names. Received: {listing(names)}")
+        raise InputError(
+            f"feature_names must be distinct names. Received: {comma_separated(names)}"
+        )
     if min(sizes) < 1:
-        raise InputError(f"feature_sizes must be at least 1. Received: {listing(sizes)}")
+        raise InputError(f"feature_sizes must be at least 1. Received: {comma_separated(sizes)}")
 
 
 def _prepare_directory(output_dir, overwrite):

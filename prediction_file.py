@@ -8,8 +8,8 @@ from absl import logging
 
 import eval_util
 import files
-from tfrecord import RecordPlace
-from utils import InputError, csv_line, listing
+from records import RecordLocation
+from utils import InputError, comma_separated, csv_line
 
 HEADER = "VideoId,LabelConfidencePairs"
 
@@ -69,7 +69,7 @@ class PredictionParts:
         if differing:
             raise InputError(
                 f"{self._folder} holds what an unfinished run has done with another value of "
-                f"{listing(differing)}. Give the same model, flags and input files to go on, or "
+                f"{comma_separated(differing)}. Give the same model, flags and input files to go on, or "
                 "--noresume to start over."
             )
 
@@ -81,36 +81,38 @@ class PredictionParts:
         """Opens the lines of a part for writing: a context manager of a text file."""
         return files.atomic_write(self._path(number, "csv"))
 
-    def finish(self, number, num_videos, damage):
+    def finish(self, number, num_videos, corrupt_records):
         """Finishes a part whose lines are written.
 
         Args:
             number: int. Of the input file.
             num_videos: int. Number of its lines.
-            damage: `tfrecord.DamageLog` of all input files.
+            corrupt_records: `records.CorruptRecordLog` of all input files.
         """
-        damaged_records = [
-            (place.index, place.offset, reason)
-            for place, reason in damage.of_file(self._input_files[number]).items()
+        corrupt_records = [
+            (location.index, location.offset, reason)
+            for location, reason in corrupt_records.of_file(self._input_files[number]).items()
         ]
-        facts = {"num_videos": num_videos, "damaged_records": damaged_records}
+        facts = {"num_videos": num_videos, "corrupt_records": corrupt_records}
         files.write_json(self._path(number, "json"), facts)
 
-    def restore_damage(self, damage):
-        """Adds the damaged records of finished parts to a `tfrecord.DamageLog`.
+    def restore_corrupt_records(self, corrupt_records):
+        """Adds the damaged records of finished parts to a `records.CorruptRecordLog`.
 
         Raises:
             InputError: if they are more than allowed.
         """
         for number, facts in self._finished():
-            for index, offset, reason in facts["damaged_records"]:
-                damage.add(RecordPlace(self._input_files[number], index, offset), reason)
+            for index, offset, reason in facts["corrupt_records"]:
+                corrupt_records.add(
+                    RecordLocation(self._input_files[number], index, offset), reason
+                )
 
     def num_videos(self):
         """Number of lines of the finished parts."""
         return sum(facts["num_videos"] for _, facts in self._finished())
 
-    def leave(self):
+    def keep_finished(self):
         """Keeps the finished parts after an error and says how to go on, if they have any line."""
         if self.num_videos():
             finished = sum(1 for _ in self._finished())

@@ -1,44 +1,143 @@
-"""What predicts: models of train directories, or an exported graph; and the flags that name it."""
+"""Prediction with trained models or an exported graph, and evaluation of the predictions."""
 
 import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from program import Progress
+
+import keras
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 import checkpoints
-import compute
+import eval_util
 import files
-import freezing
-import graph_check
-import program
-from ensemble import Ensemble
-from run_config import DataConfig, RunConfig
-from utils import InputError, listing
+import layers
+import losses
+import serving
+from ensemble import Ensemble, frozen_model, restore_frozen
+from options import Options, option, same_option
+from readers import RecordReader
+from run_config import DataConfig, ReadOptions, RunConfig, TrainOptions
+from utils import InputError, comma_separated
 
-# Flags defined here belong to the program that asks for them, so that its --help shows them.
-flags.disclaim_key_flags()
+if TYPE_CHECKING:
+    import pandas as pd
 
-# The file of an exported model that tells where it comes from and what it takes.
+# The file in which an exported model states its origin and its input.
 MANIFEST = "manifest.json"
 
 
+# --- Options --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """Trained models and how they predict: everything that an exported graph fixes."""
+
+    train_dir: str | None = option(
+        None,
+        "Directory of a training run.",
+        group="model",
+        environment="AIP_CHECKPOINT_DIR",
+        alternatives=("train_dir", "train_dirs", "exported_model"),
+    )
+    train_dirs: tuple[str, ...] | None = option(
+        None, "Several training runs, whose predictions are averaged.", group="model"
+    )
+    weights: tuple[float, ...] | None = option(
+        None,
+        "Weights of --train_dirs in the average, for example 2,1,1. Default: equal weights.",
+        group="model",
+    )
+    checkpoint: str | None = option(
+        None,
+        "Checkpoint of --train_dir: a path without extension, for example run/model.ckpt-1000, or "
+        "a step, for example 1000. Default: the newest.",
+        group="checkpoints",
+    )
+    use_ema: bool = option(
+        False,
+        "Use the exponential moving average of the weights, of a run with --ema_decay.",
+        group="checkpoints",
+    )
+    num_samplings: int = option(
+        1,
+        "Samplings of the frames to average over, for models that sample; 0 uses every frame once.",
+        group="prediction",
+        at_least=0,
+    )
+    seed: int = option(0, "Seed of the sampling of frames.", group="prediction", at_least=0)
+
+    def __post_init__(self):
+        """Checks options that depend on each other."""
+        super().__post_init__()
+        if self.weights and not self.train_dirs:
+            raise InputError("--weights needs --train_dirs, which is not given.")
+        if self.checkpoint and self.train_dirs:
+            raise InputError(
+                "--checkpoint selects a checkpoint of --train_dir; --train_dirs uses the newest of "
+                "each run. average_checkpoints.py turns any checkpoint into a run of its own."
+            )
+
+    @property
+    def run_dirs(self) -> list[str]:
+        """Directories of all training runs."""
+        return list(self.train_dirs or [self.train_dir])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictorOptions(ModelOptions, ReadOptions):
+    """The model that predicts, and how it goes through records."""
+
+    exported_model: str | None = option(
+        None, "Directory written by export_model.py, instead of --train_dir.", group="model"
+    )
+    compute_dtype: str | None = same_option(TrainOptions, "compute_dtype")
+    batch_size: int = option(128, "Videos per batch.", group="prediction", above=0)
+    top_k: int = option(
+        20, "Predictions per video that count, for example in GAP@20.", group="prediction", above=0
+    )
+
+    def __post_init__(self):
+        """Rejects settings that an exported graph has fixed."""
+        super().__post_init__()
+        if not self.exported_model:
+            return
+        fixed = {field.name for field in dataclasses.fields(ModelOptions)} | {"compute_dtype"}
+        given = [
+            f"--{field.name}"
+            for field in dataclasses.fields(self)
+            if field.name in fixed and getattr(self, field.name) != field.default
+        ]
+        if given:
+            raise InputError(
+                f"{comma_separated(given)} cannot be given with --exported_model: export_model.py "
+                "fixed it when it wrote the graph."
+            )
+
+
+# --- Predictors -----------------------------------------------------------------------------------
+
+
 class Predictor:
-    """Predicts with the checkpoints of train directories.
+    """Predicts with the checkpoints of training runs.
 
     Args:
-        train_dirs: list of str. Directories of training runs; the mean of several is predicted.
-        weights: sequence of float, one per run; None for equal ones.
-        num_samplings: int. Samplings of the frames to average over; 0 takes every frame once.
-        seed: int. Seed of the sampling of frames; the same seed, data and batch size give the same
+        train_dirs: directories of training runs; the predictions of several are averaged.
+        weights: one weight per run; None for equal weights.
+        num_samplings: samplings of the frames to average over; 0 uses every frame once.
+        seed: seed of the sampling of frames; equal seed, data and batch size give equal
             predictions.
-        use_ema: bool. Whether to use the exponential moving average of the weights.
-        compute_dtype: str. Type of matrices and their products, as of `compute.chosen_dtype`.
+        use_ema: whether to use the exponential moving average of the weights.
+        compute_dtype: dtype of matrices and their products; see `layers.resolve_compute_dtype`.
 
     Attributes:
-        data: the `DataConfig` of what the models take.
+        data: `DataConfig` of the models.
         label_loss: name of the loss that evaluation reports.
-        steps: steps of the checkpoints restored last.
+        steps: steps of the restored checkpoints.
         predict: function from the inputs of a `readers.Batch` to probabilities `[B, C]`.
 
     Raises:
@@ -47,22 +146,21 @@ class Predictor:
 
     def __init__(
         self,
-        train_dirs,
+        train_dirs: Sequence[str],
         *,
-        weights=None,
-        num_samplings=1,
-        seed=0,
-        use_ema=False,
-        compute_dtype=None,
+        weights: Sequence[float] | None = None,
+        num_samplings: int = 1,
+        seed: int = 0,
+        use_ema: bool = False,
+        compute_dtype: str | None = None,
     ):
-        configs = load_configs(train_dirs)
-        self.data = configs[0].data
-        self.label_loss = configs[0].label_loss
-        self.steps = []
-        dtype = compute.chosen_dtype(compute_dtype)
-        self._configs = configs
+        self._configs = load_configs(train_dirs)
+        self.data = self._configs[0].data
+        self.label_loss = self._configs[0].label_loss
+        self.steps: list[int] = []
+        dtype = layers.resolve_compute_dtype(compute_dtype)
         self.ensemble = Ensemble(
-            [freezing.new_model(config, dtype) for config in configs],
+            [frozen_model(config, dtype) for config in self._configs],
             weights=weights,
             num_samplings=num_samplings,
             seed=seed,
@@ -71,8 +169,8 @@ class Predictor:
         self._train_dirs = train_dirs
         self._use_ema = use_ema
 
-    def set_weights(self, weights):
-        """Sets other weights of the runs."""
+    def set_weights(self, weights: Sequence[float]) -> None:
+        """Changes the weights of the runs."""
         self.ensemble = Ensemble(
             self.ensemble.models,
             weights=weights,
@@ -81,22 +179,18 @@ class Predictor:
         )
         self.predict = compiled(self.ensemble)
 
-    def restore(self, checkpoint=None):
-        """Restores a checkpoint, by default the newest of every run.
-
-        Args:
-            checkpoint: str. A path prefix or a step.
-        """
+    def restore(self, checkpoint: str | None = None) -> None:
+        """Restores a checkpoint, a path prefix or a step; by default the newest of every run."""
         self.steps = []
         for model, config, train_dir in zip(
             self.ensemble.models, self._configs, self._train_dirs, strict=True
         ):
             path = checkpoints.find(train_dir, checkpoint)
-            freezing.restore(model, config, path, self._use_ema)
+            restore_frozen(model, config, path, self._use_ema)
             self.steps.append(checkpoints.step_of(path))
 
-    def identity(self):
-        """All that predictions depend on beside the input, for comparison: a dict."""
+    def identity(self) -> dict:
+        """Returns everything except the input that predictions depend on, for comparison."""
         weights = {
             f"{number}/{weight.path}": weight.numpy()
             for number, model in enumerate(self.ensemble.models)
@@ -111,58 +205,72 @@ class Predictor:
             "seed": self.ensemble.seed,
         }
 
-    def describe(self):
-        """What predicts, in a few words."""
+    def describe(self) -> str:
+        """Describes the restored models in a few words."""
         if len(self.steps) == 1:
             return f"step {self.steps[0]}"
-        return f"{len(self.steps)} models of steps {listing(self.steps)}"
+        return f"{len(self.steps)} models of steps {comma_separated(self.steps)}"
 
 
 class ExportedPredictor:
-    """Predicts with a graph that export_model.py wrote. Attributes are those of `Predictor`.
+    """Predicts with a graph that export_model.py wrote; has the attributes of `Predictor`.
 
     Raises:
         InputError: if there is no exported model.
     """
 
-    def __init__(self, export_dir):
+    def __init__(self, export_dir: str):
         self._manifest, self.data = read_manifest(export_dir)
         self.label_loss = self._manifest["label_loss"]
         self.steps = [model["step"] for model in self._manifest["models"]]
-        graph_check.check(export_dir)
+        serving.check_graph(export_dir)
         try:
             self._loaded = tf.saved_model.load(export_dir)
         except (OSError, ValueError, *files.REMOTE_ERRORS) as error:
             raise InputError(f"cannot load {export_dir}: {error}") from error
         self._name = export_dir
 
-    def predict(self, inputs):
-        """Probabilities `[B, C]` of the inputs of a `readers.Batch`."""
+    def predict(self, inputs: dict | np.ndarray) -> np.ndarray:
+        """Returns probabilities `[B, C]` for the inputs of a `readers.Batch`."""
         if not isinstance(inputs, dict):
             inputs = {"features": inputs}
         tensors = {name: tf.convert_to_tensor(value) for name, value in inputs.items()}
         return self._loaded.signatures["predict"](**tensors)["predictions"].numpy()
 
-    def restore(self, checkpoint=None):
+    def restore(self, checkpoint: str | None = None) -> None:
         """Does nothing: the weights are in the graph."""
 
-    def identity(self):
-        """All that predictions depend on beside the input, for comparison: a dict."""
+    def identity(self) -> dict:
+        """Returns everything except the input that predictions depend on, for comparison."""
         return {"exported_model": self._manifest}
 
-    def describe(self):
-        """What predicts, in a few words."""
+    def describe(self) -> str:
+        """Names the exported model."""
         return self._name
 
 
-def read_manifest(export_dir):
-    """What an exported model tells of itself, without loading it.
+def load_predictor(options: PredictorOptions) -> Predictor | ExportedPredictor:
+    """Returns the predictor that the options name; its checkpoints are not restored yet."""
+    if options.exported_model:
+        return ExportedPredictor(options.exported_model)
+    return Predictor(
+        options.run_dirs,
+        weights=options.weights,
+        num_samplings=options.num_samplings,
+        seed=options.seed,
+        use_ema=options.use_ema,
+        compute_dtype=options.compute_dtype,
+    )
+
+
+def read_manifest(export_dir: str) -> tuple[dict, DataConfig]:
+    """Reads the description of an exported model without loading it.
 
     Returns:
-        The content of its manifest, a dict, and the `DataConfig` of what it takes.
+        The content of its manifest, and the `DataConfig` of its input.
 
     Raises:
-        InputError: if there is no exported model, or it is of another version.
+        InputError: if there is no exported model, or another version wrote it.
     """
     path, manifest = files.read_description(
         export_dir, MANIFEST, "export_model.py", "exported_model"
@@ -175,16 +283,36 @@ def read_manifest(export_dir):
         raise InputError(f"{path} does not fit this version: {error!r}") from error
 
 
-def predict_videos(predictor, video_ids, inputs):
-    """Probabilities `[B, C]` of the videos of a batch.
+def load_configs(train_dirs: Sequence[str]) -> list[RunConfig]:
+    """Returns the configs of training runs whose models take the same data.
+
+    Raises:
+        InputError: naming the directories that do not fit together, and how they differ.
+    """
+    configs = [RunConfig.load(train_dir) for train_dir in train_dirs]
+    for train_dir, config in zip(train_dirs, configs, strict=True):
+        differences = configs[0].data.differences(config.data)
+        if differences:
+            changes = "; ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in differences.items())
+            raise InputError(
+                "models of an ensemble must take the same data and classes, but "
+                f"{train_dirs[0]} and {train_dir} differ ({changes})."
+            )
+    return configs
+
+
+def predict_videos(
+    predictor: Predictor | ExportedPredictor, video_ids: Sequence[str], inputs: dict | np.ndarray
+) -> np.ndarray:
+    """Returns probabilities `[B, C]` for the videos of a batch.
 
     Args:
-        predictor: `Predictor`, restored, or `ExportedPredictor`.
-        video_ids: sequence of B str.
+        predictor: restored predictor.
+        video_ids: B ids.
         inputs: the inputs of a `readers.Batch`.
 
     Raises:
-        InputError: if one is not finite, naming the first such video.
+        InputError: if a prediction is not finite, naming the first such video.
     """
     predictions = predictor.predict(inputs)
     wrong = ~np.isfinite(predictions).all(axis=1)
@@ -196,29 +324,8 @@ def predict_videos(predictor, video_ids, inputs):
     return predictions
 
 
-def load_configs(train_dirs):
-    """The `RunConfig`s of train directories whose models take the same data.
-
-    Raises:
-        InputError: naming the directories that do not fit together, and in what.
-    """
-    configs = [RunConfig.load(train_dir) for train_dir in train_dirs]
-    for train_dir, config in zip(train_dirs, configs, strict=True):
-        differences = configs[0].data.differences(config.data)
-        if differences:
-            changes = "; ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in differences.items())
-            raise InputError(
-                f"models predict together only from the same data and classes, but {train_dirs[0]} "
-                f"and {train_dir} differ ({changes})."
-            )
-    return configs
-
-
-def compiled(function):
-    """A function of the inputs of a `readers.Batch`: arrays to what `function` makes of tensors.
-
-    Results are arrays. `function` is made one graph.
-    """
+def compiled(function: Callable) -> Callable:
+    """Returns a function on arrays that runs a function on tensors as one graph."""
     run = tf.function(function, reduce_retracing=True, autograph=False)
 
     def call(inputs):
@@ -228,106 +335,72 @@ def compiled(function):
     return call
 
 
-def define_sampling_flags(flag_values):
-    """Defines the flags of how models predict: those that an exported graph has settled."""
-    own = {"flag_values": flag_values}
-    program.define_flags(flag_values, "train_dir", "checkpoint", "seed")
-    flags.DEFINE_list(
-        "train_dirs", None, "Several training runs: the mean of their predictions is used.", **own
-    )
-    flags.DEFINE_list(
-        "weights", None, "Weights of --train_dirs in the mean, as 2,1,1; equal by default.", **own
-    )
-    flags.DEFINE_integer(
-        "num_samplings",
-        1,
-        "Samplings of the frames whose predictions are averaged, for models that sample; 0 uses "
-        "every frame once, without sampling.",
-        **own,
-    )
-    flags.DEFINE_boolean(
-        "use_ema",
-        False,
-        "Uses the exponential moving average of the weights, of a run with --ema_decay.",
-        **own,
-    )
+# --- Evaluation -----------------------------------------------------------------------------------
 
 
-def define_flags(flag_values):
-    """Defines the flags that name what predicts, and how records are read for it."""
-    define_sampling_flags(flag_values)
-    compute.define_flags(flag_values)
-    program.define_flags(flag_values, "batch_size", "num_readers", "skip_corrupt_records", "top_k")
-    flags.DEFINE_string(
-        "exported_model",
-        None,
-        "Directory written by export_model.py, in place of --train_dir.",
-        flag_values=flag_values,
-    )
+def evaluate(
+    predictor: Predictor | ExportedPredictor,
+    reader: RecordReader,
+    *,
+    batch_size: int,
+    top_k: int = 20,
+) -> tuple[dict[str, Any], "pd.DataFrame"]:
+    """Computes the metrics of a model over all records of a reader.
 
+    Args:
+        predictor: restored predictor.
+        reader: reader of records with labels.
+        batch_size: videos per batch.
+        top_k: predictions per video that count for GAP and mAP.
 
-def use_environment(flag_values):
-    """Takes the train directory of a job of Vertex AI, if no flag says what predicts."""
-    names = ("train_dir", "train_dirs", "exported_model")
-    if not any(flag_values[name].value for name in names if name in flag_values):
-        program.use_environment(flag_values, train_dir="AIP_CHECKPOINT_DIR")
-
-
-def train_dirs_from_flags(flag_values):
-    """Train directories of a command line, one or several, and their weights.
+    Returns:
+        `(summary, per_class)`: numbers by name, and a table with the columns `ap` and `positives`,
+        average precision and number of videos of each class.
 
     Raises:
-        InputError: if it names none or both kinds, or a value is not usable.
+        InputError: if no video has a label, or a prediction is not finite.
     """
-    program.require_not_negative(flag_values, "num_samplings", "seed")
-    program.require_one_of(
-        flag_values,
-        *(name for name in ("train_dir", "train_dirs", "exported_model") if name in flag_values),
-    )
-    if not flag_values.train_dirs:
-        if flag_values.weights:
-            raise InputError("--weights weighs --train_dirs, which is not given.")
-        return [flag_values.train_dir], None
-    if flag_values.checkpoint:
-        raise InputError(
-            "--checkpoint chooses one of --train_dir; --train_dirs uses the newest of each. "
-            "average_checkpoints.py makes a directory of any of them."
-        )
-    return flag_values.train_dirs, program.float_list(flag_values, "weights")
+    import pandas as pd  # Takes time to import, which errors in flags should not wait for.
 
-
-def from_flags(flag_values):
-    """The predictor of a command line; checkpoints are not restored yet.
-
-    Raises:
-        InputError: if it names none, or a value is not usable.
-    """
-    program.require_positive(flag_values, "batch_size", "num_readers", "top_k")
-    program.require_not_negative(flag_values, "skip_corrupt_records")
-    train_dirs, weights = train_dirs_from_flags(flag_values)
-    if flag_values.exported_model:
-        settled = ("checkpoint", "weights", "num_samplings", "use_ema", "seed", "compute_dtype")
-        given = [f"--{name}" for name in settled if flag_values[name].present]
-        if given:
-            raise InputError(
-                f"{listing(given)} cannot be given with --exported_model: export_model.py settled "
-                "it when it wrote the graph."
+    metrics = eval_util.EvaluationMetrics(predictor.data.num_classes, top_k)
+    label_loss = losses.get_loss(predictor.label_loss)
+    start = time.perf_counter()
+    with Progress(reader.total_bytes, "B") as progress:
+        for batch in reader.batches(batch_size):
+            predictions = predict_videos(predictor, batch.video_ids, batch.inputs)
+            loss = keras.ops.convert_to_numpy(label_loss(batch.labels, predictions))
+            metrics.accumulate(predictions, batch.labels, float(loss))
+            rate = metrics.num_videos / (time.perf_counter() - start)
+            progress.tick(
+                reader.bytes_read, f"evaluated {metrics.num_videos} videos, {rate:.0f} videos/s"
             )
-        return ExportedPredictor(flag_values.exported_model)
-    return Predictor(
-        train_dirs,
-        weights=weights,
-        num_samplings=flag_values.num_samplings,
-        seed=flag_values.seed,
-        use_ema=flag_values.use_ema,
-        compute_dtype=flag_values.compute_dtype,
-    )
+    if not metrics.positives.any():
+        raise InputError(
+            f"none of the {metrics.num_videos} videos has a label, so there is nothing to compare "
+            "with. If this is a test split, use inference.py."
+        )
+    seconds = time.perf_counter() - start
+    values = metrics.get()
+    summary = {
+        "step": max(predictor.steps),
+        "hit_at_one": values["avg_hit_at_one"],
+        "perr": values["avg_perr"],
+        "gap": values["gap"],
+        "map": values["map"],
+        "loss": values["avg_loss"],
+        "class_prior_gap": eval_util.class_prior_gap(metrics.positives, metrics.num_videos, top_k),
+        "num_videos": metrics.num_videos,
+        "videos_per_second": metrics.num_videos / seconds,
+        "num_skipped": reader.corrupt_records.count,
+        "top_k": top_k,
+    }
+    return summary, pd.DataFrame({"ap": values["aps"], "positives": metrics.positives})
 
 
-def reader_from_flags(flag_values, predictor, pattern):
-    """A reader of the records that a predictor takes."""
-    return predictor.data.reader(
-        pattern,
-        num_readers=flag_values.num_readers,
-        skip_corrupt_records=flag_values.skip_corrupt_records,
-    )
+def format_summary(summary: dict[str, Any]) -> str:
+    """Formats a summary from `evaluate` as one line."""
+    return (
+        "GAP@{top_k} {gap:.4f} | mAP {map:.4f} | Hit@1 {hit_at_one:.4f} | "
+        "PERR {perr:.4f} | loss {loss:.3f} | {num_videos} videos | "
+        "GAP of the class prior {class_prior_gap:.4f}"
+    ).format(**summary)

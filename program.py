@@ -1,278 +1,519 @@
-"""What all programs share: their common flags, the models' flags, and how a program runs.
+"""How a program runs: flags, `--help`, errors, progress.
 
-A program has `define_flags(flag_values)` and `main(flag_values)`, and ends in
-`program.run(main, define_flags)`. Flags are read in `main` alone; everything below takes plain
-values.
+A program defines `main(options)`, whose parameters are annotated with dataclasses of options, and
+ends in `program.run(main)`. Each field of the dataclasses becomes a flag; a `RunConfig` adds the
+hyperparameters of all models. No code below `main` reads flags.
+
+Programs import this module before any that imports TensorFlow, so that its start-up messages are
+hidden.
 """
 
 import collections
+import contextlib
+import inspect
 import os
 import re
 import sys
+import tempfile
+import textwrap
+import time
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import keras
+import tqdm
 from absl import app, flags, logging
 
+# TensorFlow's log lines about instruction sets and missing GPUs, of levels info and warning.
+_STARTUP_MESSAGE = re.compile(
+    rb"[IW]\d{4} .*|WARNING: All log messages before absl::.*|To enable the following instructions.*"
+)
+
+
+@contextlib.contextmanager
+def _hidden_startup_messages() -> Iterator[None]:
+    """Hides TensorFlow's log lines while it is imported, unless TF_CPP_MIN_LOG_LEVEL is set.
+
+    TensorFlow writes these lines to file descriptor 2 before it looks at the log level. All other
+    output is shown at the end of the block.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    # Level 3 also hides errors. Without an NVIDIA driver, CUDA's only error is the missing driver.
+    has_gpu = any(map(os.path.exists, ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")))
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if has_gpu else "3"
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            captured.seek(0)
+            lines = [line for line in captured if not _STARTUP_MESSAGE.match(line)]
+            os.write(2, b"".join(lines))
+
+
+with _hidden_startup_messages():
+    import keras
+
 import registry
-from utils import InputError, listing
+from options import GROUPS, Options, OptionType, options_of
+from run_config import RunConfig
+from utils import InputError, comma_separated
 
-# Flags defined here belong to the program that asks for them, so that its --help shows them.
-flags.disclaim_key_flags()
-
-_SHARED_FLAGS = {
-    "train_dir": (
-        flags.DEFINE_string,
-        None,
-        "Directory of a training run: model_flags.json, checkpoints, TensorBoard logs, eval/. In a "
-        "job of Vertex AI, by default $AIP_CHECKPOINT_DIR.",
-    ),
-    "tensorboard_dir": (
-        flags.DEFINE_string,
-        None,
-        "Directory for the logs of TensorBoard in place of --train_dir. In a job of Vertex AI, by "
-        "default $AIP_TENSORBOARD_LOG_DIR.",
-    ),
-    "checkpoint": (
-        flags.DEFINE_string,
-        None,
-        "Checkpoint to use instead of the newest one of --train_dir: a path without ending, as "
-        ".../model.ckpt-1000, or the step, as 1000.",
-    ),
-    "input_data_pattern": (
-        flags.DEFINE_string,
-        None,
-        "Globs of records to predict, comma-separated; quote them.",
-    ),
-    "batch_size": (
-        flags.DEFINE_integer,
-        128,
-        "Videos per batch; in training on several devices, of all of them together.",
-    ),
-    "num_readers": (
-        flags.DEFINE_integer,
-        4,
-        "Threads that read and parse records. Their number does not change the order of the data.",
-    ),
-    "skip_corrupt_records": (
-        flags.DEFINE_integer,
-        0,
-        "How many damaged records to skip, each with a warning, before giving up.",
-    ),
-    "seed": (
-        flags.DEFINE_integer,
-        0,
-        "Seed of everything random: initial weights, order of the data, sampling of frames.",
-    ),
-    "top_k": (flags.DEFINE_integer, 20, "Predictions per video that count, as in GAP@20."),
-    "num_classes": (flags.DEFINE_integer, 3862, "Size of the vocabulary; labels are 0..N-1."),
-    "max_frames": (flags.DEFINE_integer, 300, "Frames of a video that are used at most."),
-    "feature_sizes": (
-        flags.DEFINE_list,
-        ["1024", "128"],
-        "Sizes of the features, in the order of --feature_names.",
-    ),
+# Flags of the starter code that have no meaning here, and what to do instead.
+_REPLACED_FLAGS = {
+    "num_gpu": "Training uses all GPUs of the machine; --distribution chooses others.",
+    "log_device_placement": "Leave it out; in Python, tf.debugging.set_log_device_placement(True) "
+    "logs the devices.",
+    "input_model_tgz": "inference.py reads a training run (--train_dir) or an exported model "
+    "(--exported_model); unpack archives first.",
+    "untar_model_dir": "inference.py reads a training run (--train_dir) or an exported model "
+    "(--exported_model); unpack archives first.",
+    "output_model_tgz": "export_model.py writes a model that needs only TensorFlow.",
+    "force_output_model_name": "export_model.py --output_dir names the exported model.",
+    "file_size": "inference.py writes one file.",
+    "dbof_activation": "DbofModel uses ReLU6. Write a model of your own for another activation.",
+    "dbof_var_features": "DbofModel does not use it. Leave it out.",
+    "lstm_random_sequence": "--sample_random_frames chooses how frames are sampled.",
+    "segment_labels": "Rated segments are not read yet; records are used with their video labels.",
+    "segment_max_pred": "Predictions per segment are not written yet.",
+    "segment_label_ids_file": "Predictions per segment are not written yet.",
+    "master": "Several machines train together with --distribution=multi_worker and TF_CONFIG.",
+    "task": "Several machines train together with --distribution=multi_worker and TF_CONFIG.",
+    "ps_hosts": "Several machines train together with --distribution=multi_worker and TF_CONFIG.",
+    "worker_hosts": "Several machines train together with --distribution=multi_worker and "
+    "TF_CONFIG.",
 }
+_HELP_FLAGS = {"help", "h", "helpshort", "helpfull"}
 
 
-def define_flags(flag_values, *names, **defaults):
-    """Defines shared flags by name, with their usual or a given default."""
-    for name in [*names, *defaults]:
-        define, default, text = _SHARED_FLAGS[name]
-        define(name, defaults.get(name, default), text, flag_values=flag_values)
-
-
-def define_model_flags(flag_values):
-    """Defines one flag per hyper-parameter of the registered models.
-
-    A flag that is not given leaves the model its default, so the flags' own default is None.
-    """
-    owners = collections.defaultdict(list)
-    for model in registry.models():
-        for parameter in registry.hyperparameters(model).values():
-            owners[parameter.name].append((model, parameter))
-    for name, uses in sorted(owners.items()):
-        kinds = {parameter.type for _, parameter in uses}
-        if name in flag_values:
-            raise InputError(
-                f"hyper-parameter {name!r} of {listing(model for model, _ in uses)} has the name "
-                "of a flag of this program. Give it another name."
-            )
-        if len(kinds) > 1:
-            raise ValueError(
-                f"hyper-parameter {name!r} has different types in "
-                f"{listing(model for model, _ in uses)}. Use one type."
-            )
-        define = {
-            bool: flags.DEFINE_boolean,
-            int: flags.DEFINE_integer,
-            float: flags.DEFINE_float,
-            str: flags.DEFINE_string,
-        }[kinds.pop()]
-        define(name, None, _model_flag_help(uses), flag_values=flag_values)
-
-
-def given_model_flags(flag_values):
-    """Values of the models' flags that the command line sets, by hyper-parameter."""
-    names = {name for model in registry.models() for name in registry.hyperparameters(model)}
-    return {name: flag_values[name].value for name in sorted(names) if flag_values[name].present}
-
-
-def _model_flag_help(uses):
-    text = next((parameter.help for _, parameter in uses if parameter.help), "")
-    text = re.sub(r"^(bool|int|float|str)\b[^.]*\. ", "", text)  # absl shows the type itself.
-    by_default = collections.defaultdict(list)
-    for model, parameter in uses:
-        by_default[parameter.default].append(model)
-    defaults = "; ".join(
-        f"{default!r} in {listing(models)}" for default, models in by_default.items()
-    )
-    return f"{text} Default: {defaults}."
-
-
-def integer_list(flag_values, name):
-    """Value of a list flag as a tuple of int.
-
-    Raises:
-        InputError: if an entry is not an integer.
-    """
-    try:
-        return tuple(int(entry) for entry in flag_values[name].value)
-    except ValueError:
-        received = ",".join(flag_values[name].value)
-        raise InputError(f"--{name} must be integers, as 1024,128. Received: {received}") from None
-
-
-def float_list(flag_values, name):
-    """Value of a list flag as a tuple of float; None if it is not given.
-
-    Raises:
-        InputError: if an entry is not a number.
-    """
-    if flag_values[name].value is None:
-        return None
-    try:
-        return tuple(float(entry) for entry in flag_values[name].value)
-    except ValueError:
-        received = ",".join(flag_values[name].value)
-        raise InputError(f"--{name} must be numbers, as 2,1,1. Received: {received}") from None
-
-
-def use_environment(flag_values, **variables):
-    """Sets flags that are not given to what environment variables say, if those are set.
-
-    Args:
-        flag_values: the flags of a program.
-        **variables: names of variables by name of flag, those that Vertex AI sets in its jobs.
-    """
-    for name, variable in variables.items():
-        if flag_values[name].value is None and os.environ.get(variable):
-            flag_values[name].value = os.environ[variable]
-            logging.info("--%s=%s, as $%s says", name, flag_values[name].value, variable)
-
-
-def require_one_of(flag_values, *names):
-    """Refuses a command line without exactly one of the named flags.
-
-    Raises:
-        InputError: naming the choices, or those that exclude each other.
-    """
-    given = [f"--{name}" for name in names if flag_values[name].value]
-    if len(given) > 1:
-        raise InputError(f"{listing(given)} exclude each other. Give one of them.")
-    if not given:
-        choices = " or ".join(f"--{name}" for name in names)
-        raise InputError(f"{choices} must be given. --help explains every flag.")
-
-
-def require_flags(flag_values, *names):
-    """Refuses a command line without one of the named flags.
-
-    Raises:
-        InputError: naming all that are missing.
-    """
-    missing = [f"--{name}" for name in names if not flag_values[name].value]
-    if missing:
-        raise InputError(f"{listing(missing)} must be given. --help explains every flag.")
-
-
-def require_positive(flag_values, *names):
-    """Refuses a value below 1 of the named flags; None is left alone."""
-    for name in names:
-        value = flag_values[name].value
-        if value is not None and value <= 0:
-            raise InputError(f"--{name} must be above 0. Received: {value}")
-
-
-def require_not_negative(flag_values, *names):
-    """Refuses a value below 0 of the named flags; None is left alone."""
-    for name in names:
-        value = flag_values[name].value
-        if value is not None and not value >= 0:
-            raise InputError(f"--{name} must be 0 or more. Received: {value}")
-
-
-def run(main, define, backends=("tensorflow",)):
-    """Runs a program: `define(flags.FLAGS)`, then `main(flags.FLAGS)`.
+def run(main: Callable, backends: Sequence[str] = ("tensorflow",)) -> None:
+    """Runs a program with the options of the command line.
 
     An `InputError`, a failing file operation or a loss that is not finite ends it with one line and
-    exit status 1; anything else is a fault of the program and keeps its traceback.
+    exit status 1; anything else is a bug and keeps its traceback.
 
     Args:
-        main: function of the parsed flags.
-        define: function of an `absl.flags.FlagValues`, which defines the flags in it.
-        backends: sequence of str. Backends of Keras that the program runs on.
+        main: function whose parameters are annotated with dataclasses of options.
+        backends: Keras backends that the program supports.
     """
-    backend = keras.backend.backend()
-
-    def guarded(arguments):
-        logging.set_verbosity(logging.INFO)
-        logging.get_absl_handler().addFilter(_is_worth_showing)
-        _expand_home(flags.FLAGS)
-        try:
-            if backend not in backends:
-                raise InputError(
-                    f"this program runs on the backend {' or '.join(backends)} of Keras, which is "
-                    f"set to {backend!r}. Set KERAS_BACKEND={backends[0]}."
-                )
-            if len(arguments) > 1:
-                raise InputError(f"flags start with --. Received: {listing(arguments[1:])}")
-            main(flags.FLAGS)
-        except (InputError, OSError, FloatingPointError, *_remote_errors(backend)) as error:
-            sys.exit(f"{sys.argv[0]}: error: {_in_one_line(error)}")
-
     try:
-        define(flags.FLAGS)
+        define_flags(main, flags.FLAGS)
     except InputError as error:
-        sys.exit(f"{sys.argv[0]}: error: {error}")
-    app.run(guarded)
+        _exit_with(error)
+    app.run(
+        lambda arguments: _run(main, arguments, backends),
+        flags_parser=lambda arguments: _parse(main, arguments),
+    )
+
+
+def call(main: Callable, arguments: Sequence[str]) -> Any:
+    """Calls a program's `main` with options parsed from arguments, and returns its result.
+
+    Raises:
+        InputError: if a flag is unknown or a value is not valid.
+    """
+    return main(**parse_options(main, arguments))
+
+
+def parse_options(main: Callable, arguments: Sequence[str]) -> dict[str, Any]:
+    """Parses arguments into the options of a program, by name of the parameter of `main`.
+
+    Raises:
+        InputError: if a flag is unknown or a value is not valid.
+    """
+    flag_values = flags.FlagValues()
+    define_flags(main, flag_values)
+    rest = _parse_flags(flag_values, [main.__module__, *arguments])
+    _refuse_positional(rest[1:])
+    return options_from_flags(main, flag_values)
+
+
+def _run(main, arguments, backends):
+    backend = keras.backend.backend()
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_worth_showing)
+    try:
+        if backend not in backends:
+            raise InputError(
+                f"this program runs on the Keras backend {' or '.join(backends)}, but the backend "
+                f"is {backend!r}. Set KERAS_BACKEND={backends[0]}."
+            )
+        _refuse_positional(arguments[1:])
+        main(**options_from_flags(main, flags.FLAGS))
+    except (InputError, OSError, FloatingPointError, *_remote_errors(backend)) as error:
+        _exit_with(error)
+
+
+def _exit_with(error):
+    # TensorFlow's messages have line breaks and names of operations.
+    text = re.sub(r"\{\{\w+ \S+\}\} ?| ?\[Op:\w+\]( name: )?", "", str(error))
+    text = re.sub(r"\s*\n\s*", " ", text)
+    sys.exit(f"{sys.argv[0]}: error: {text}")
 
 
 def _is_worth_showing(record):
-    """Whether a log record is the project's own, or more than a remark of TensorFlow."""
+    """Returns whether a log record is the project's own, or more than a remark by TensorFlow."""
     return (
         record.levelno > logging.converter.STANDARD_INFO
         or "/tensorflow/python/" not in record.pathname
     )
 
 
-def _in_one_line(error):
-    """An error's message without line ends and the names of operations in those of TensorFlow."""
-    text = re.sub(r"\{\{\w+ \S+\}\} ?| ?\[Op:\w+\]( name: )?", "", str(error))
-    return re.sub(r"\s*\n\s*", " ", text)
-
-
 def _remote_errors(backend):
     if backend != "tensorflow":
         return ()
-    # Imported here, as files need TensorFlow, which programs on other backends do not.
+    # Imported here because files needs TensorFlow, and programs on other backends do not.
     import files
 
     return files.REMOTE_ERRORS
 
 
-def _expand_home(flag_values):
-    """Replaces ~ at the beginning of a path, which the shell leaves alone in --flag=~/path."""
-    for name in flag_values:
-        value = flag_values[name].value
-        if isinstance(value, str) and value.startswith("~/"):
-            flag_values[name].value = os.path.expanduser(value)
+# --- Flags ----------------------------------------------------------------------------------------
+
+
+def define_flags(main: Callable, flag_values: flags.FlagValues) -> None:
+    """Defines the flags of a program.
+
+    Raises:
+        InputError: if a model has a hyperparameter with the name of another flag.
+    """
+    for field, kind in _options(main):
+        _define(field.name, field.default, kind, field.metadata, flag_values)
+    if RunConfig in _option_classes(main).values():
+        _define_model_flags(flag_values)
+
+
+def _define(name, default, kind, metadata, flag_values):
+    define: Callable = {
+        bool: flags.DEFINE_boolean,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }[kind.base]
+    settings: dict[str, Any] = {"flag_values": flag_values}
+    if metadata["choices"]:
+        define = flags.DEFINE_enum
+        settings["enum_values"] = list(metadata["choices"])
+    if kind.is_list:
+        define = flags.DEFINE_list
+    if isinstance(default, tuple):
+        default = [str(entry) for entry in default]
+    elif not isinstance(default, bool | int | float | str):
+        default = None
+    define(name, default=default, help=metadata["help"], **settings)
+
+
+def _option_classes(main) -> dict[str, type]:
+    """Returns the dataclass of every parameter of a main function, without `| None`."""
+    hints = typing.get_type_hints(main)
+    hints.pop("return", None)
+    return {
+        name: typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+        for name, hint in hints.items()
+    }
+
+
+def _options(main) -> list:
+    """Returns the fields and types of all options of a program; equal names are one option."""
+    found: dict[str, tuple] = {}
+    for cls in _option_classes(main).values():
+        for field, kind in options_of(cls):
+            found.setdefault(field.name, (field, kind))
+    return list(found.values())
+
+
+def _parse_flags(flag_values, arguments):
+    """Parses flags and returns the other arguments."""
+    try:
+        return flag_values(arguments)
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(_unknown_flag_message(error)) from error
+    except flags.Error as error:
+        raise InputError(str(error)) from error
+
+
+def _unknown_flag_message(error):
+    name = error.flagname.removeprefix("no")
+    for candidate in (error.flagname, name):
+        if candidate in _REPLACED_FLAGS:
+            return f"--{candidate} has no meaning here. {_REPLACED_FLAGS[candidate]}"
+    of_runs = {field.name for field, _ in options_of(RunConfig)} | set(_model_flags())
+    if error.flagname in of_runs:
+        return (
+            f"unknown flag --{error.flagname}. Only train.py takes it; this program reads the "
+            "settings of a run from its directory."
+        )
+    return f"{str(error).rstrip('?')}. --help lists the flags."
+
+
+def _refuse_positional(arguments):
+    if arguments:
+        raise InputError(f"flags start with --. Received: {comma_separated(arguments)}")
+
+
+def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[str, Any]:
+    """Returns the options of a program by name of the parameter of `main`.
+
+    Raises:
+        InputError: if a required flag is missing or a value is not valid.
+    """
+    classes = _option_classes(main)
+    values = {field.name: _value(field.name, kind, flag_values) for field, kind in _options(main)}
+    for field, _ in _options(main):
+        _take_environment(field, values)
+    hints = typing.get_type_hints(main)
+    absent = {
+        name
+        for name, cls in classes.items()
+        if isinstance(hints[name], types.UnionType) and values["model"] is None
+    }
+    _require_flags(classes, absent, values)
+    given = [f"--{name}" for name in _given_model_flags(flag_values)] if absent else []
+    if given:
+        raise InputError(f"{comma_separated(given)} needs --model.")
+    return {
+        name: None if name in absent else _build_options(cls, values, flag_values)
+        for name, cls in classes.items()
+    }
+
+
+def _value(name, kind: OptionType, flag_values):
+    value = flag_values[name].value
+    if isinstance(value, str) and value.startswith("~/"):
+        return os.path.expanduser(value)  # The shell leaves ~ alone in --flag=~/path.
+    if not kind.is_list or value is None:
+        return value
+    try:
+        return tuple(kind.base(entry) for entry in value)
+    except ValueError:
+        expected = {int: "integers, for example 1024,128", float: "numbers, for example 2,1,1"}
+        raise InputError(
+            f"--{name} must be {expected[kind.base]}. Received: {','.join(value)}"
+        ) from None
+
+
+def _take_environment(field, values):
+    """Sets an option that is not given from its environment variable."""
+    variable = field.metadata["environment"]
+    alternatives = field.metadata["alternatives"] or (field.name,)
+    if not variable or any(values.get(name) for name in alternatives):
+        return
+    if os.environ.get(variable):
+        values[field.name] = os.environ[variable]
+        logging.info("--%s=%s, from $%s", field.name, values[field.name], variable)
+
+
+def _require_flags(classes, absent, values):
+    required = [
+        field.name
+        for name, cls in classes.items()
+        if name not in absent
+        for field, _ in options_of(cls)
+        if field.metadata["required"]
+    ]
+    missing = [f"--{name}" for name in required if not values[name]]
+    if missing:
+        raise InputError(f"{comma_separated(missing)} must be given. --help explains every flag.")
+
+
+def _build_options(cls, values, flag_values) -> Options:
+    given = {field.name: values[field.name] for field, _ in options_of(cls)}
+    if cls is RunConfig:
+        given["hyperparameters"] = _given_model_flags(flag_values)
+    return cls(**given)
+
+
+# --- Flags of models ------------------------------------------------------------------------------
+
+
+def _model_flags() -> dict[str, list]:
+    """Returns the hyperparameters of all models: name to pairs of model and `Hyperparameter`."""
+    owners = collections.defaultdict(list)
+    for model in registry.models():
+        for parameter in registry.hyperparameters(model).values():
+            owners[parameter.name].append((model, parameter))
+    return dict(sorted(owners.items()))
+
+
+def _given_model_flags(flag_values):
+    """Returns the values of the flags of models that are given, by hyperparameter."""
+    return {name: flag_values[name].value for name in _model_flags() if flag_values[name].present}
+
+
+def _define_model_flags(flag_values):
+    """Defines a flag per hyperparameter; its default is None, which leaves the model its own."""
+    for name, uses in _model_flags().items():
+        bases = {parameter.type for _, parameter in uses}
+        models = comma_separated(model for model, _ in uses)
+        if name in flag_values:
+            raise InputError(
+                f"hyperparameter {name!r} of {models} has the name of a flag of this program. "
+                "Give it another name."
+            )
+        if len(bases) > 1:
+            raise ValueError(
+                f"hyperparameter {name!r} has different types in {models}. Use one type."
+            )
+        kind = OptionType(bases.pop(), is_list=False, is_optional=True)
+        text = next((parameter.help for _, parameter in uses if parameter.help), "")
+        _define(name, None, kind, {"choices": None, "help": text}, flag_values)
+
+
+# --- Help -----------------------------------------------------------------------------------------
+
+
+def _parse(main, arguments):
+    """Parses the command line, or prints the help and exits."""
+    try:
+        arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
+        given = [argument.lstrip("-") for argument in arguments[1:] if argument.startswith("-")]
+        if _HELP_FLAGS & set(given):
+            print(help_text(main, _model_in(arguments)))
+            sys.exit(0)
+        return _parse_flags(flags.FLAGS, arguments)
+    except (InputError, OSError, flags.Error) as error:
+        _exit_with(error)
+
+
+def _model_in(arguments):
+    """Returns the value of --model among arguments, or None."""
+    found = re.search(r"(?<!\S)--?model(?:=|\s+)(\S+)", " ".join(arguments))
+    return found[1] if found else None
+
+
+def help_text(main: Callable, model: str | None = None) -> str:
+    """Returns the help of a program: its description and its flags, in groups.
+
+    Args:
+        main: the program's main function.
+        model: model whose flags are listed; None lists no flags of models.
+
+    Raises:
+        InputError: if there is no such model.
+    """
+    module = inspect.getmodule(main)
+    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for field, kind in _options(main):
+        groups[field.metadata["group"]].append(_flag_help(field.name, field.default, kind, field))
+    if RunConfig in _option_classes(main).values():
+        groups["model"] += _model_help(model)
+    sections = [
+        "\n".join([f"{group.capitalize()}:", *lines]) for group, lines in groups.items() if lines
+    ]
+    others = (
+        "--flagfile=FILE reads flags from a file. --verbosity=-1 shows only warnings and errors."
+    )
+    return "\n\n".join([inspect.getdoc(module) or "", *sections, others])
+
+
+def _flag_help(name, default, kind, field):
+    metadata = field.metadata
+    text = metadata["help"]
+    if metadata["environment"]:
+        text += f" Default: ${metadata['environment']}, if set."
+    return _format_flag(name, kind, metadata["choices"], text, default, metadata["required"])
+
+
+def _model_help(model):
+    if model is None:
+        names = textwrap.fill(
+            f"Models: {comma_separated(registry.models())}.",
+            98,
+            initial_indent=" " * 6,
+            subsequent_indent=" " * 6,
+        )
+        return [names]
+    parameters = registry.hyperparameters(model)
+    return [
+        _format_flag(
+            parameter.name,
+            OptionType(parameter.type, is_list=False, is_optional=parameter.default is None),
+            None,
+            parameter.help,
+            parameter.default,
+        )
+        for parameter in parameters.values()
+    ]
+
+
+def _format_flag(name, kind, choices, text, default, required=False):
+    value = "|".join(choices) if choices else kind.base.__name__.upper()
+    if kind.is_list:
+        value = f"{value},..."
+    usage = f"--[no]{name}" if kind.base is bool else f"--{name}={value}"
+    if required:
+        text = f"{text} Required."
+    elif isinstance(default, tuple):
+        text = f"{text} Default: {','.join(map(str, default))}."
+    elif isinstance(default, bool | int | float | str):
+        text = f"{text} Default: {str(default).lower() if kind.base is bool else default}."
+    indent = " " * 6
+    return f"  {usage}\n" + textwrap.fill(
+        text, 98, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
+
+
+# --- Progress -------------------------------------------------------------------------------------
+
+
+class Progress:
+    """Progress of long work: a bar on a terminal, log lines elsewhere. A context manager.
+
+    Args:
+        total: number of units of the whole work; None if unknown.
+        unit: name of the unit, for example "step"; "B" for bytes.
+        initial: units done before.
+        interval_secs: shortest time between two log lines of `tick`.
+    """
+
+    def __init__(
+        self, total: float | None, unit: str, initial: float = 0, interval_secs: float = 10.0
+    ):
+        self._bar = tqdm.tqdm(
+            total=total,
+            unit=unit,
+            unit_scale=unit == "B",
+            initial=initial,
+            disable=None,
+            dynamic_ncols=True,
+        )
+        self._interval_secs = interval_secs
+        self._last_tick = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def advance(self) -> None:
+        """Counts one more unit."""
+        self._bar.update()
+
+    def advance_to(self, done: float) -> None:
+        """Sets the number of units done."""
+        self._bar.update(done - self._bar.n)
+
+    def report(self, text: str) -> None:
+        """Prints a line above the bar, or logs it."""
+        if self._bar.disable:
+            logging.info("%s", text)
+        else:
+            self._bar.write(text, file=sys.stderr)
+
+    def tick(self, done: float, text: str) -> None:
+        """Sets the units done; shows `text` next to the bar, or logs it from time to time."""
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text, refresh=False)
+            self.advance_to(done)
+        elif time.monotonic() - self._last_tick >= self._interval_secs:
+            self._last_tick = time.monotonic()
+            logging.info("%s", text)

@@ -21,9 +21,8 @@ from absl import logging
 from google.protobuf.message import DecodeError
 
 import files
-import tfrecord
-import wire
-from utils import InputError, listing
+import records
+from utils import InputError, comma_separated
 
 # Files that are read in turns, one video from each, so that neighbours in a file part.
 _OPEN_FILES = 8
@@ -74,7 +73,7 @@ class RecordReader:
         skip_corrupt_records: int. How many damaged records to skip before giving up.
 
     Attributes:
-        damage: `tfrecord.DamageLog` of the records that were skipped.
+        corrupt_records: `records.CorruptRecordLog` of the records that were skipped.
         bytes_read: int. Bytes of the files that were read so far, for showing progress.
     """
 
@@ -92,7 +91,7 @@ class RecordReader:
         if len(feature_names) != len(feature_sizes):
             raise InputError(
                 f"as many feature sizes as feature names are needed. Received the names "
-                f"{listing(feature_names)} and the sizes {listing(feature_sizes)}."
+                f"{comma_separated(feature_names)} and the sizes {comma_separated(feature_sizes)}."
             )
         self.paths = list(paths)
         self.feature_names = tuple(feature_names)
@@ -100,7 +99,7 @@ class RecordReader:
         self.num_classes = num_classes
         self.max_frames = max_frames
         self.num_readers = num_readers
-        self.damage = tfrecord.DamageLog(skip_corrupt_records)
+        self.corrupt_records = records.CorruptRecordLog(skip_corrupt_records)
         self.bytes_read = 0
         self._min_videos = 1
         self._failure = None
@@ -112,7 +111,7 @@ class RecordReader:
         return sum(map(files.file_size, self.paths))
 
     def of_file(self, path):
-        """A reader of one of the files, which may be empty. Damaged records count together."""
+        """A reader of one of the files, which may be empty. Corruptd records count together."""
         reader = copy.copy(self)
         reader.paths, reader.bytes_read, reader._min_videos = [path], 0, 0
         return reader
@@ -145,7 +144,7 @@ class RecordReader:
                 worker.
             first_epoch: int. Number of the first epoch, which its order depends on.
             skip_batches: int. Batches to leave out at the beginning, quickly: what a resumed run
-                has seen. Damaged records among them are not noticed, and each of them shifts the
+                has seen. Corruptd records among them are not noticed, and each of them shifts the
                 order by one video.
             drop_remainder: bool. Whether to leave out a last batch that is not full; then an epoch
                 must have a batch at least.
@@ -223,16 +222,16 @@ class RecordReader:
 
     def read_file(self, path):
         """Yields the videos of one file in order, for a look into the data."""
-        with tfrecord.TFRecordFile(path, self.damage) as file:
+        with records.TFRecordFile(path, self.corrupt_records) as file:
             while (record := file.read()) is not None:
                 if (video := self.parse(*record)) is not None:
                     yield video
 
-    def parse(self, place, payload):
+    def parse(self, location, payload):
         """Parses one record.
 
         Args:
-            place: `tfrecord.RecordPlace`. Where it stands, for messages.
+            location: `records.RecordLocation`. Where it stands, for messages.
             payload: bytes. A serialized Example or SequenceExample.
 
         Returns:
@@ -242,12 +241,12 @@ class RecordReader:
             InputError: if it is damaged and may not be skipped, or does not fit the settings.
         """
         try:
-            context, feature_lists = wire.parse_record(payload)
-            return self._parse(place, context, feature_lists)
+            context, feature_lists = records.parse_record(payload)
+            return self._parse(location, context, feature_lists)
         except DecodeError as error:
-            self.damage.add(place, f"it is not a record of YouTube-8M: {error}")
-        except DamagedVideoError as error:
-            self.damage.add(place, str(error))
+            self.corrupt_records.add(location, f"it is not a record of YouTube-8M: {error}")
+        except CorruptVideoError as error:
+            self.corrupt_records.add(location, str(error))
         return None
 
     def _shard(self, index, count):
@@ -257,7 +256,7 @@ class RecordReader:
             )
         return self.paths[index::count]
 
-    def _parse(self, place, context, feature_lists):
+    def _parse(self, location, context, feature_lists):
         raise NotImplementedError
 
     def _inputs(self, videos, pad_to_max_frames):
@@ -266,28 +265,28 @@ class RecordReader:
     def _input_signature(self, batch_dim, num_frames):
         raise NotImplementedError
 
-    def _video_id(self, place, context):
+    def _video_id(self, location, context):
         for name in ("id", "video_id"):
             if name in context:
                 values = tf.train.Feature.FromString(context[name]).bytes_list.value
                 if len(values) == 1:
                     return values[0].decode("utf-8", "backslashreplace")
-        raise DamagedVideoError(
-            f"it has no 'id' (nor 'video_id') of one string. It has: {listing(sorted(context))}"
+        raise CorruptVideoError(
+            f"it has no 'id' (nor 'video_id') of one string. It has: {comma_separated(sorted(context))}"
         )
 
-    def _labels(self, place, video_id, context):
+    def _labels(self, location, video_id, context):
         feature = tf.train.Feature.FromString(context.get("labels", b""))
         if feature.WhichOneof("kind") not in (None, "int64_list"):
             raise InputError(
-                f"the labels of video {video_id!r} ({place}) are a {feature.WhichOneof('kind')}, "
+                f"the labels of video {video_id!r} ({location}) are a {feature.WhichOneof('kind')}, "
                 "but an int64_list of class numbers is expected."
             )
         labels = np.array(feature.int64_list.value, np.int64)
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
         if wrong.size:
             raise InputError(
-                f"video {video_id!r} ({place}) has label {wrong[0]}, but labels must be 0 to "
+                f"video {video_id!r} ({location}) has label {wrong[0]}, but labels must be 0 to "
                 f"{self.num_classes - 1}. Is --num_classes={self.num_classes} right?"
             )
         if not labels.size and not self._warned_of_no_labels:
@@ -296,20 +295,20 @@ class RecordReader:
                 "video %r (%s) has no label: it counts as a negative of every class. The record "
                 "has: %s. Further videos without labels are not reported.",
                 video_id,
-                place,
-                listing(sorted(context)),
+                location,
+                comma_separated(sorted(context)),
             )
         return labels
 
-    def _missing_feature(self, place, name, found):
+    def _missing_feature(self, location, name, found):
         return InputError(
-            f"feature {name!r} is not in {place}, which has: {listing(sorted(found))}. "
+            f"feature {name!r} is not in {location}, which has: {comma_separated(sorted(found))}. "
             "Set --feature_names and --feature_sizes to what the data have."
         )
 
-    def _wrong_size(self, place, name, expected, found):
+    def _wrong_size(self, location, name, expected, found):
         return InputError(
-            f"feature {name!r} has size {found} in {place}, but --feature_sizes says {expected}."
+            f"feature {name!r} has size {found} in {location}, but --feature_sizes says {expected}."
         )
 
     def _assemble(self, videos, pad_to_max_frames):
@@ -324,39 +323,39 @@ class RecordReader:
 class YT8MFrameFeatureReader(RecordReader):
     """Reads frame-level records: SequenceExamples with one uint8 vector per frame and feature."""
 
-    def _parse(self, place, context, feature_lists):
+    def _parse(self, location, context, feature_lists):
         if not feature_lists and any(name.startswith("mean_") for name in context):
             raise InputError(
-                f"{place} holds video-level features ({listing(sorted(context))}), but the model "
+                f"{location} holds video-level features ({comma_separated(sorted(context))}), but the model "
                 "takes frames. Choose frame-level data or a video-level model."
             )
-        video_id = self._video_id(place, context)
+        video_id = self._video_id(location, context)
         features = [
-            self._frames(place, video_id, name, size, feature_lists)
+            self._frames(location, video_id, name, size, feature_lists)
             for name, size in zip(self.feature_names, self.feature_sizes, strict=True)
         ]
         counts = [len(frames) for frames in features]
         if len(set(counts)) > 1:
-            numbers = listing(
+            numbers = comma_separated(
                 f"{count} of {name!r}"
                 for name, count in zip(self.feature_names, counts, strict=True)
             )
-            raise DamagedVideoError(f"video {video_id!r} has unequal numbers of frames: {numbers}")
+            raise CorruptVideoError(f"video {video_id!r} has unequal numbers of frames: {numbers}")
         used = [frames[: self.max_frames] for frames in features]
-        return Video(video_id, self._labels(place, video_id, context), used)
+        return Video(video_id, self._labels(location, video_id, context), used)
 
-    def _frames(self, place, video_id, name, size, feature_lists):
+    def _frames(self, location, video_id, name, size, feature_lists):
         if name not in feature_lists:
-            raise self._missing_feature(place, name, feature_lists)
-        frames = wire.frame_bytes(feature_lists[name])
+            raise self._missing_feature(location, name, feature_lists)
+        frames = records.frame_bytes(feature_lists[name])
         if frames is None:
-            raise DamagedVideoError(
+            raise CorruptVideoError(
                 f"video {video_id!r} has frames of {name!r} that differ in size or are not bytes"
             )
         if not len(frames):
-            raise DamagedVideoError(f"video {video_id!r} has no frame of {name!r}")
+            raise CorruptVideoError(f"video {video_id!r} has no frame of {name!r}")
         if frames.shape[1] != size:
-            raise self._wrong_size(place, name, size, frames.shape[1])
+            raise self._wrong_size(location, name, size, frames.shape[1])
         return frames
 
     def _inputs(self, videos, pad_to_max_frames):
@@ -381,29 +380,29 @@ class YT8MFrameFeatureReader(RecordReader):
 class YT8MAggregatedFeatureReader(RecordReader):
     """Reads video-level records: Examples with one float vector per feature."""
 
-    def _parse(self, place, context, feature_lists):
+    def _parse(self, location, context, feature_lists):
         if feature_lists:
             raise InputError(
-                f"{place} holds frame-level features ({listing(sorted(feature_lists))}), but the "
+                f"{location} holds frame-level features ({comma_separated(sorted(feature_lists))}), but the "
                 "model takes video-level features. Choose video-level data or a frame-level model."
             )
-        video_id = self._video_id(place, context)
+        video_id = self._video_id(location, context)
         features = [
-            self._vector(place, video_id, name, size, context)
+            self._vector(location, video_id, name, size, context)
             for name, size in zip(self.feature_names, self.feature_sizes, strict=True)
         ]
-        return Video(video_id, self._labels(place, video_id, context), features)
+        return Video(video_id, self._labels(location, video_id, context), features)
 
-    def _vector(self, place, video_id, name, size, context):
+    def _vector(self, location, video_id, name, size, context):
         if name not in context:
-            raise self._missing_feature(place, name, context)
-        values = wire.float_values(context[name])
+            raise self._missing_feature(location, name, context)
+        values = records.float_values(context[name])
         if values is None:
-            raise DamagedVideoError(f"feature {name!r} of video {video_id!r} does not hold floats")
+            raise CorruptVideoError(f"feature {name!r} of video {video_id!r} does not hold floats")
         if len(values) != size:
-            raise self._wrong_size(place, name, size, len(values))
+            raise self._wrong_size(location, name, size, len(values))
         if not np.isfinite(values).all():
-            raise DamagedVideoError(f"feature {name!r} of video {video_id!r} has NaN or infinity")
+            raise CorruptVideoError(f"feature {name!r} of video {video_id!r} has NaN or infinity")
         return values
 
     def _inputs(self, videos, pad_to_max_frames):
@@ -415,7 +414,7 @@ class YT8MAggregatedFeatureReader(RecordReader):
         return tf.TensorSpec([batch_dim, sum(self.feature_sizes)], tf.float32)
 
 
-class DamagedVideoError(Exception):
+class CorruptVideoError(Exception):
     """A record that was read whole, but holds no usable video."""
 
 
@@ -475,12 +474,12 @@ class _Order:
             if len(buffer) < self._buffer_size:
                 buffer.append(entry)
                 continue
-            place = draw(self._buffer_size)
-            buffer[place], entry = entry, buffer[place]
+            index = draw(self._buffer_size)
+            buffer[index], entry = entry, buffer[index]
             yield entry
         while buffer:
-            place = draw(len(buffer))
-            buffer[place], buffer[-1] = buffer[-1], buffer[place]
+            index = draw(len(buffer))
+            buffer[index], buffer[-1] = buffer[-1], buffer[index]
             yield buffer.pop()
 
 
@@ -515,7 +514,7 @@ class _Interleaved:
 
     def _entries(self, path):
         """Yields None when the file is open, so that leaving early closes it; then its entries."""
-        with tfrecord.TFRecordFile(path, self._reader.damage) as file:
+        with records.TFRecordFile(path, self._reader.corrupt_records) as file:
             ahead = self._pool.submit(self._portion, file)
             yield None
             while True:
@@ -531,9 +530,9 @@ class _Interleaved:
         portion, size = [], 0
         while not portion or (len(portion) < _PORTION_RECORDS and size < _PORTION_BYTES):
             if self.skimming:
-                if (place := file.skim()) is None:
+                if (location := file.skim()) is None:
                     break
-                portion.append(place)
+                portion.append(location)
             else:
                 if (record := file.read()) is None:
                     break
@@ -543,12 +542,12 @@ class _Interleaved:
         return portion
 
 
-def _load(reader, place):
+def _load(reader, location):
     """Reads and parses one skimmed record; None if it is damaged."""
-    with tfrecord.TFRecordFile(place.path, reader.damage) as file:
-        file.seek(place)
+    with records.TFRecordFile(location.path, reader.corrupt_records) as file:
+        file.seek(location)
         record = file.read()
-    return reader.parse(*record) if record is not None and record[0] == place else None
+    return reader.parse(*record) if record is not None and record[0] == location else None
 
 
 def _aligned_empty(shape, dtype):

@@ -3,10 +3,10 @@
 import keras
 from keras import ops
 
-import nonlocal_vlad
+import layers
 
 
-class GRU(nonlocal_vlad.MatrixLayer):
+class GRU(layers.MatmulLayer):
     """Gated recurrent units with the reset gate before the recurrent product, as in TensorFlow 1.
 
         z_t, r_t = sigmoid(W_zr x_t + b_zr + U_zr h_{t-1})
@@ -20,7 +20,7 @@ class GRU(nonlocal_vlad.MatrixLayer):
     Args:
         units: int. Size of the state h.
 
-    Input shape: frames `[B, T, D]` or `StoredFrames`, and bool `[B, T]`, true for real frames
+    Input shape: frames `[B, T, D]` or `QuantizedFrames`, and bool `[B, T]`, true for real frames
     and false for padding. Output shape: the states of all frames, `[B, T, units]`, and the last
     one, `[B, units]`.
 
@@ -30,7 +30,7 @@ class GRU(nonlocal_vlad.MatrixLayer):
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
         self.units = units
-        self.input_projection = nonlocal_vlad.Linear(
+        self.input_projection = layers.Linear(
             3 * units, bias_initializer=_open_gates, name="input_projection"
         )
 
@@ -142,7 +142,7 @@ class GRUStack(keras.layers.Layer):
         units: int. Size of the state of each layer.
         num_layers: int.
 
-    Input shape: `StoredFrames` of B videos of T frames, and bool `[B, T]`, true for real
+    Input shape: `QuantizedFrames` of B videos of T frames, and bool `[B, T]`, true for real
     frames and false for padding. Output shape: `[B, num_layers * units]`.
     """
 

@@ -1,29 +1,33 @@
-"""Finds models by name and derives their hyper-parameters from their constructors.
+"""Finds models by name and derives their hyperparameters from their constructors.
 
 A model is a class decorated with `@registry.register`. Its keyword-only constructor arguments are
-its hyper-parameters: the constructor is the only place where their names and defaults are written,
-and the flags of the programs are derived from it.
+its hyperparameters: the constructor is the only place that states their names and defaults, and
+the programs derive their flags from it.
 
-Every file named `*_models.py` beside this one is imported when a model is looked up, so a class in
-a new file `my_models.py` is found without editing anything else.
+In a checkout, every file `*_models.py` next to this one is imported when a model is looked up, so a
+class in a new file `my_models.py` is found without further edits. An installed package imports only
+its own modules. In both cases the environment variable YOUTUBE8M_MODELS names further modules.
 """
 
 import dataclasses
 import importlib
 import inspect
+import os
 import pathlib
 import re
 import typing
 
-from keras.src.utils import naming
+import layers
+import private_api
+from utils import InputError, comma_separated
 
-import nonlocal_vlad
-from utils import InputError, listing
+MODULES_VARIABLE = "YOUTUBE8M_MODELS"
+_OWN_MODULES = ("frame_level_models", "video_level_models")
 
-# What the data decide and the framework passes to every model: no hyper-parameters.
+# Constructor arguments that every model gets from the data or from Keras: no hyperparameters.
 DATA_ARGUMENTS = ("num_classes", "feature_sizes", "l2_normalize_input", "name")
 
-# The hyper-parameter of a frame-level model that names the model classifying its encoding.
+# The hyperparameter of a frame-level model that names the model that classifies its encoding.
 CLASSIFIER_ARGUMENT = "video_level_classifier_model"
 
 _MODELS = {}
@@ -74,9 +78,20 @@ def register(cls):
 
 def models():
     """All registered models: a dict from name to class, sorted by name."""
-    for path in sorted(pathlib.Path(__file__).parent.glob("*_models.py")):
-        importlib.import_module(path.stem)
+    for name in _module_names():
+        importlib.import_module(name)
     return dict(sorted(_MODELS.items()))
+
+
+def _module_names():
+    """Returns the modules with models: the project's own and those that the user provides."""
+    folder = pathlib.Path(__file__).parent
+    names = set(_OWN_MODULES)
+    # Site-packages, without this file, may hold modules of the same name pattern by anyone.
+    if (folder / "pyproject.toml").exists():
+        names |= {path.stem for path in folder.glob("*_models.py")}
+    named = os.environ.get(MODULES_VARIABLE, "").split(",")
+    return sorted(names) + [name.strip() for name in named if name.strip()]
 
 
 def model_class(name):
@@ -87,7 +102,7 @@ def model_class(name):
     """
     known = models()
     if name not in known:
-        raise InputError(f"unknown model {name!r}. Registered models: {listing(known)}.")
+        raise InputError(f"unknown model {name!r}. Registered models: {comma_separated(known)}.")
     return known[name]
 
 
@@ -124,7 +139,7 @@ def resolve(name, given):
     unknown = sorted(set(given) - set(accepted))
     if unknown:
         raise InputError(
-            f"{name} does not take {listing(unknown)}. It takes: {listing(sorted(accepted))}."
+            f"{name} does not take {comma_separated(unknown)}. It takes: {comma_separated(sorted(accepted))}."
         )
     return {
         key: parameter.check(given[key]) if key in given else parameter.default
@@ -157,7 +172,7 @@ def build_classifier(name, *, num_classes, **given):
     }
     unknown = sorted(set(given) - known)
     if unknown:
-        raise InputError(f"no video-level model takes {listing(unknown)}")
+        raise InputError(f"no video-level model takes {comma_separated(unknown)}")
     taken = hyperparameters(name)
     return cls(
         num_classes=num_classes,
@@ -168,7 +183,7 @@ def build_classifier(name, *, num_classes, **given):
 
 
 def build_model(
-    name, *, num_classes, feature_sizes, matrix_policy="float32", model_name=None, **given
+    name, *, num_classes, feature_sizes, matmul_policy="float32", model_name=None, **given
 ):
     """Builds a registered model, an ordinary `keras.Model`.
 
@@ -176,8 +191,8 @@ def build_model(
         name: str. A registered model, as `DbofModel`.
         num_classes: int. Size of the vocabulary.
         feature_sizes: sequence of int. Size of each feature, in the order of the reader.
-        matrix_policy: str. Keras dtype policy of the matrix products, as of
-            `nonlocal_vlad.matrix_policy`.
+        matmul_policy: str. Keras dtype policy of the matrix products, as of
+            `layers.matmul_policy`.
         model_name: str. Name of the `keras.Model`, with which the paths of its weights begin; by
             default that of its class.
         **given: hyper-parameters that differ from the model's defaults.
@@ -185,14 +200,14 @@ def build_model(
     Raises:
         InputError: if the name, an argument or its value is not valid.
     """
-    # Keras numbers layers without a name by what the process built before. Checkpoints know their
-    # weights by these names, which so are those of a process that builds nothing else.
-    naming.reset_uids()
+    # Keras numbers unnamed layers by what the process built before, and checkpoints identify
+    # weights by these names. Numbering starts over here, so names do not depend on the process.
+    private_api.reset_layer_numbers()
     cls = model_class(name)
     arguments = resolve(name, given)
     _check_positive_integers("num_classes", [num_classes])
     _check_positive_integers("feature_sizes", feature_sizes)
-    with nonlocal_vlad.matrix_policy(matrix_policy):
+    with layers.matmul_policy(matmul_policy):
         try:
             if model_name is not None:
                 arguments["name"] = model_name
@@ -255,4 +270,8 @@ def _described_arguments(docstring):
     entries = re.findall(
         r"^ {4}(\w+): ((?:.*)(?:\n {5,}.*)*)", section.group(1) if section else "", re.MULTILINE
     )
-    return {name: " ".join(text.split()) for name, text in entries}
+    # The type comes first; `--help` shows it anyway.
+    return {
+        name: re.sub(r"^(bool|int|float|str)\b[^.]*\. ", "", " ".join(text.split()))
+        for name, text in entries
+    }

@@ -1,8 +1,11 @@
-"""The configuration of a training run, saved as `model_flags.json` beside its weights.
+"""Configuration of a training run.
 
-Training writes it; everything that later uses the weights reads it and takes no model flags.
+`RunConfig` holds everything that decides what a run learns, except the data and the number of
+steps. It is saved as `model_flags.json` next to the weights; programs that use the weights read it
+and take no model flags. `TrainOptions` says where the data and the results are, how long to train
+and on which devices.
 
-Models are built from recipes without TensorFlow too, so files and readers, which need it, are
+Models are also built without TensorFlow (on JAX), so `files` and `readers`, which need it, are
 imported where they are used.
 """
 
@@ -10,56 +13,74 @@ import dataclasses
 import importlib.metadata
 import os
 import sys
+from typing import Any
 
 import keras
 
+import layers
+import losses
 import registry
-from utils import InputError, listing
+from options import Options, option
+from utils import InputError, comma_separated
 
 FILE_NAME = "model_flags.json"
 
 _DEFAULT_FEATURE_NAMES = {True: ("rgb", "audio"), False: ("mean_rgb", "mean_audio")}
-# Of the weights in checkpoints. It changes where old weights would be read wrongly: 2 orders the
-# columns of a mixture of experts by mixture, then class.
+# Format of the weights in checkpoints. It changes when old weights would be misread: format 2
+# orders the columns of a mixture of experts by mixture, then class.
 _WEIGHTS_FORMAT = 2
 _REPORTED_PACKAGES = ("tensorflow", "keras", "numpy")
+_REQUIRED_KEYS = {"model", "hyperparameters", "feature_names"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadOptions(Options):
+    """How programs read records."""
+
+    num_readers: int = option(
+        4,
+        "Threads that read and parse records. Their number does not change the order of the data.",
+        group="data",
+        above=0,
+    )
+    skip_corrupt_records: int = option(
+        0,
+        "Number of corrupt records to skip, each with a warning, before giving up.",
+        group="data",
+        at_least=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a model takes and tells: all that is needed to read records for it.
+    """The data that a model takes: all that is needed to read records for it.
 
     Attributes:
-        frame_level: whether it takes frames, or else the mean features of videos.
+        frame_level: whether the model takes frames; otherwise it takes mean features of videos.
         feature_names: features to read.
         feature_sizes: their sizes.
         num_classes: size of the vocabulary.
-        max_frames: frames of a video that are used at most.
+        max_frames: largest number of frames of a video to use.
     """
 
     frame_level: bool
-    feature_names: tuple
-    feature_sizes: tuple
+    feature_names: tuple[str, ...]
+    feature_sizes: tuple[int, ...]
     num_classes: int
     max_frames: int
 
     def __post_init__(self):
-        """Makes tuples of lists, so that configs compare equal however they were made."""
-        _make_tuples(self)
+        """Makes tuples of lists, so that configs read from JSON compare equal."""
+        for name in ("feature_names", "feature_sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
-    def reader(self, data_pattern, **options):
-        """A reader of such records.
+    def reader(self, paths: list[str], options: ReadOptions = ReadOptions()) -> Any:
+        """Returns a `readers.RecordReader` of record files.
 
         Args:
-            data_pattern: str. Globs of record files, comma-separated.
-            **options: as of `readers.RecordReader`.
+            paths: record files; `files.expand_patterns` lists those that match globs.
+            options: how to read them.
         """
-        import files
-
-        return self.reader_of(files.expand_patterns(data_pattern), **options)
-
-    def reader_of(self, paths, **options):
-        """A reader of such records in files that are given by a list of their paths."""
         import readers
 
         reader = (
@@ -73,118 +94,141 @@ class DataConfig:
             feature_sizes=self.feature_sizes,
             num_classes=self.num_classes,
             max_frames=self.max_frames,
-            **options,
+            num_readers=options.num_readers,
+            skip_corrupt_records=options.skip_corrupt_records,
         )
 
-    def differences(self, other):
-        """Settings that differ: a dict from name to (own value, value of the other)."""
+    def differences(self, other: "DataConfig") -> dict[str, tuple]:
+        """Returns the settings that differ: name to (own value, other value)."""
         return _differences(dataclasses.asdict(self), dataclasses.asdict(other))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Everything that decides what a run learns, but for the data and the number of steps.
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Options):
+    """Everything that decides what a run learns, except the data and the number of steps.
 
-    `RunConfig.create` fills in the defaults that depend on the model.
+    Attributes that depend on the model are resolved: `hyperparameters` gets the model's defaults
+    for those not given, and `feature_names` YouTube-8M's names at the model's level.
 
     Attributes:
-        model: name of a registered model.
-        hyperparameters: value of every hyper-parameter of the model.
-        num_classes: size of the vocabulary.
-        feature_names: features to read.
-        feature_sizes: their sizes.
-        max_frames: frames of a video that are used at most.
-        label_loss: name of a loss in losses.py.
-        batch_size: videos per step.
-        optimizer: name of a Keras optimizer.
-        base_learning_rate: learning rate at the start.
-        learning_rate_decay: factor on the learning rate after each
-            `learning_rate_decay_examples` videos.
-        learning_rate_decay_examples: videos between two decays.
-        clip_gradient_norm: norm that the gradient of each variable is clipped to; 0 for no
-            clipping.
-        regularization_penalty: factor on the regularisation losses of the model.
-        ema_decay: decay of an exponential moving average of the weights, kept beside them; 0 for
-            none.
-        shuffle_buffer_size: videos among which the next one is drawn.
-        seed: of the initial weights, the order of the data and the sampling of frames.
+        hyperparameters: value of every hyperparameter of the model, by name.
+
+    Raises:
+        InputError: if a name or value is not valid.
     """
 
-    model: str
-    hyperparameters: dict
-    num_classes: int = 3862
-    feature_names: tuple
-    feature_sizes: tuple = (1024, 128)
-    max_frames: int = 300
-    label_loss: str = "CrossEntropyLoss"
-    batch_size: int = 128
-    optimizer: str = "Adam"
-    base_learning_rate: float = 0.001
-    learning_rate_decay: float = 0.95
-    learning_rate_decay_examples: int = 4_000_000
-    clip_gradient_norm: float = 1.0
-    regularization_penalty: float = 1.0
-    ema_decay: float = 0.0
-    shuffle_buffer_size: int = 1024
-    seed: int = 0
-
-    @classmethod
-    def create(cls, model, *, hyperparameters=None, feature_names=None, **settings):
-        """A config with all hyper-parameters resolved.
-
-        Args:
-            model: str. A registered model.
-            hyperparameters: dict. Those that differ from the model's defaults.
-            feature_names: sequence of str; by default those of YouTube-8M at the model's level.
-            **settings: other attributes that differ from their defaults.
-
-        Raises:
-            InputError: if a name or value is not valid.
-        """
-        frame_level = registry.model_class(model).frame_level
-        return cls(
-            model=model,
-            hyperparameters=registry.resolve(model, hyperparameters or {}),
-            feature_names=feature_names or _DEFAULT_FEATURE_NAMES[frame_level],
-            **settings,
-        )
+    model: str = option(
+        help="Model to train, by class name. `--help --model=NAME` lists its flags.",
+        group="model",
+        required=True,
+    )
+    hyperparameters: dict[str, bool | int | float | str | None] = dataclasses.field(
+        default_factory=dict
+    )
+    num_classes: int = option(
+        3862, "Size of the vocabulary; labels are 0..N-1.", group="data", above=0
+    )
+    feature_names: tuple[str, ...] | None = option(
+        None,
+        "Features to read. Default: rgb,audio for frame-level models, mean_rgb,mean_audio for "
+        "video-level models.",
+        group="data",
+    )
+    feature_sizes: tuple[int, ...] = option(
+        (1024, 128), "Sizes of the features, in the order of --feature_names.", group="data"
+    )
+    max_frames: int = option(
+        300, "Largest number of frames of a video to use.", group="data", above=0
+    )
+    label_loss: str = option(
+        "CrossEntropyLoss", "Loss of the labels.", group="training", choices=tuple(losses.LOSSES)
+    )
+    batch_size: int = option(
+        128, "Videos per step, on all devices together.", group="training", above=0
+    )
+    optimizer: str = option("Adam", "Keras optimizer, for example Adam or SGD.", group="optimizer")
+    base_learning_rate: float = option(0.001, "Initial learning rate.", group="optimizer", above=0)
+    learning_rate_decay: float = option(
+        0.95,
+        "Factor on the learning rate after every --learning_rate_decay_examples videos.",
+        group="optimizer",
+        above=0,
+    )
+    learning_rate_decay_examples: int = option(
+        4_000_000, "Videos between two decays of the learning rate.", group="optimizer", above=0
+    )
+    clip_gradient_norm: float = option(
+        1.0,
+        "Norm to which the gradient of each variable is clipped; 0 for no clipping.",
+        group="optimizer",
+        at_least=0,
+    )
+    regularization_penalty: float = option(
+        1.0, "Factor on the model's regularization losses.", group="optimizer", at_least=0
+    )
+    ema_decay: float = option(
+        0.0,
+        "Decay of an exponential moving average of the weights, for example 0.9999, saved next to "
+        "them for --use_ema; 0 for none.",
+        group="optimizer",
+        at_least=0,
+        below=1,
+    )
+    shuffle_buffer_size: int = option(
+        1024,
+        "Videos in the shuffle buffer; at full size, 1024 frame-level videos take 350 MB.",
+        group="data",
+        above=0,
+    )
+    seed: int = option(
+        0,
+        "Seed of everything random: initial weights, order of the data, sampling of frames.",
+        group="training",
+        at_least=0,
+    )
 
     def __post_init__(self):
-        """Makes tuples of lists, so that configs compare equal however they were made."""
-        _make_tuples(self)
+        """Resolves what depends on the model, and checks every value."""
+        resolved = registry.resolve(self.model, self.hyperparameters)
+        object.__setattr__(self, "hyperparameters", resolved)
+        if not self.feature_names:
+            object.__setattr__(self, "feature_names", _DEFAULT_FEATURE_NAMES[self.frame_level])
+        super().__post_init__()
 
     @property
-    def data(self):
-        """The `DataConfig` of what the model takes."""
+    def data(self) -> DataConfig:
+        """The data that the model takes."""
         return DataConfig(
             frame_level=self.frame_level,
-            feature_names=self.feature_names,
+            feature_names=self.feature_names or (),
             feature_sizes=self.feature_sizes,
             num_classes=self.num_classes,
             max_frames=self.max_frames,
         )
 
     @property
-    def frame_level(self):
-        """Whether the model takes frames, or else the mean features of videos."""
+    def frame_level(self) -> bool:
+        """Whether the model takes frames; otherwise it takes mean features of videos."""
         return registry.model_class(self.model).frame_level
 
-    def build_model(self, matrix_policy="float32", model_name=None):
-        """Builds the model with initial weights; options as of `registry.build_model`."""
+    def build_model(
+        self, matmul_policy: str = "float32", model_name: str | None = None
+    ) -> keras.Model:
+        """Builds the model with initial weights; see `registry.build_model`."""
         return registry.build_model(
             self.model,
             num_classes=self.num_classes,
             feature_sizes=self.feature_sizes,
-            matrix_policy=matrix_policy,
+            matmul_policy=matmul_policy,
             model_name=model_name,
             **self.hyperparameters,
         )
 
-    def build_optimizer(self):
-        """The Keras optimizer, with a learning rate that decays in steps.
+    def build_optimizer(self) -> keras.optimizers.Optimizer:
+        """Builds the Keras optimizer, with a learning rate that decays in steps.
 
         Raises:
-            InputError: if there is none of the name.
+            InputError: if Keras has no optimizer of that name.
         """
         name = self.optimizer.removesuffix("Optimizer")
         known = {
@@ -193,31 +237,29 @@ class RunConfig:
             if isinstance(value, type) and key not in ("Optimizer", "LossScaleOptimizer")
         }
         if name not in known:
-            raise InputError(f"unknown optimizer {self.optimizer!r}. Optimizers: {listing(known)}.")
+            raise InputError(
+                f"unknown optimizer {self.optimizer!r}. Optimizers: {comma_separated(known)}."
+            )
         learning_rate = keras.optimizers.schedules.ExponentialDecay(
             self.base_learning_rate,
             decay_steps=self.learning_rate_decay_examples / self.batch_size,
             decay_rate=self.learning_rate_decay,
             staircase=True,
         )
-        # TensorFlow 1 used 1e-8 in Adam; Keras' default of 1e-7 weighs on rare classes.
+        # TensorFlow 1 used 1e-8 in Adam; Keras' default of 1e-7 damps updates for rare classes.
         options = {"epsilon": 1e-8} if name in ("Adam", "AdamW", "Nadam") else {}
         # The name is part of the checkpoint's keys.
         return known[name](learning_rate=learning_rate, name="optimizer", **options)
 
-    def reader(self, data_pattern, **options):
-        """A reader of the records that the model takes, as of `DataConfig.reader`."""
-        return self.data.reader(data_pattern, **options)
-
-    def differences(self, other):
-        """Settings that differ: a dict from name to (own value, value of the other)."""
+    def differences(self, other: "RunConfig") -> dict[str, tuple]:
+        """Returns the settings that differ: name to (own value, other value)."""
         return _differences(self._flat(), other._flat())
 
     def _flat(self):
         values = dataclasses.asdict(self)
         return {**values.pop("hyperparameters"), **values}
 
-    def save(self, train_dir):
+    def save(self, train_dir: str) -> None:
         """Writes `model_flags.json` into a train directory."""
         import files
 
@@ -232,7 +274,7 @@ class RunConfig:
         )
 
     @classmethod
-    def load(cls, train_dir):
+    def load(cls, train_dir: str) -> "RunConfig":
         """Reads the config of a train directory.
 
         Raises:
@@ -246,47 +288,118 @@ class RunConfig:
         weights_format = values.pop("weights_format", 1)
         if weights_format != _WEIGHTS_FORMAT:
             raise InputError(
-                f"{path} is of a run whose checkpoints have format {weights_format}; this version "
-                f"reads format {_WEIGHTS_FORMAT}. Use the version that trained it, or train again."
+                f"{path} belongs to a run whose checkpoints have format {weights_format}; this "
+                f"version reads format {_WEIGHTS_FORMAT}. Use the version that trained it, or "
+                "train again."
             )
         for informative in ("frame_features", "versions"):
             values.pop(informative, None)
-        return cls._from_json(path, values)
-
-    @classmethod
-    def _from_json(cls, path, values):
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields))
-        missing = sorted(
-            name
-            for name, field in fields.items()
-            if field.default is dataclasses.MISSING and name not in values
-        )
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown, missing = sorted(set(values) - known), sorted(_REQUIRED_KEYS - set(values))
         if unknown or missing:
             raise InputError(
-                f"{path} does not fit this version. Unknown keys: {listing(unknown)}; missing "
-                f"keys: {listing(missing)}."
+                f"{path} does not fit this version. Unknown keys: {comma_separated(unknown)}; "
+                f"missing keys: {comma_separated(missing)}."
             )
-        for name, value in values.items():
-            kind = _JSON_TYPES.get(fields[name].type, fields[name].type)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise InputError(f"{path} has a value of another type for {name}: {value!r}")
-        return cls.create(**values)
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
-# What JSON makes of the types of a config.
-_JSON_TYPES = {tuple: list, float: (int, float)}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeOptions(Options):
+    """Options that a recipe sets in addition to those of `RunConfig`: duration and periods."""
+
+    frame_features: bool | None = option(
+        None,
+        "Whether the data are at frame level. The model decides this; if given, it must agree.",
+        group="data",
+    )
+    num_epochs: int | None = option(5, "Passes over the training data.", group="training", above=0)
+    max_steps: int | None = option(
+        None,
+        "Steps of the whole run, including those before a restart. Default: no limit.",
+        group="training",
+        above=0,
+    )
+    export_model_steps: int = option(
+        1000, "Save a checkpoint every N steps.", group="checkpoints", above=0
+    )
+    keep_checkpoints: int = option(
+        5, "Newest checkpoints to keep; 0 keeps all.", group="checkpoints", at_least=0
+    )
+    log_steps: int = option(10, "Log every N steps.", group="logging", above=0)
+    metrics_steps: int = option(
+        100,
+        "Log Hit@1, PERR and GAP of the current batch every N steps.",
+        group="logging",
+        above=0,
+    )
 
 
-def versions():
-    """Versions of Python and the main packages, a dict."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(RecipeOptions, ReadOptions):
+    """Where the data and the results of a training are, how long it takes and on which devices."""
+
+    train_data_pattern: str = option(
+        help="Globs of training records, comma-separated; quote them.",
+        group="data",
+        required=True,
+    )
+    train_dir: str = option(
+        help="Directory of the run: model_flags.json, checkpoints, TensorBoard logs, eval/.",
+        group="checkpoints",
+        required=True,
+        environment="AIP_CHECKPOINT_DIR",
+    )
+    start_new_model: bool = option(
+        False,
+        "Remove an earlier run from --train_dir first (only files that these programs wrote).",
+        group="checkpoints",
+    )
+    checkpoint_secs: int | None = option(
+        None,
+        "Also save a checkpoint every N seconds. Default: only every --export_model_steps.",
+        group="checkpoints",
+        above=0,
+    )
+    tensorboard_dir: str | None = option(
+        None,
+        "Directory for TensorBoard logs. Default: --train_dir.",
+        group="logging",
+        environment="AIP_TENSORBOARD_LOG_DIR",
+    )
+    distribution: str = option(
+        "auto",
+        "Devices to train on: one_device; mirrored (all GPUs of this machine); multi_worker (the "
+        "machines in TF_CONFIG with all their GPUs); tpu. auto picks, in order: several machines, "
+        "TPU, several GPUs, one device.",
+        group="devices",
+        choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"),
+    )
+    tpu: str | None = option(
+        None, "TPU to train on: its name or address, or local for this machine's.", group="devices"
+    )
+    sync_batch_norm: bool = option(
+        True,
+        "Compute batch normalization statistics over the batch of all devices; otherwise each "
+        "device uses its own part.",
+        group="devices",
+    )
+    compute_dtype: str | None = option(
+        None,
+        "Matmul precision; elementwise math is always float32. Default: bfloat16 where the device "
+        "multiplies it natively, otherwise float32.",
+        group="devices",
+        choices=layers.COMPUTE_DTYPES,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and the main packages."""
     packages = {name: importlib.metadata.version(name) for name in _REPORTED_PACKAGES}
     return {**packages, "python": ".".join(map(str, sys.version_info[:3]))}
-
-
-def _make_tuples(config):
-    for name in ("feature_names", "feature_sizes"):
-        object.__setattr__(config, name, tuple(getattr(config, name)))
 
 
 def _differences(own, others):

@@ -1,27 +1,34 @@
-"""The graph of an exported model: its signatures, how it reads records, what it refuses."""
+"""The graph of an exported model: its signatures, its record parser and its safety check."""
 
 import os
+from typing import Any
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import files
-from utils import InputError
+import private_api
+from ensemble import Ensemble
+from run_config import DataConfig
+from utils import InputError, comma_separated
+
+# --- Signatures -----------------------------------------------------------------------------------
 
 
-def make_module(ensemble, data, top_k, class_names=None):
-    """A `tf.Module` to be saved, with nothing but what its signatures use.
+def make_module(
+    ensemble: Ensemble, data: DataConfig, top_k: int, class_names: str | None = None
+) -> tf.Module:
+    """Returns a `tf.Module` to save, with only what its signatures use.
+
+    Its attribute `served` is a dict of the functions `serving_default` and `predict`, and
+    `kept_variables` a list of the `tf.Variable`s that they use.
 
     Args:
-        ensemble: `ensemble.Ensemble`.
-        data: `run_config.DataConfig`.
-        top_k: int. Classes that `serving_default` tells per video.
-        class_names: str. Path of a file that travels along as an asset.
-
-    Attributes:
-        served: dict of the functions `serving_default` and `predict`.
-        kept_variables: list of the `tf.Variable`s that they use.
+        ensemble: models that predict.
+        data: data that they take.
+        top_k: number of classes that `serving_default` returns per video.
+        class_names: path of a file to save along, as an asset.
     """
     parse = _parse_frames if data.frame_level else _parse_vectors
     top_k = min(top_k, data.num_classes)
@@ -59,50 +66,8 @@ def make_module(ensemble, data, top_k, class_names=None):
     return module
 
 
-def make_compact(export_dir):
-    """Takes out of a SavedModel's graph what loading it would only hold in memory.
-
-    That are the shapes of inner tensors, which are inferred again, and constants that occur twice.
-    """
-    path = os.path.join(export_dir, "saved_model.pb")
-    saved = saved_model_pb2.SavedModel()
-    with files.gfile.GFile(path, "rb") as file:
-        saved.ParseFromString(file.read())
-    for meta_graph in saved.meta_graphs:
-        functions = meta_graph.graph_def.library.function
-        for nodes in (meta_graph.graph_def.node, *(function.node_def for function in functions)):
-            for node in nodes:
-                node.attr.pop("_output_shapes", None)
-        for function in functions:
-            _merge_constants(function)
-    with files.gfile.GFile(path, "wb") as file:
-        file.write(saved.SerializeToString(deterministic=True))
-
-
-def _merge_constants(function):
-    """Leaves one of the equal constants of a FunctionDef."""
-    nodes, kept, replaced = function.node_def, {}, {}
-    for index in reversed(range(len(nodes))):
-        if nodes[index].op == "Const" and not nodes[index].input:
-            value = nodes[index].attr["value"].SerializeToString(deterministic=True)
-            name = kept.setdefault(value, nodes[index].name)
-            if name != nodes[index].name:
-                replaced[nodes[index].name] = name
-                del nodes[index]
-
-    def renamed(tensor):
-        mark = "^" if tensor.startswith("^") else ""
-        name, *output = tensor.removeprefix(mark).split(":")
-        return ":".join([mark + replaced.get(name, name), *output])
-
-    for node in nodes:
-        node.input[:] = [renamed(tensor) for tensor in node.input]
-    for name, tensor in function.ret.items():
-        function.ret[name] = renamed(tensor)
-
-
-def write_frozen_graph(module, path):
-    """Writes the signature `predict` as one GraphDef with constants for weights.
+def write_frozen_graph(module: tf.Module, path: str) -> None:
+    """Writes the signature `predict` as one GraphDef, with constants for weights.
 
     Raises:
         InputError: if it is too large for one file.
@@ -113,7 +78,7 @@ def write_frozen_graph(module, path):
             f"--frozen_graph cannot hold {size} bytes of weights: a GraphDef has at most 2 GiB. "
             "Choose --dtype=bfloat16, or use the SavedModel."
         )
-    frozen = convert_variables_to_constants_v2(module.served["predict"])
+    frozen = private_api.freeze_variables(module.served["predict"])
     with tf.io.gfile.GFile(path, "wb") as file:
         file.write(frozen.graph.as_graph_def().SerializeToString())
 
@@ -132,13 +97,13 @@ def _checked(inputs, data):
     frames, num_frames = inputs["frames"], inputs["num_frames"]
     size = sum(data.feature_sizes)
     shapes = [
-        # TensorFlow takes the last axis for granted, and does not look when it is called.
+        # TensorFlow does not check the static last axis at call time.
         tf.debugging.assert_equal(
             tf.size(frames),
             tf.reduce_prod(tf.shape(frames)[:2]) * size,
             f"frames must have {size} entries each",
         ),
-        # The whole shape of num_frames, as it may have more axes than it should.
+        # The whole shape of num_frames, which may have too many axes.
         tf.debugging.assert_equal(
             tf.shape(frames)[:1],
             tf.shape(num_frames),
@@ -158,7 +123,7 @@ def _checked(inputs, data):
 
 
 def _parse_frames(records, data):
-    """Ids and padded frames of SequenceExamples, as the reader of training gives them."""
+    """Returns ids and padded frames of SequenceExamples, equal to those of the readers."""
     context, sequences, lengths = tf.io.parse_sequence_example(
         records,
         context_features=_ID_FEATURES,
@@ -169,7 +134,7 @@ def _parse_frames(records, data):
     num_frames = tf.cast(lengths[data.feature_names[0]], tf.int32)
     features = []
     for name, size in zip(data.feature_names, data.feature_sizes, strict=True):
-        # Shorter videos are padded by empty frames.
+        # Empty frames pad shorter videos.
         strings = sequences[name]
         sizes = tf.strings.length(strings)
         real = tf.sequence_mask(lengths[name], tf.shape(strings)[1])
@@ -197,7 +162,7 @@ def _parse_frames(records, data):
 
 
 def _parse_vectors(records, data):
-    """Ids and features side by side of Examples."""
+    """Returns ids and concatenated features of Examples."""
     parsed = tf.io.parse_example(
         records,
         {
@@ -212,9 +177,129 @@ def _parse_vectors(records, data):
     return _video_ids(parsed), {"features": features}
 
 
-# Older files call it video_id.
+# Older files call the id video_id.
 _ID_FEATURES = {name: tf.io.FixedLenFeature([], tf.string, "") for name in ("id", "video_id")}
 
 
 def _video_ids(parsed):
     return tf.where(parsed["id"] != "", parsed["id"], parsed["video_id"])
+
+
+# --- Safety ---------------------------------------------------------------------------------------
+#
+# A TensorFlow graph can read and write files, call Python functions of its process and connect to
+# other machines. An exported model needs none of that, so its operations are checked before it is
+# loaded.
+
+# Operations that only compute, from those that `keras.ops` and TensorFlow's math turn into.
+_SAFE_OPS = frozenset(
+    """
+    Abs AccumulateNV2 Acos Acosh Add AddN AddV2 All Any ApproximateEqual ArgMax ArgMin AsString
+    Asin Asinh Assert AssignAddVariableOp AssignSubVariableOp AssignVariableOp Atan Atan2 Atanh
+    AvgPool AvgPool3D BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd Bitcast BitwiseAnd
+    BitwiseOr BitwiseXor BroadcastArgs BroadcastTo Bucketize Case Cast Ceil CheckNumerics
+    CheckNumericsV2 Cholesky ClipByValue Concat ConcatOffset ConcatV2 Const ControlTrigger Conv
+    Conv2D Conv3D Cos Cosh Cross Cumprod Cumsum CumulativeLogsumexp DecodePaddedRaw DecodeRaw
+    DepthToSpace DepthwiseConv2dNative DestroyResourceOp Diag DiagPart Digamma DisableCopyOnRead
+    Div DivNoNan Einsum Elu Empty EmptyTensorList EnsureShape Enter Equal Erf Erfc Erfinv
+    EuclideanNorm Exit Exp ExpandDims Expm1 Fill Floor FloorDiv FloorMod FusedBatchNorm
+    FusedBatchNormV2 FusedBatchNormV3 Gather GatherNd GatherV2 Greater GreaterEqual
+    GuaranteeConst Identity IdentityN If Igamma Igammac InTopKV2 Invert InvertPermutation
+    IsFinite IsInf IsNan L2Loss LeakyRelu LeftShift Less LessEqual Lgamma LinSpace ListDiff Log
+    Log1p LogSoftmax LogicalAnd LogicalNot LogicalOr LoopCond LowerBound MatMul MatrixBandPart
+    MatrixDeterminant MatrixDiag MatrixDiagPart MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2
+    MatrixDiagV3 MatrixInverse MatrixSetDiag MatrixSetDiagV2 MatrixSetDiagV3 MatrixSolve
+    MatrixTriangularSolve Max MaxPool MaxPool3D MaxPoolV2 Maximum Mean Merge Min Minimum
+    MirrorPad Mod Mul MulNoNan Multinomial Ndtri Neg NextIteration NoOp NotEqual NthElement
+    OneHot OnesLike Pack Pad PadV2 ParseExample ParseExampleV2 ParseSequenceExample
+    ParseSequenceExampleV2 PartitionedCall Placeholder PlaceholderV2 PlaceholderWithDefault Pow
+    PreventGradient Prod Qr RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt
+    Range Rank ReadVariableOp RealDiv Reciprocal RegexFullMatch RegexReplace Relu Relu6 Reshape
+    ResourceGather ResourceGatherNd Reverse ReverseSequence ReverseV2 RightShift Rint Round
+    Rsqrt ScatterNd SegmentMax SegmentMaxV2 SegmentMean SegmentMin SegmentMinV2 SegmentProd
+    SegmentProdV2 SegmentSum SegmentSumV2 Select SelectV2 SelfAdjointEigV2 Selu Shape ShapeN
+    Sigmoid Sign Sin Sinh Size Slice Snapshot Softmax SoftmaxCrossEntropyWithLogits Softplus
+    Softsign SpaceToBatchND SpaceToDepth SparseSoftmaxCrossEntropyWithLogits Split SplitV Sqrt
+    Square SquaredDifference Squeeze StatefulPartitionedCall StatelessCase StatelessIf
+    StatelessMultinomial StatelessParameterizedTruncatedNormal StatelessRandomGammaV2
+    StatelessRandomGammaV3 StatelessRandomGetAlg StatelessRandomGetKeyCounter
+    StatelessRandomGetKeyCounterAlg StatelessRandomNormal StatelessRandomNormalV2
+    StatelessRandomUniform StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2
+    StatelessRandomUniformInt StatelessRandomUniformIntV2 StatelessRandomUniformV2
+    StatelessShuffle StatelessTruncatedNormal StatelessTruncatedNormalV2 StatelessWhile
+    StaticRegexFullMatch StaticRegexReplace StopGradient StridedSlice StridedSliceAssign
+    StringFormat StringJoin StringLength StringLower StringStrip StringToNumber StringUpper Sub
+    Substr Sum Svd Switch Tan Tanh TensorListConcat TensorListConcatLists TensorListConcatV2
+    TensorListElementShape TensorListFromTensor TensorListGather TensorListGetItem
+    TensorListLength TensorListPopBack TensorListPushBack TensorListReserve TensorListResize
+    TensorListScatter TensorListScatterV2 TensorListSetItem TensorListSplit TensorListStack
+    TensorScatterAdd TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate
+    TensorStridedSliceUpdate Tile TopK TopKV2 Transpose TruncateDiv TruncateMod TruncatedNormal
+    Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2 Unpack UnravelIndex UnsortedSegmentMax
+    UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum UpperBound VarHandleOp
+    VarIsInitializedOp VariableShape Where While Xdivy Xlog1py Xlogy ZerosLike Zeta
+    """.split()  # noqa: SIM905 (as a list it takes 250 lines)
+)
+# Operations of the functions in which TensorFlow saves and restores the variables of the graph.
+_CHECKPOINT_OPS = {"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"}
+
+
+def check_graph(export_dir: str) -> None:
+    """Rejects SavedModels with unsafe ops.
+
+    Operations that read and write checkpoints are allowed where neither loading nor predicting can
+    run them: `tf.saved_model.load` runs functions that its objects name, and the functions that
+    these call.
+
+    Raises:
+        InputError: naming the operations, or another difference from export_model.py's files.
+    """
+    others = [name for name in ("saved_model.cpb", "saved_model.pbtxt") if _has(export_dir, name)]
+    if others:
+        raise InputError(
+            f"{export_dir} was not written by export_model.py: it has {comma_separated(others)}"
+        )
+    saved = saved_model_pb2.SavedModel()
+    try:
+        with files.open_binary(os.path.join(export_dir, "saved_model.pb")) as file:
+            saved.ParseFromString(file.read())
+    except (OSError, DecodeError, *files.REMOTE_ERRORS) as error:
+        raise InputError(f"cannot load {export_dir}: {error}") from error
+    if len(saved.meta_graphs) != 1 or not saved.meta_graphs[0].HasField("object_graph_def"):
+        raise InputError(
+            f"{export_dir} was not written by export_model.py: it is a SavedModel of TensorFlow 1"
+        )
+    unsafe = _unsafe_ops(saved.meta_graphs[0])
+    if unsafe:
+        raise InputError(
+            f"{export_dir} is rejected: its graph has operations that are not known to be safe: "
+            f"{comma_separated(sorted(unsafe))}. Such a graph may read and write your files."
+        )
+
+
+def _unsafe_ops(graph: Any) -> set[str]:
+    functions = {f.signature.name: f.node_def for f in graph.graph_def.library.function}
+    reachable = set(graph.object_graph_def.concrete_functions)
+    for nodes in functions.values():
+        reachable |= {called for node in nodes for called in _called(node)}
+    return {
+        node.op
+        for name, nodes in functions.items()
+        for node in nodes
+        if node.op not in _SAFE_OPS
+        and node.op not in functions
+        and not (node.op in _CHECKPOINT_OPS and name not in reachable)
+    }
+
+
+def _has(folder, name):
+    return files.gfile.exists(os.path.join(folder, name))
+
+
+def _called(node):
+    """Yields the functions that a node may call: its own op, and those that attributes name."""
+    yield node.op
+    for value in node.attr.values():
+        yield value.func.name
+        for entry in value.list.func:
+            yield entry.name

@@ -51,7 +51,7 @@ def csv_line(cells):
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-def listing(names):
+def comma_separated(names):
     """Names for an error message: `a, b, c`, or `none`."""
     return ", ".join(str(name) for name in names) or "none"
 
@@ -75,7 +75,9 @@ def check_one_of(choices, **arguments):
     """
     for name, value in arguments.items():
         if value not in choices:
-            raise InputError(f"{name} must be one of {listing(choices)}. Received: {value!r}")
+            raise InputError(
+                f"{name} must be one of {comma_separated(choices)}. Received: {value!r}"
+            )
 
 
 def check_at_least(least, **arguments):

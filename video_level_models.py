@@ -7,7 +7,7 @@ models, which reduce the frames to one vector first.
 import keras
 from keras import ops
 
-import nonlocal_vlad
+import layers
 import registry
 import utils
 
@@ -39,7 +39,7 @@ class VideoLevelModel(keras.Model):
     def call(self, inputs, training=False):
         """Probabilities, float32 `[B, C]`, of float32 `[B, D]`."""
         if self.l2_normalize_input:
-            inputs = nonlocal_vlad.l2_normalize(inputs)
+            inputs = layers.l2_normalize(inputs)
         return self.classify(inputs, training)
 
     def classify(self, x, training):
@@ -59,7 +59,7 @@ class LogisticModel(VideoLevelModel):
 
     def __init__(self, *, l2_penalty=1e-8, **kwargs):
         super().__init__(**kwargs)
-        self.logistic = nonlocal_vlad.Linear(
+        self.logistic = layers.Linear(
             self.num_classes, regularizer=half_l2("l2_penalty", l2_penalty), name="logistic"
         )
 
@@ -92,20 +92,18 @@ class MoeModel(VideoLevelModel):
         super().__init__(**kwargs)
         utils.check_at_least(1, moe_num_mixtures=moe_num_mixtures)
         self.num_mixtures = moe_num_mixtures
-        self.gates = nonlocal_vlad.Linear(
+        self.gates = layers.Linear(
             self.num_classes * (moe_num_mixtures + 1),
             use_bias=False,
             regularizer=half_l2("moe_l2", moe_l2),
             name="gates",
         )
-        self.experts = nonlocal_vlad.Linear(
+        self.experts = layers.Linear(
             self.num_classes * moe_num_mixtures,
             regularizer=half_l2("moe_l2", moe_l2),
             name="experts",
         )
-        self.prob_gating = (
-            nonlocal_vlad.ContextGating(name="prob_gating") if moe_prob_gating else None
-        )
+        self.prob_gating = layers.ContextGating(name="prob_gating") if moe_prob_gating else None
 
     def classify(self, x, training):
         """Probabilities `[B, C]` of vectors `[B, D]`."""

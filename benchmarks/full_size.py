@@ -5,7 +5,7 @@ import numpy as np
 from absl import flags
 
 import comparison
-import compute
+import layers
 import plain_models
 import program
 import recipe_flags
@@ -36,7 +36,7 @@ def run(build, way, flag_values, make_bound=None, **plain_way):
     program.require_flags(flag_values, "model")
     program.require_positive(flag_values, "steps")
     config = recipe_flags.config_from_flags(flag_values)
-    dtype = compute.chosen_dtype(flag_values.compute_dtype)
+    dtype = layers.resolve_compute_dtype(flag_values.compute_dtype)
     keras.utils.set_random_seed(config.seed)
     model = build(config, dtype)
     steps = flag_values.steps

@@ -14,15 +14,15 @@ import keras
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import compute
 import full_size
+import layers
 import program
 from full_size import define_flags
 
 
 def build(config, dtype):
     """The project's model, to be trained."""
-    return config.build_model(compute.matrix_policy(dtype))
+    return config.build_model(layers.training_policy(dtype))
 
 
 def main(flag_values):

@@ -11,9 +11,9 @@ import re
 import numpy as np
 import pandas as pd
 
-import compute
 import eval_util
 import files
+import layers
 import plan
 import run_config
 from utils import InputError
@@ -175,7 +175,7 @@ def _evaluations(steps):
 
 def setting():
     """What figures depend on beside the commands: versions, and the type of matrix products."""
-    return {"versions": run_config.versions(), "products": compute.chosen_dtype()}
+    return {"versions": run_config.versions(), "products": layers.resolve_compute_dtype()}
 
 
 def _processor():

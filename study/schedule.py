@@ -115,8 +115,8 @@ class Runner:
 
     def _run_job(self, job):
         started = self._marker(job, "started")
-        goes_on = job.resumes and _content(started) == self._keys[job.name]
-        if os.path.lexists(job.output) and not goes_on:
+        is_continuous = job.resumes and _content(started) == self._keys[job.name]
+        if os.path.lexists(job.output) and not is_continuous:
             files.remove(str(job.output))
         _write(started, self._keys[job.name])
         job.output.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-import compute
+import layers
 import programs
 import sample_records
 
@@ -11,7 +11,7 @@ import sample_records
 def float32_by_default():
     """Makes results in this process the same on every machine; tests ask for bfloat16."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compute, "multiplies_bfloat16", lambda: False)
+        patch.setattr(layers, "has_native_bfloat16", lambda: False)
         yield
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import importlib
 import json
 import pathlib
 import subprocess
@@ -9,14 +10,11 @@ import sys
 import tempfile
 
 import numpy as np
-from absl import flags
 
 import checkpoints
-import eval as eval_program
-import inference
-import train
+import program
 
-ROOT = pathlib.Path(train.__file__).parent
+ROOT = pathlib.Path(program.__file__).parent
 SMALL_DATA = ("--num_classes=10", "--feature_sizes=8,4")
 SMALL_DBOF = (
     "--model=DbofModel",
@@ -40,12 +38,14 @@ SMALL_NETVLAD = (
 )
 
 
-def run(program, *arguments):
+def run(name, *arguments):
     """Runs a program's main in this process, with its flags parsed as on the command line."""
-    flag_values = flags.FlagValues()
-    program.define_flags(flag_values)
-    flag_values([program.__name__, *map(str, arguments)])
-    return program.main(flag_values)
+    return program.call(importlib.import_module(name).main, [*map(str, arguments)])
+
+
+def options(name, *arguments):
+    """The options of a program, parsed as on the command line, by parameter of its main."""
+    return program.parse_options(importlib.import_module(name).main, [*map(str, arguments)])
 
 
 def run_command(*arguments, cwd=ROOT):
@@ -62,26 +62,26 @@ def run_command(*arguments, cwd=ROOT):
 
 def run_small(train_dir, data, *more):
     """Trains a small DbofModel."""
-    run(train, f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_DBOF, *more)
+    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_DBOF, *more)
 
 
 def train_netvlad(train_dir, data, *more):
     """Trains a small LFNLNetVLADModel."""
-    run(train, f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_NETVLAD, *more)
+    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_NETVLAD, *more)
 
 
 def evaluate(*arguments):
     """The metrics that eval.py finds with the given flags, a dict."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "metrics.json")
-        run(eval_program, *arguments, "--run_once", f"--metrics_json={path}")
+        run("eval", *arguments, "--run_once", f"--metrics_json={path}")
         return json.loads(path.read_text())
 
 
 def predictions(path, num_classes, **options):
     """Class probabilities by video, a dict to array, that inference.py writes to `path`."""
-    flags_given = [f"--{name}={value}" for name, value in options.items()]
-    run(inference, *flags_given, f"--output_file={path}", f"--top_k={num_classes}")
+    given = [f"--{name}={value}" for name, value in options.items()]
+    run("inference", *given, f"--output_file={path}", f"--top_k={num_classes}")
     found = {}
     for video, pairs in prediction_rows(path)[1:]:
         values = pairs.split()

@@ -19,7 +19,7 @@ STATISTICS = ("moving_mean", "moving_variance")
 
 def average(train_dir, output_dir, *more):
     programs.run(
-        average_checkpoints, f"--train_dir={train_dir}", f"--output_dir={output_dir}", *more
+        "average_checkpoints", f"--train_dir={train_dir}", f"--output_dir={output_dir}", *more
     )
     return json.loads((output_dir / "averaged.json").read_text())
 
@@ -148,7 +148,7 @@ def test_a_model_without_batch_norm_has_nothing_to_recompute(tmp_path, video_dat
     caplog.set_level("INFO", logger="absl")
     run = tmp_path / "run"
     programs.run(
-        train,
+        "train",
         "--model=LogisticModel",
         f"--train_dir={run}",
         f"--train_data_pattern={video_data}",
@@ -169,7 +169,7 @@ def test_an_averaged_run_is_evaluated_predicted_and_trained_like_any(trained, fr
     assert merged["gap"] > 0.9 * alone["gap"]
     output = tmp_path / "p.csv"
     programs.run(
-        inference,
+        "inference",
         f"--train_dir={averaged}",
         f"--input_data_pattern={frame_data}",
         f"--output_file={output}",

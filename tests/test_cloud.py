@@ -175,11 +175,11 @@ def test_directories_of_the_job_are_the_defaults_of_flags(tmp_path, frame_data, 
     monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", f"{tmp_path}/logs/")
     monkeypatch.setenv("AIP_MODEL_DIR", f"{tmp_path}/model/")
     data = f"--train_data_pattern={frame_data}"
-    programs.run(train, data, *programs.SMALL_DBOF, "--max_steps=2")
+    programs.run("train", data, *programs.SMALL_DBOF, "--max_steps=2")
     assert tf.train.latest_checkpoint(f"{tmp_path}/checkpoints")
     assert list((tmp_path / "logs" / "train").glob("events.*"))
     assert not (tmp_path / "checkpoints" / "train").exists()
-    programs.run(eval_program, f"--eval_data_pattern={frame_data}", "--run_once")
+    programs.run("eval", f"--eval_data_pattern={frame_data}", "--run_once")
     assert (tmp_path / "checkpoints" / "eval" / "metrics.json").exists()
     assert list((tmp_path / "logs" / "eval").glob("events.*"))
     programs.run(export_model)
@@ -187,13 +187,13 @@ def test_directories_of_the_job_are_the_defaults_of_flags(tmp_path, frame_data, 
     # What predicts is said by another flag, which counts.
     output = f"--output_file={tmp_path}/predictions.csv"
     inputs = f"--input_data_pattern={frame_data}"
-    programs.run(inference, f"--exported_model={tmp_path}/model", inputs, output)
+    programs.run("inference", f"--exported_model={tmp_path}/model", inputs, output)
 
 
 def test_flags_count_more_than_the_environment(tmp_path, trained, monkeypatch):
     monkeypatch.setenv("AIP_CHECKPOINT_DIR", str(tmp_path / "none"))
     monkeypatch.setenv("AIP_MODEL_DIR", str(tmp_path / "none"))
-    programs.run(export_model, f"--train_dir={trained}", f"--output_dir={tmp_path}/model")
+    programs.run("export_model", f"--train_dir={trained}", f"--output_dir={tmp_path}/model")
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
@@ -264,10 +264,14 @@ def test_paths_of_another_file_system_are_taken(frame_data, tmp_path, monkeypatc
         file.write("Index,Name\n0,Cat\n")
     data, names = "ram://data/part*", "--class_names=ram://data/vocabulary.csv"
     run, averaged = "--train_dir=ram://run", f"--output_dir={tmp_path}/averaged"
-    programs.run(train, f"--train_data_pattern={data}", run, *programs.SMALL_DBOF, "--max_steps=4")
-    programs.run(average_checkpoints, run, "--num_last=1", averaged, f"--train_data_pattern={data}")
     programs.run(
-        eval_program,
+        "train", f"--train_data_pattern={data}", run, *programs.SMALL_DBOF, "--max_steps=4"
+    )
+    programs.run(
+        "average_checkpoints", run, "--num_last=1", averaged, f"--train_data_pattern={data}"
+    )
+    programs.run(
+        "eval",
         run,
         f"--eval_data_pattern={data}",
         "--run_once",
@@ -275,9 +279,9 @@ def test_paths_of_another_file_system_are_taken(frame_data, tmp_path, monkeypatc
         "--per_class_csv=ram://out/classes.csv",
         "--metrics_json=ram://out/metrics.json",
     )
-    programs.run(export_model, run, f"--output_dir={tmp_path}/exported", names)
+    programs.run("export_model", run, f"--output_dir={tmp_path}/exported", names)
     programs.run(
-        inference,
+        "inference",
         run,
         f"--input_data_pattern={data}",
         "--output_file=ram://out/predictions.csv.gz",

@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 from absl import logging as absl_logging
 
-import compute
+import layers
 import programs
 import train
 
 # `conftest.py` replaces it for all other tests.
-MULTIPLIES_BFLOAT16 = compute.multiplies_bfloat16
+MULTIPLIES_BFLOAT16 = layers.has_native_bfloat16
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,10 @@ def test_bfloat16_is_the_default_where_the_processor_multiplies_it(
     path = tmp_path / "cpuinfo"
     if text is not None:
         path.write_text(text)
-    features = compute._cpu_features(path)
-    assert bool(features & compute._CPU_FEATURES) == native
-    monkeypatch.setattr(compute, "multiplies_bfloat16", lambda: native)
-    assert compute.matrix_policy() == ("mixed_bfloat16" if native else "float32")
+    features = layers._cpu_features(path)
+    assert bool(features & layers._CPU_FEATURES) == native
+    monkeypatch.setattr(layers, "has_native_bfloat16", lambda: native)
+    assert layers.training_policy() == ("mixed_bfloat16" if native else "float32")
 
 
 @pytest.mark.parametrize(("capability", "native"), [((8, 0), True), ((7, 5), False), (None, False)])
@@ -50,8 +50,8 @@ def test_a_gpu_decides_by_its_compute_capability(monkeypatch, capability, native
 
 def test_the_log_tells_the_type(caplog):
     with caplog.at_level(logging.INFO, absl_logging.get_absl_logger().name):
-        assert compute.matrix_policy("bfloat16") == "mixed_bfloat16"
-        assert compute.matrix_policy("float32") == "float32"
+        assert layers.training_policy("bfloat16") == "mixed_bfloat16"
+        assert layers.training_policy("float32") == "float32"
     assert "bfloat16 operands, as asked for" in caplog.text
 
 
@@ -77,7 +77,7 @@ def test_loss_curves_of_both_types_agree(frame_data, tmp_path, model):
     for dtype in ("float32", "bfloat16"):
         train_dir = tmp_path / dtype
         programs.run(
-            train,
+            "train",
             f"--train_dir={train_dir}",
             f"--train_data_pattern={frame_data}",
             *options,

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 import checkpoints
 import distribution
-import replicas
+import layers
 import sample_records
 import test_models
 import train
@@ -321,9 +321,9 @@ def test_batches_and_files_must_suffice_for_all():
 
 def test_replicas_draw_different_numbers_from_equal_states():
     drawn, states = [], []
-    for replica in (None, replicas.Replica(0, list), replicas.Replica(1, list)):
-        generator = replicas.SeedGenerator(seed=3)
-        with replicas.running(replica):
+    for replica in (None, layers.Replica(0, list), layers.Replica(1, list)):
+        generator = layers.SeedGenerator(seed=3)
+        with layers.running_replica(replica):
             drawn.append(keras.random.uniform([20], seed=generator).numpy())
         states.append(generator.state.numpy())
     np.testing.assert_array_equal(drawn[0], drawn[1])

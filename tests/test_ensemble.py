@@ -85,7 +85,7 @@ def test_no_sampling_uses_every_real_frame_once(name, monkeypatch):
 @pytest.mark.parametrize("name", SMALL)
 def test_several_samplings_equal_the_mean_over_their_positions(name):
     model, inputs = make_model(name), make_inputs()
-    positions = model.draw_positions(inputs["num_frames"], 5, 7)
+    positions = model.draw_frame_indices(inputs["num_frames"], 5, 7)
     if positions is None:
         np.testing.assert_array_equal(
             predict([model], inputs, num_samplings=5), predict([model], inputs)
@@ -124,11 +124,11 @@ def draw(model, inputs, num_samplings, seed):
     return frame_level_models._scaled_floor(uniform, inputs["num_frames"])
 
 
-@pytest.mark.parametrize("most_values", [1, 500, 10**9])
-def test_parts_of_a_batch_predict_as_the_whole(most_values):
+@pytest.mark.parametrize("max_floats", [1, 500, 10**9])
+def test_parts_of_a_batch_predict_as_the_whole(max_floats):
     models, inputs = [make_model(name) for name in SMALL], make_inputs(7)
     expected = predict(models, inputs, num_samplings=3)
-    actual = predict(models, inputs, num_samplings=3, most_values=most_values)
+    actual = predict(models, inputs, num_samplings=3, max_floats=max_floats)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
@@ -146,7 +146,7 @@ def test_empty_batch_gives_no_predictions(num_videos):
 
 def test_a_video_without_frames_leaves_the_others_alone():
     model, inputs = make_model("LFNLNetVLADModel"), make_inputs(2)
-    positions = model.draw_positions(tf.constant([3, 0]), 1, 7)
+    positions = model.draw_frame_indices(tf.constant([3, 0]), 1, 7)
     _, weights = model.sample(inputs["frames"][:2], tf.constant([3, 0]), positions)
     weights = np.asarray(weights)
     assert weights[0, :3].sum() == model.iterations

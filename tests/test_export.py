@@ -23,7 +23,7 @@ NUM_CLASSES = 10
 
 
 def export(output_dir, *more):
-    programs.run(export_model, f"--output_dir={output_dir}", *more)
+    programs.run("export_model", f"--output_dir={output_dir}", *more)
     return json.loads((output_dir / "manifest.json").read_text())
 
 
@@ -63,7 +63,7 @@ def of_export(export_dir, pattern):
 def trained_moe(tmp_path_factory, video_data):
     train_dir = tmp_path_factory.mktemp("moe") / "run"
     programs.run(
-        train,
+        "train",
         "--model=MoeModel",
         "--moe_prob_gating",
         f"--train_dir={train_dir}",
@@ -80,7 +80,7 @@ def trained_moe(tmp_path_factory, video_data):
 def trained_gru(tmp_path_factory, frame_data):
     train_dir = tmp_path_factory.mktemp("gru") / "run"
     programs.run(
-        train,
+        "train",
         "--model=GruModel",
         "--gru_cells=8",
         f"--train_dir={train_dir}",
@@ -362,7 +362,7 @@ def test_a_model_of_plain_keras_layers_is_exported(frame_data, tmp_path, monkeyp
     monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
     exec(compile(code, "my_models.py", "exec"), {"__name__": "my_models"})
     programs.run(
-        train,
+        "train",
         "--model=AttentionModel",
         f"--train_dir={tmp_path / 'run'}",
         f"--train_data_pattern={frame_data}",
@@ -390,7 +390,7 @@ def test_layers_without_names_are_restored_again_and_again(frame_data, tmp_path,
             return self.hidden(keras.ops.sum(frames, axis=1))
 
     programs.run(
-        train,
+        "train",
         "--model=UnnamedModel",
         f"--train_dir={tmp_path / 'run'}",
         f"--train_data_pattern={frame_data}",

@@ -17,7 +17,7 @@ from utils import InputError
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, trained):
     path = tmp_path_factory.mktemp("exported") / "model"
-    programs.run(export_model, f"--train_dir={trained}", f"--output_dir={path}")
+    programs.run("export_model", f"--train_dir={trained}", f"--output_dir={path}")
     return path
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import frame_level_models
 import layer_references as references
-import nonlocal_vlad
+import layers
 import registry
 import video_level_models
 from layer_references import linear, randomize, sigmoid, sub_weights, unit_vector, weights_of
@@ -628,7 +628,7 @@ def test_initial_weights_of_soft_bof_are_normal_by_their_fan_in():
 
 
 def test_initial_batch_norm_scales_by_one_and_shifts_by_zero():
-    layer = nonlocal_vlad.BatchNorm()
+    layer = layers.BatchNorm()
     layer.build((None, 5))
     ones, zeros = [1.0] * 5, [0.0] * 5
     initial = {path: value.tolist() for path, value in weights_of(layer).items()}
@@ -643,7 +643,7 @@ def test_initial_batch_norm_scales_by_one_and_shifts_by_zero():
 
 def test_initial_gate_of_context_gating_is_normal_by_its_width():
     keras.utils.set_random_seed(2)
-    layer = nonlocal_vlad.ContextGating()
+    layer = layers.ContextGating()
     layer.build((None, 256))
     assert_normal(layer.gate.kernel, 1 / 16)
 
@@ -706,7 +706,7 @@ def test_uniformity_check_finds_a_frame_that_is_drawn_too_often():
 @pytest.mark.parametrize("num_frames", [2, 7, 300])
 def test_random_positions_are_uniform_over_the_real_frames_alone(num_frames):
     limits = tf.fill([1500], num_frames)
-    positions = frame_level_models.random_positions(limits, 1, 20, seed_generator())[:, 0]
+    positions = frame_level_models.random_frame_indices(limits, 1, 20, seed_generator())[:, 0]
     assert positions.shape == (1500, 20)
     assert np.min(positions) == 0
     assert np.max(positions) == num_frames - 1
@@ -716,14 +716,14 @@ def test_random_positions_are_uniform_over_the_real_frames_alone(num_frames):
 def test_random_positions_keep_within_the_length_of_each_video():
     limits = np.arange(1, 50, dtype=np.int32)
     positions = np.asarray(
-        frame_level_models.random_positions(tf.constant(limits), 1, 400, seed_generator())[:, 0]
+        frame_level_models.random_frame_indices(tf.constant(limits), 1, 400, seed_generator())[:, 0]
     )
     for row, limit in zip(positions, limits, strict=True):
         assert set(row) == set(range(limit))
 
 
 def test_random_positions_are_drawn_with_replacement():
-    positions = frame_level_models.random_positions(tf.fill([4000], 5), 1, 5, seed_generator())[
+    positions = frame_level_models.random_frame_indices(tf.fill([4000], 5), 1, 5, seed_generator())[
         :, 0
     ]
     all_different = np.mean([len(set(row)) == 5 for row in np.asarray(positions)])
@@ -733,12 +733,12 @@ def test_random_positions_are_drawn_with_replacement():
 def test_random_positions_stay_in_the_video_where_the_random_number_rounds_up(monkeypatch):
     monkeypatch.setattr(keras.random, "uniform", lambda shape, seed: tf.ones(shape))
     limits = tf.constant([1, 7, 300])
-    positions = frame_level_models.random_positions(limits, 1, 2, seed_generator())[:, 0]
+    positions = frame_level_models.random_frame_indices(limits, 1, 2, seed_generator())[:, 0]
     np.testing.assert_array_equal(positions, [[0, 0], [6, 6], [299, 299]])
 
 
 @pytest.mark.parametrize(
-    "draw", [frame_level_models.random_positions, frame_level_models.random_runs]
+    "draw", [frame_level_models.random_frame_indices, frame_level_models.random_frame_runs]
 )
 def test_positions_repeat_under_a_seed_and_differ_between_calls_and_videos(draw):
     limits, seed = tf.fill([4], 1000), seed_generator(6)
@@ -751,14 +751,16 @@ def test_positions_repeat_under_a_seed_and_differ_between_calls_and_videos(draw)
 
 def test_random_run_is_consecutive_within_the_video_and_starts_uniformly():
     runs = np.asarray(
-        frame_level_models.random_runs(tf.fill([8000], 10), 1, 4, seed_generator())[:, 0]
+        frame_level_models.random_frame_runs(tf.fill([8000], 10), 1, 4, seed_generator())[:, 0]
     )
     assert np.all(np.diff(runs, axis=1) == 1)
     assert_uniform(runs[:, 0], 7)
 
 
 def test_random_run_of_a_short_video_begins_at_its_first_frame():
-    runs = frame_level_models.random_runs(tf.constant([1, 3, 4]), 1, 4, seed_generator())[:, 0]
+    runs = frame_level_models.random_frame_runs(tf.constant([1, 3, 4]), 1, 4, seed_generator())[
+        :, 0
+    ]
     np.testing.assert_array_equal(runs, [[0, 1, 2, 3]] * 3)
 
 
@@ -773,7 +775,7 @@ def numbered_videos(num_frames, length):
 
 def sample(model, frames, num_frames, num_samplings=1):
     """What a model takes of the frames at one call."""
-    positions = model.draw_positions(num_frames, num_samplings, model.sampling_seed)
+    positions = model.draw_frame_indices(num_frames, num_samplings, model.sampling_seed)
     return model.sample(frames, num_frames, positions)
 
 
@@ -857,7 +859,7 @@ def test_counts_are_those_of_the_positions_drawn():
     model.sampling_seed.state.assign([3, 0])
     _, counts = sample(model, frames, num_frames)
     model.sampling_seed.state.assign([3, 0])
-    positions = frame_level_models.random_positions(num_frames, 1, 7, model.sampling_seed)[:, 0]
+    positions = frame_level_models.random_frame_indices(num_frames, 1, 7, model.sampling_seed)[:, 0]
     expected = [np.bincount(row, minlength=12) for row in np.asarray(positions)]
     np.testing.assert_array_equal(counts, expected)
 

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 import layer_references as references
+import layers
 import nonlocal_vlad
 from utils import InputError
 
@@ -28,7 +29,7 @@ def reference_of_netvlad(**options):
 # Layers called with frames, their weights and the mode, each with its reference.
 FRAME_LAYERS = {
     "batch norm": (
-        nonlocal_vlad.BatchNorm,
+        layers.BatchNorm,
         lambda x, row_weights, weights, training: references.batch_norm(
             x, weights, training, row_weights
         ),
@@ -83,7 +84,7 @@ def make_block(**options):
 
 
 def make_gating():
-    layer = nonlocal_vlad.ContextGating()
+    layer = layers.ContextGating()
     x = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
     layer(x)
     references.randomize(layer)
@@ -161,7 +162,7 @@ def test_gradients_of_layer_over_frames_equal_finite_differences(name, training)
 
 @BOTH_MODES
 def test_batch_norm_of_rows_without_weights_equals_its_formula(training):
-    layer, rows = nonlocal_vlad.BatchNorm(), make_frames()[0]
+    layer, rows = layers.BatchNorm(), make_frames()[0]
     layer(rows)
     references.randomize(layer)
     expected = references.batch_norm(rows.astype(float), references.weights_of(layer), training)
@@ -232,7 +233,7 @@ def test_l2_normalize_makes_length_one_and_keeps_zero_and_its_gradient_finite():
     tensor = tf.constant(x)
     with tf.GradientTape() as tape:
         tape.watch(tensor)
-        actual = nonlocal_vlad.l2_normalize(tensor)
+        actual = layers.l2_normalize(tensor)
     assert_close(actual, expected)
     assert np.all(np.isfinite(tape.gradient(actual, tensor)))
 
@@ -242,7 +243,7 @@ def test_gradient_of_l2_normalize_equals_finite_differences():
     factors = np.random.default_rng(7).normal(size=x.shape)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        function = tf.reduce_sum(nonlocal_vlad.l2_normalize(x) * factors.astype(np.float32))
+        function = tf.reduce_sum(layers.l2_normalize(x) * factors.astype(np.float32))
     expected = central_differences(
         lambda rows: np.sum(factors * [references.unit_vector(row) for row in rows]),
         x.numpy().astype(float),
@@ -408,7 +409,7 @@ def test_gradient_of_normalisation_is_the_derived_one(shape):
         return gamma * (x - mean) * tf.math.rsqrt(variance + 1e-3) + beta
 
     def by_hand(x, gamma, beta):
-        return nonlocal_vlad.normalize_rows(x, shares, gamma, beta, 1e-3)[0]
+        return layers.normalize_rows(x, shares, gamma, beta, 1e-3)[0]
 
     results = []
     for function in (derived, by_hand):
@@ -439,7 +440,7 @@ def test_gradient_of_a_weighted_sum_is_the_derived_one():
 def test_an_offset_before_normalisation_changes_the_moving_mean_alone():
     rng = np.random.default_rng(4)
     x, offset = rng.normal(size=(6, 3)).astype(np.float32), np.float32([1.0, -2.0, 0.5])
-    apart, added = nonlocal_vlad.BatchNorm(), nonlocal_vlad.BatchNorm()
+    apart, added = layers.BatchNorm(), layers.BatchNorm()
     for training in (True, False):
         np.testing.assert_allclose(
             apart(x, training=training, offset=offset),

@@ -26,7 +26,10 @@ def exported(tmp_path_factory, trained_netvlad):
     """An exported model that samples frames."""
     folder = tmp_path_factory.mktemp("exported") / "model"
     programs.run(
-        export_model, f"--train_dir={trained_netvlad}", f"--output_dir={folder}", "--dtype=float32"
+        "export_model",
+        f"--train_dir={trained_netvlad}",
+        f"--output_dir={folder}",
+        "--dtype=float32",
     )
     return folder
 
@@ -74,7 +77,7 @@ def test_two_workers_write_the_lines_of_inference(exported, frame_data, tmp_path
     assert done.returncode == 0, done.stderr
     assert "160 videos predicted, 0 damaged records skipped" in done.stderr
     programs.run(
-        inference,
+        "inference",
         f"--exported_model={exported}",
         f"--input_data_pattern={frame_data}",
         f"--output_file={single}",
@@ -98,20 +101,20 @@ def damaged(tmp_path, frame_data):
 def test_more_damage_than_allowed_fails_and_writes_nothing(exported, damaged, tmp_path, allowed):
     given = arguments(exported, damaged, tmp_path / "p")
     with pytest.raises(Exception, match="skip_corrupt_records"):
-        programs.run(predict_beam, *given, IN_PROCESS, f"--skip_corrupt_records={allowed}")
+        programs.run("predict_beam", *given, IN_PROCESS, f"--skip_corrupt_records={allowed}")
     assert not shards(tmp_path / "p")
 
 
 def test_allowed_damage_costs_its_records_alone(exported, damaged, tmp_path):
     given = arguments(exported, damaged, tmp_path / "p")
-    programs.run(predict_beam, *given, IN_PROCESS, "--skip_corrupt_records=2")
+    programs.run("predict_beam", *given, IN_PROCESS, "--skip_corrupt_records=2")
     assert len(lines(shards(tmp_path / "p"))) == 3 * 40 - 2
 
 
 def test_ids_are_quoted_as_csv(exported, tmp_path):
     record = sample_records.frame_record('a,"b', [], rgb=[b"12345678"], audio=[b"1234"])
     path = sample_records.write_records(tmp_path / "test.tfrecord", [record])
-    programs.run(predict_beam, *arguments(exported, path, tmp_path / "p"), IN_PROCESS)
+    programs.run("predict_beam", *arguments(exported, path, tmp_path / "p"), IN_PROCESS)
     (row,) = csv.reader(lines(shards(tmp_path / "p")))
     assert row[0] == 'a,"b'
 
@@ -119,9 +122,9 @@ def test_ids_are_quoted_as_csv(exported, tmp_path):
 def test_shards_of_an_earlier_run_are_refused(exported, frame_data, tmp_path):
     (tmp_path / "p-00000-of-00007.csv").touch()
     with pytest.raises(InputError, match=r"p-00000-of-00007\.csv exists already"):
-        programs.run(predict_beam, *arguments(exported, frame_data, tmp_path / "p"), IN_PROCESS)
+        programs.run("predict_beam", *arguments(exported, frame_data, tmp_path / "p"), IN_PROCESS)
 
 
 def test_a_directory_without_an_exported_model_is_refused(frame_data, tmp_path):
     with pytest.raises(InputError, match=r"has no manifest\.json"):
-        programs.run(predict_beam, *arguments(tmp_path, frame_data, tmp_path / "p"), IN_PROCESS)
+        programs.run("predict_beam", *arguments(tmp_path, frame_data, tmp_path / "p"), IN_PROCESS)

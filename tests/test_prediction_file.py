@@ -78,13 +78,13 @@ def test_a_killed_run_resumes_to_the_same_bytes_without_reading_finished_files(
     given = (*arguments(trained_netvlad, many_files, broken), "--compute_dtype=float32")
     start_and_kill(given, broken)
     assert not broken.exists()
-    programs.run(inference, *arguments(trained_netvlad, many_files, unbroken))
+    programs.run("inference", *arguments(trained_netvlad, many_files, unbroken))
     finished = [int(path.stem) for path in finished_parts(broken)]
     assert 3 <= len(finished) < 80
     for number in finished:
         size = many_files[number].stat().st_size
         many_files[number].write_bytes(b"?" * size)
-    programs.run(inference, *given)
+    programs.run("inference", *given)
     assert broken.read_bytes() == unbroken.read_bytes()
     assert not pathlib.Path(f"{broken}.parts").exists()
     assert len(programs.prediction_rows(broken)) == 1 + 80 * 40
@@ -93,7 +93,7 @@ def test_a_killed_run_resumes_to_the_same_bytes_without_reading_finished_files(
 def test_lines_are_in_the_order_of_the_input_files(tmp_path, trained, frame_data):
     output = tmp_path / "predictions.csv"
     inputs = sorted(pathlib.Path(frame_data).parent.glob("part*"))
-    programs.run(inference, *arguments(trained, inputs, output))
+    programs.run("inference", *arguments(trained, inputs, output))
     ids = [row[0] for row in programs.prediction_rows(output)[1:]]
     assert ids == [f"v{file}_{index}" for file in range(4) for index in range(40)]
 
@@ -101,7 +101,7 @@ def test_lines_are_in_the_order_of_the_input_files(tmp_path, trained, frame_data
 def interrupt(given):
     """Leaves the parts of two of three files, by the damaged record of the last."""
     with pytest.raises(InputError, match=r"record 1 of .*test2"):
-        programs.run(inference, *given, "--skip_corrupt_records=1")
+        programs.run("inference", *given, "--skip_corrupt_records=1")
 
 
 def test_damaged_records_of_both_runs_count_together(tmp_path, trained, damaged_files):
@@ -110,10 +110,10 @@ def test_damaged_records_of_both_runs_count_together(tmp_path, trained, damaged_
     interrupt(given)
     assert len(finished_parts(output)) == 2
     with pytest.raises(InputError, match="1 damaged records were skipped before"):
-        programs.run(inference, *given, "--skip_corrupt_records=1")
+        programs.run("inference", *given, "--skip_corrupt_records=1")
     with pytest.raises(InputError, match=r"test0\.tfrecord"):
-        programs.run(inference, *given)
-    programs.run(inference, *given, "--skip_corrupt_records=2")
+        programs.run("inference", *given)
+    programs.run("inference", *given, "--skip_corrupt_records=2")
     assert len(programs.prediction_rows(output)) == 1 + 3 * 40 - 2
 
 
@@ -122,13 +122,13 @@ def test_parts_are_not_mixed_with_others_unless_they_are_given_up(tmp_path, trai
     given = arguments(trained, damaged_files, output)
     interrupt(given)
     with pytest.raises(InputError, match="another value of top_k"):
-        programs.run(inference, *given, "--top_k=3")
+        programs.run("inference", *given, "--top_k=3")
     with pytest.raises(InputError, match="another value of checkpoint_steps, model_weights"):
-        programs.run(inference, *given, "--checkpoint=40")
+        programs.run("inference", *given, "--checkpoint=40")
     shutil.copy(damaged_files[1], tmp_path / "input" / "test9.tfrecord")
     with pytest.raises(InputError, match="another value of input_files"):
-        programs.run(inference, *given)
-    programs.run(inference, *given, "--noresume", "--skip_corrupt_records=3")
+        programs.run("inference", *given)
+    programs.run("inference", *given, "--noresume", "--skip_corrupt_records=3")
     assert len(programs.prediction_rows(output)) == 1 + 4 * 40 - 2
 
 
@@ -138,8 +138,8 @@ def test_an_empty_file_is_allowed_among_others_but_not_alone(tmp_path, trained, 
     sample_records.write_records(empty, [])
     output = tmp_path / "predictions.csv"
     with pytest.raises(InputError, match="no video in 1 files"):
-        programs.run(inference, *arguments(trained, [empty], output))
+        programs.run("inference", *arguments(trained, [empty], output))
     assert os.listdir(tmp_path) == ["input"]
     shutil.copy(next(pathlib.Path(frame_data).parent.glob("part*")), empty.with_name("b.tfrecord"))
-    programs.run(inference, *arguments(trained, [empty], output))
+    programs.run("inference", *arguments(trained, [empty], output))
     assert len(programs.prediction_rows(output)) == 1 + 40

@@ -35,7 +35,7 @@ from utils import InputError
 
 
 def test_a_frame_level_model_learns_and_beats_the_class_prior(trained, frame_data):
-    run(eval_program, f"--train_dir={trained}", f"--eval_data_pattern={frame_data}", "--run_once")
+    run("eval", f"--train_dir={trained}", f"--eval_data_pattern={frame_data}", "--run_once")
     (summary,) = metrics_of(trained)
     assert summary["step"] == 100
     assert summary["num_videos"] == 160
@@ -47,7 +47,7 @@ def test_a_frame_level_model_learns_and_beats_the_class_prior(trained, frame_dat
 def test_a_video_level_model_learns_and_beats_the_class_prior(tmp_path, video_data):
     train_dir = tmp_path / "run"
     run(
-        train,
+        "train",
         "--model=MoeModel",
         f"--train_dir={train_dir}",
         f"--train_data_pattern={video_data}",
@@ -56,7 +56,7 @@ def test_a_video_level_model_learns_and_beats_the_class_prior(tmp_path, video_da
         "--batch_size=20",
         "--base_learning_rate=0.02",
     )
-    run(eval_program, f"--train_dir={train_dir}", f"--eval_data_pattern={video_data}", "--run_once")
+    run("eval", f"--train_dir={train_dir}", f"--eval_data_pattern={video_data}", "--run_once")
     (summary,) = metrics_of(train_dir)
     assert summary["gap"] > 2 * summary["class_prior_gap"]
 
@@ -64,7 +64,7 @@ def test_a_video_level_model_learns_and_beats_the_class_prior(tmp_path, video_da
 def test_the_predictions_are_those_of_the_evaluated_model(trained, frame_data, tmp_path):
     output = tmp_path / "predictions.csv"
     data = f"--input_data_pattern={frame_data}"
-    run(inference, f"--train_dir={trained}", data, f"--output_file={output}", "--top_k=3")
+    run("inference", f"--train_dir={trained}", data, f"--output_file={output}", "--top_k=3")
     header, *rows = prediction_rows(output)
     assert header == ["VideoId", "LabelConfidencePairs"]
     assert len(rows) == 160
@@ -79,7 +79,7 @@ def test_the_predictions_are_those_of_the_evaluated_model(trained, frame_data, t
 def test_a_compressed_prediction_file_has_the_same_content(trained, frame_data, tmp_path):
     for name in ("plain.csv", "packed.csv.gz"):
         run(
-            inference,
+            "inference",
             f"--train_dir={trained}",
             f"--input_data_pattern={frame_data}",
             f"--output_file={tmp_path / name}",
@@ -92,7 +92,7 @@ def test_the_seed_decides_the_sampled_frames_of_a_prediction(trained, frame_data
     for number, seed in enumerate((1, 1, 2)):
         output = tmp_path / f"{number}.csv"
         run(
-            inference,
+            "inference",
             f"--train_dir={trained}",
             f"--input_data_pattern={frame_data}",
             f"--output_file={output}",
@@ -146,14 +146,14 @@ def test_eval_leaves_all_that_training_resumes_from_untouched(trained, frame_dat
         return {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
 
     before = state()
-    run(eval_program, f"--train_dir={trained}", f"--eval_data_pattern={frame_data}", "--run_once")
+    run("eval", f"--train_dir={trained}", f"--eval_data_pattern={frame_data}", "--run_once")
     assert state() == before
 
 
 def test_eval_takes_a_step_and_keeps_one_entry_per_step(trained, frame_data):
     for step in (80, 40, 80):
         run(
-            eval_program,
+            "eval",
             f"--train_dir={trained}",
             f"--eval_data_pattern={frame_data}",
             f"--checkpoint={step}",
@@ -166,14 +166,14 @@ def test_eval_takes_a_step_and_keeps_one_entry_per_step(trained, frame_data):
 def test_eval_of_all_checkpoints_gives_a_learning_curve(tmp_path, frame_data):
     run_small(tmp_path, frame_data, "--max_steps=6", "--export_model_steps=2")
     given = (f"--train_dir={tmp_path}", f"--eval_data_pattern={frame_data}", "--all_checkpoints")
-    run(eval_program, *given)
+    run("eval", *given)
     history = metrics_of(tmp_path)
     assert [entry["step"] for entry in history] == [2, 4, 6]
     assert len({entry["gap"] for entry in history}) == 3
     with pytest.raises(InputError, match="--all_checkpoints and --checkpoint exclude each other"):
-        run(eval_program, *given, "--checkpoint=2")
+        run("eval", *given, "--checkpoint=2")
     with pytest.raises(InputError, match="--train_dir must be given"):
-        run(eval_program, *given[1:], "--exported_model=any")
+        run("eval", *given[1:], "--exported_model=any")
 
 
 def test_eval_without_run_once_waits_for_new_checkpoints(tmp_path, frame_data):
@@ -206,7 +206,7 @@ def test_metrics_do_not_depend_on_the_batch_size(tmp_path, frame_data):
     summaries = []
     for batch_size in (7, 160):
         run(
-            eval_program,
+            "eval",
             f"--train_dir={train_dir}",
             f"--eval_data_pattern={frame_data}",
             f"--batch_size={batch_size}",
@@ -222,7 +222,7 @@ def test_per_class_csv_has_the_names_of_the_vocabulary(trained, frame_data, tmp_
     vocabulary.write_text("Index,Name\n" + "".join(f"{i},Name {i}\n" for i in range(10)))
     table = tmp_path / "classes.csv"
     run(
-        eval_program,
+        "eval",
         f"--train_dir={trained}",
         f"--eval_data_pattern={frame_data}",
         "--run_once",
@@ -350,7 +350,7 @@ def test_levels_of_data_and_model_must_agree(tmp_path, frame_data, video_data):
         run_small(tmp_path, video_data)
     with pytest.raises(InputError, match="holds frame-level features"):
         run(
-            train,
+            "train",
             "--model=MoeModel",
             f"--train_dir={tmp_path}",
             f"--train_data_pattern={frame_data}",
@@ -374,7 +374,7 @@ def test_a_directory_without_a_checkpoint_is_refused(tmp_path, trained, frame_da
     (tmp_path / "model_flags.json").write_bytes((trained / "model_flags.json").read_bytes())
     with pytest.raises(InputError, match="has no checkpoint"):
         run(
-            eval_program,
+            "eval",
             f"--train_dir={tmp_path}",
             f"--eval_data_pattern={frame_data}",
             "--run_once",
@@ -384,7 +384,7 @@ def test_a_directory_without_a_checkpoint_is_refused(tmp_path, trained, frame_da
 def test_a_missing_step_is_refused_and_names_those_there_are(trained, frame_data):
     with pytest.raises(InputError, match=r"model\.ckpt-41.*has: model\.ckpt-100, model\.ckpt-40"):
         run(
-            eval_program,
+            "eval",
             f"--train_dir={trained}",
             f"--eval_data_pattern={frame_data}",
             "--checkpoint=41",
@@ -395,7 +395,7 @@ def test_a_checkpoint_of_another_model_is_refused_naming_weights(tmp_path, train
     run_small(tmp_path, frame_data, "--max_steps=1", "--dbof_hidden_size=9")
     with pytest.raises(InputError, match=r"DbofModel/hidden/kernel is \[16, 9\] instead of \[16"):
         run(
-            eval_program,
+            "eval",
             f"--train_dir={trained}",
             f"--eval_data_pattern={frame_data}",
             f"--checkpoint={tmp_path / 'model.ckpt-1'}",
@@ -413,7 +413,7 @@ def test_eval_refuses_data_without_any_label(tmp_path, trained):
     record = sample_records.frame_record("a", [], rgb=[b"12345678"], audio=[b"1234"])
     path = sample_records.write_records(tmp_path / "test.tfrecord", [record])
     with pytest.raises(InputError, match="none of the 1 videos has a label"):
-        run(eval_program, f"--train_dir={trained}", f"--eval_data_pattern={path}", "--run_once")
+        run("eval", f"--train_dir={trained}", f"--eval_data_pattern={path}", "--run_once")
 
 
 def test_inference_takes_data_without_labels(tmp_path, trained):
@@ -421,7 +421,7 @@ def test_inference_takes_data_without_labels(tmp_path, trained):
     path = sample_records.write_records(tmp_path / "test.tfrecord", [record])
     output = tmp_path / "predictions.csv"
     run(
-        inference,
+        "inference",
         f"--train_dir={trained}",
         f"--input_data_pattern={path}",
         f"--output_file={output}",
@@ -432,7 +432,7 @@ def test_inference_takes_data_without_labels(tmp_path, trained):
 def test_an_unwritable_output_is_refused_before_the_model_is_built(trained, frame_data):
     with pytest.raises(InputError, match=r"cannot write /proc/none/p\.csv"):
         run(
-            inference,
+            "inference",
             f"--train_dir={trained}",
             f"--input_data_pattern={frame_data}",
             "--output_file=/proc/none/p.csv",
@@ -452,9 +452,9 @@ def test_a_damaged_record_stops_inference_without_an_output_file(tmp_path, train
         f"--output_file={output}",
     )
     with pytest.raises(InputError, match=r"record \d+ of .*damaged\.tfrecord"):
-        run(inference, *arguments)
+        run("inference", *arguments)
     assert {path.name for path in tmp_path.iterdir()} == {"damaged.tfrecord"}
-    run(inference, *arguments, "--skip_corrupt_records=1")
+    run("inference", *arguments, "--skip_corrupt_records=1")
     assert len(prediction_rows(output)) == 1 + 39
 
 
@@ -552,7 +552,7 @@ def test_a_checkpoint_without_a_step_in_its_name_is_refused(trained, frame_data,
         (tmp_path / path.name.replace("40", "best")).write_bytes(path.read_bytes())
     with pytest.raises(InputError, match="must end in -STEP"):
         run(
-            eval_program,
+            "eval",
             f"--train_dir={trained}",
             f"--eval_data_pattern={frame_data}",
             f"--checkpoint={tmp_path / 'model.ckpt-best'}",
@@ -562,9 +562,9 @@ def test_a_checkpoint_without_a_step_in_its_name_is_refused(trained, frame_data,
 def test_eval_refuses_an_unwritable_table_and_names_without_a_table_at_once(trained):
     arguments = (f"--train_dir={trained}", "--eval_data_pattern=/no/such/file", "--run_once")
     with pytest.raises(InputError, match="cannot write /proc/none/classes"):
-        run(eval_program, *arguments, "--per_class_csv=/proc/none/classes.csv")
+        run("eval", *arguments, "--per_class_csv=/proc/none/classes.csv")
     with pytest.raises(InputError, match="--per_class_csv, which is not given"):
-        run(eval_program, *arguments, "--class_names=vocabulary.csv")
+        run("eval", *arguments, "--class_names=vocabulary.csv")
 
 
 def test_a_config_made_with_lists_is_the_one_that_was_saved(tmp_path):

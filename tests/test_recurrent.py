@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 
 import layer_references as references
-import nonlocal_vlad
+import layers
 import recurrent
-from stored_frames import StoredFrames, frame_scales
+from layers import QuantizedFrames, inverse_norms
 
 LENGTHS = (5, 1, 3)
 REAL = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
@@ -102,7 +102,7 @@ def test_matrices_in_bfloat16_change_states_and_gradients_little():
     frames = tf.constant(rng.normal(size=(*REAL.shape, 4)).astype(np.float32))
     outcomes = []
     for policy in ("float32", "mixed_bfloat16"):
-        with nonlocal_vlad.matrix_policy(policy):
+        with layers.matmul_policy(policy):
             layer = recurrent.GRU(6)
         layer.build(frames.shape)
         references.randomize(layer)
@@ -120,7 +120,7 @@ def test_matrices_in_bfloat16_change_states_and_gradients_little():
 def test_a_stack_predicts_the_final_states_of_its_layers(layers):
     rng = np.random.default_rng(5)
     q = tf.constant(rng.integers(0, 256, (*REAL.shape, 4), dtype=np.uint8))
-    frames = StoredFrames(q, frame_scales(q)).affine(*rng.normal(size=(2, 4)))
+    frames = QuantizedFrames(q, inverse_norms(q)).affine(*rng.normal(size=(2, 4)))
     stack = recurrent.GRUStack(6, layers)
     stack.build(frames.shape)
     references.randomize(stack)

@@ -85,7 +85,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write to --train_dir .*/file/run: "):
         programs.run(
-            train,
+            "train",
             f"--train_dir={tmp_path}/file/run",
             "--train_data_pattern=x",
             *programs.SMALL_DBOF,

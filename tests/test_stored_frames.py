@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-import nonlocal_vlad
+import layers
 import utils
-from stored_frames import StoredFrames, frame_scales
+from layers import QuantizedFrames, inverse_norms
 
 B, T, D, K = 3, 5, 7, 4
 RNG = np.random.default_rng(6)
@@ -24,7 +24,7 @@ def unit_frames():
 
 
 def stored():
-    return StoredFrames(BYTES, np.asarray(frame_scales(BYTES)) * REAL)
+    return QuantizedFrames(BYTES, np.asarray(inverse_norms(BYTES)) * REAL)
 
 
 CASES = {
@@ -66,7 +66,7 @@ def test_numbers_are_those_of_the_bytes(case):
 def test_projection_is_that_of_the_numbers(case):
     frames, expected = pair(case)
     kernel = KERNEL[: expected.shape[-1]]
-    rows, offset = nonlocal_vlad.MatrixLayer().project(frames, kernel)
+    rows, offset = layers.MatmulLayer().project(frames, kernel)
     assert_close(rows if offset is None else rows + offset, expected @ kernel)
 
 
@@ -74,7 +74,7 @@ def test_projection_is_that_of_the_numbers(case):
 def test_weighted_sums_are_those_of_the_numbers(case):
     frames, expected = pair(case)
     sums = np.einsum("BTK,BTD->BKD", WEIGHTS.astype(np.float64), expected)
-    layer = nonlocal_vlad.MatrixLayer()
+    layer = layers.MatmulLayer()
     assert_close(layer.pool(frames, WEIGHTS), sums)
     assert_close(layer.pool(expected.astype(np.float32), WEIGHTS), sums)
 
@@ -85,7 +85,7 @@ def test_weighted_residuals_are_those_of_the_numbers(case):
     centers = np.random.default_rng(1).normal(size=(K, expected.shape[-1])).astype(np.float32)
     residuals = expected[:, :, None] - centers.astype(np.float64)
     sums = np.einsum("BTK,BTKD->BKD", WEIGHTS.astype(np.float64), residuals)
-    layer = nonlocal_vlad.MatrixLayer()
+    layer = layers.MatmulLayer()
     assert_close(layer.pool(frames, WEIGHTS, centers), sums)
     assert_close(layer.pool(expected.astype(np.float32), WEIGHTS, centers), sums)
 
@@ -100,11 +100,11 @@ def test_moments_are_those_of_the_numbers():
 
 
 def test_products_in_bfloat16_round_no_byte():
-    with nonlocal_vlad.matrix_policy("mixed_bfloat16"):
-        layer = nonlocal_vlad.MatrixLayer()
+    with layers.matmul_policy("mixed_bfloat16"):
+        layer = layers.MatmulLayer()
     eye = np.eye(D, dtype=np.float32)
-    frames = StoredFrames(BYTES, np.ones((B, T), np.float32))
-    exact, _ = nonlocal_vlad.MatrixLayer().project(frames, eye)
+    frames = QuantizedFrames(BYTES, np.ones((B, T), np.float32))
+    exact, _ = layers.MatmulLayer().project(frames, eye)
     rounded, _ = layer.project(frames, eye)
     # All lose the same 1/512 of a step of the quantisation, which is in the byte that stands for 0.
     np.testing.assert_array_equal(np.asarray(rounded) - np.asarray(exact), 1 / 512)

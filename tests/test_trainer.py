@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 import distribution
+import layers
 import losses
-import nonlocal_vlad
 import registry
 import trainer
 from run_config import RunConfig
@@ -82,8 +82,8 @@ def test_an_update_follows_loss_added_losses_and_penalties():
 
 
 def test_gradients_of_products_in_bfloat16_keep_their_type_and_value():
-    with nonlocal_vlad.matrix_policy("mixed_bfloat16"):
-        layer = nonlocal_vlad.Linear(4)
+    with layers.matmul_policy("mixed_bfloat16"):
+        layer = layers.Linear(4)
     layer.build((None, 5))
     x = tf.constant(np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32))
 
@@ -92,7 +92,7 @@ def test_gradients_of_products_in_bfloat16_keep_their_type_and_value():
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(tf.square(layer(x)))
         found = tape.gradient(loss, [weight.value for weight in layer.trainable_weights])
-        return found, [trainer.as_computed(gradient) for gradient in found]
+        return found, [trainer.without_cast(gradient) for gradient in found]
 
     (kernel, bias), (computed_kernel, computed_bias) = gradients()
     assert kernel.dtype == computed_bias.dtype == tf.float32

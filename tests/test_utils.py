@@ -45,8 +45,8 @@ def test_quantising_clips_values_out_of_range():
 
 
 def test_listing_joins_names_and_says_none():
-    assert utils.listing(["a", 2]) == "a, 2"
-    assert utils.listing([]) == "none"
+    assert utils.comma_separated(["a", 2]) == "a, 2"
+    assert utils.comma_separated([]) == "none"
 
 
 def test_input_error_is_a_value_error():

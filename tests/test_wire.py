@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-import wire
+import records
 from sample_records import bytes_feature, float_feature, frame_record, int64_feature, video_record
 
 SEEDS = range(300)
@@ -161,12 +161,12 @@ def reference_floats(feature):
 
 def contents(payload):
     """All that readers take from a record, read by `wire`, as sorted text."""
-    features, feature_lists = wire.parse_record(payload)
-    floats = {name: wire.float_values(feature) for name, feature in features.items()}
+    features, feature_lists = records.parse_record(payload)
+    floats = {name: records.float_values(feature) for name, feature in features.items()}
     return as_text(
         {name: tf.train.Feature.FromString(feature) for name, feature in features.items()},
         {name: None if values is None else values.tolist() for name, values in floats.items()},
-        {name: listed(wire.frame_bytes(frames)) for name, frames in feature_lists.items()},
+        {name: listed(records.frame_bytes(frames)) for name, frames in feature_lists.items()},
     )
 
 
@@ -239,15 +239,15 @@ def test_the_odd_layouts_reach_what_they_are_made_for():
 
 def test_an_example_has_its_features_and_no_lists():
     payload = video_record("abc", [3, 5], mean_rgb=[0.5, -1.0])
-    features, feature_lists = wire.parse_record(payload)
+    features, feature_lists = records.parse_record(payload)
     assert set(features) == {"id", "labels", "mean_rgb"}
     assert not feature_lists
-    assert wire.float_values(features["mean_rgb"]).tolist() == [0.5, -1.0]
+    assert records.float_values(features["mean_rgb"]).tolist() == [0.5, -1.0]
 
 
 def test_usual_frames_are_a_view_of_the_record():
     payload = frame_record("abc", [1], rgb=[b"ab", b"cd", b"ef"])
-    frames = wire.frame_bytes(wire.parse_record(payload)[1]["rgb"])
+    frames = records.frame_bytes(records.parse_record(payload)[1]["rgb"])
     np.testing.assert_array_equal(frames, [[97, 98], [99, 100], [101, 102]])
     memory = np.frombuffer(payload, np.uint8)
     assert np.shares_memory(frames, memory)
@@ -255,7 +255,7 @@ def test_usual_frames_are_a_view_of_the_record():
 
 def test_usual_floats_are_a_view_of_the_record():
     payload = video_record("abc", [1], mean_rgb=[1.0, 2.0])
-    values = wire.float_values(wire.parse_record(payload)[0]["mean_rgb"])
+    values = records.float_values(records.parse_record(payload)[0]["mean_rgb"])
     assert np.shares_memory(values, np.frombuffer(payload, np.uint8))
 
 
@@ -265,7 +265,7 @@ def test_equal_rows_with_another_header_in_between_are_not_taken_for_frames():
     one_value = field(1, field(1, b"abc"))
     assert len(two_values) == len(one_value)
     rows = [one_value, two_values, one_value]
-    assert wire.frame_bytes(b"".join(field(1, row) for row in rows)) is None
+    assert records.frame_bytes(b"".join(field(1, row) for row in rows)) is None
 
 
 @pytest.mark.parametrize(
@@ -274,22 +274,22 @@ def test_equal_rows_with_another_header_in_between_are_not_taken_for_frames():
     ids=["bytes", "integers", "nothing"],
 )
 def test_a_feature_of_another_kind_holds_no_floats(feature):
-    assert wire.float_values(feature.SerializeToString()) is None
+    assert records.float_values(feature.SerializeToString()) is None
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 6, 7])
 def test_packed_floats_with_a_part_of_one_are_refused(size):
     with pytest.raises(DecodeError):
-        wire.float_values(field(2, field(1, b"x" * size)))
+        records.float_values(field(2, field(1, b"x" * size)))
 
 
 def test_a_float_list_without_values_is_empty():
-    assert wire.float_values(float_feature([]).SerializeToString()).shape == (0,)
+    assert records.float_values(float_feature([]).SerializeToString()).shape == (0,)
 
 
 def test_a_list_without_frames_has_none():
-    assert wire.frame_bytes(b"").shape == (0, 0)
-    assert wire.frame_bytes(field(9, b"unknown")).shape == (0, 0)
+    assert records.frame_bytes(b"").shape == (0, 0)
+    assert records.frame_bytes(field(9, b"unknown")).shape == (0, 0)
 
 
 @pytest.mark.parametrize("make", [usual_record, odd_record])
@@ -328,15 +328,15 @@ def test_random_bytes_are_read_or_refused_as_by_protobuf():
 def test_garbage_inside_a_feature_is_refused_when_the_feature_is_used():
     entry = field(1, b"broken") + field(2, b"\x0a\xff")
     good = field(1, field(1, b"good") + field(2, float_feature([1.5]).SerializeToString()))
-    features, _ = wire.parse_record(field(1, field(1, entry) + good))
-    assert wire.float_values(features["good"]).tolist() == [1.5]
+    features, _ = records.parse_record(field(1, field(1, entry) + good))
+    assert records.float_values(features["good"]).tolist() == [1.5]
     with pytest.raises(DecodeError):
-        wire.float_values(features["broken"])
+        records.float_values(features["broken"])
     with pytest.raises(DecodeError):
-        wire.frame_bytes(b"\x0a\xff")
+        records.frame_bytes(b"\x0a\xff")
 
 
 @pytest.mark.parametrize("name", [b"\xff", b"\xc3", b"\xed\xa0\x80"])
 def test_a_name_that_is_not_utf8_is_refused(name):
     with pytest.raises(DecodeError):
-        wire.parse_record(field(1, field(1, field(1, name) + field(2, b""))))
+        records.parse_record(field(1, field(1, field(1, name) + field(2, b""))))

@@ -23,7 +23,7 @@ def main(num_devices, output, *arguments):
     logging.set_verbosity(logging.INFO)
     made, make_trainer = [], train.make_trainer
     train.make_trainer = lambda *settings: made.append(make_trainer(*settings)) or made[-1]
-    programs.run(train, *arguments)
+    programs.run("train", *arguments)
     (stepper,) = made
     variables = [*stepper.model.weights, *stepper.optimizer.variables]
     np.savez(output, **{variable.path: variable.numpy() for variable in variables})

@@ -67,7 +67,7 @@ def check_data(folder):
     """NaN and infinity in the data, and values that make the loss infinite."""
     model = ("--model=LogisticModel", *programs.SMALL_DATA, "--batch_size=4")
     trained, good = folder / "trained", write_videos(folder / "good", *np.linspace(-1, 1, 8))
-    programs.run(train, f"--train_dir={trained}", f"--train_data_pattern={good}", *model)
+    programs.run("train", f"--train_dir={trained}", f"--train_data_pattern={good}", *model)
     for name, value in (("nan", np.nan), ("inf", np.inf)):
         bad = write_videos(folder / name, 0.1, 0.2, 0.3, 0.4, value)
         named = "of video 'v4' has NaN or infinity"
@@ -123,11 +123,11 @@ def check_predictions(folder):
     good = write_videos(folder / "videos", *np.linspace(0.1, 1, 8))
     trained, broken, exported = folder / "moe", folder / "overflowing", folder / "exported"
     model = ("--model=MoeModel", *programs.SMALL_DATA, "--batch_size=4", "--max_steps=1")
-    programs.run(train, f"--train_dir={trained}", f"--train_data_pattern={good}", *model)
+    programs.run("train", f"--train_dir={trained}", f"--train_data_pattern={good}", *model)
     # Logits of infinity, of which a softmax makes NaN.
     with_weight(trained, broken, 3e38, "weights", "gates/kernel", everywhere=True)
     exported = folder / "exported"
-    programs.run(export_model, f"--train_dir={broken}", f"--output_dir={exported}")
+    programs.run("export_model", f"--train_dir={broken}", f"--output_dir={exported}")
     for model in (f"--train_dir={broken}", f"--exported_model={exported}"):
         named = "the prediction for video 'v"
         yield check_error(named, eval_program, model, f"--eval_data_pattern={good}", "--run_once")

@@ -156,9 +156,9 @@ def run(cases):
         folder = pathlib.Path(temporary)
         data = sample_records.write_frame_files(folder, 1, 40, sizes=(6, 3))
         trained, exported = folder / "trained", folder / "exported"
-        programs.run(train, f"--train_dir={trained}", f"--train_data_pattern={data}", *SMALL)
+        programs.run("train", f"--train_dir={trained}", f"--train_data_pattern={data}", *SMALL)
         programs.run(
-            export_model, f"--train_dir={trained}", f"--output_dir={exported}", "--dtype=float32"
+            "export_model", f"--train_dir={trained}", f"--output_dir={exported}", "--dtype=float32"
         )
         predictor = predictors.Predictor([str(trained)], compute_dtype="float32")
         predictor.restore()

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from absl import logging
 
-import tfrecord
+import records
 from sample_records import write_records
 from utils import InputError
 
@@ -24,8 +24,8 @@ def random_payloads(sizes, seed=0):
 
 def read_all(path, allowed=0):
     """Payloads of a file and its damage log."""
-    damage = tfrecord.DamageLog(allowed)
-    with tfrecord.TFRecordFile(path, damage) as file:
+    damage = records.CorruptRecordLog(allowed)
+    with records.TFRecordFile(path, damage) as file:
         payloads = []
         while (record := file.read()) is not None:
             payloads.append(record[1])
@@ -72,7 +72,7 @@ def test_a_good_file_is_read_as_tensorflow_reads_it(tmp_path, prefix):
 
 
 def test_a_record_knows_its_place(path):
-    with tfrecord.TFRecordFile(path, tfrecord.DamageLog()) as file:
+    with records.TFRecordFile(path, records.CorruptRecordLog()) as file:
         places = [file.read()[0] for _ in range(3)]
     assert [(place.index, place.offset) for place in places] == [(0, 0), (1, 36), (2, 66)]
     assert str(places[1]) == f"record 1 of {path} (byte 36)"
@@ -145,8 +145,8 @@ def test_a_truncated_record_tells_both_sizes(path):
 
 def test_a_file_that_shrinks_while_it_is_read_is_noticed(tmp_path):
     path = write_records(tmp_path / "a", random_payloads([100_000, 100_000]))
-    damage = tfrecord.DamageLog(1)
-    with tfrecord.TFRecordFile(path, damage) as file:
+    damage = records.CorruptRecordLog(1)
+    with records.TFRecordFile(path, damage) as file:
         assert file.read() is not None
         with open(path, "r+b") as other:
             other.truncate(150_000)
@@ -178,21 +178,21 @@ def test_a_compressed_file_is_refused_as_such(tmp_path, path):
 
 def test_a_directory_is_refused(tmp_path):
     with pytest.raises(InputError, match=f"^cannot read {re.escape(str(tmp_path))}: "):
-        tfrecord.TFRecordFile(str(tmp_path), tfrecord.DamageLog(9))
+        records.TFRecordFile(str(tmp_path), records.CorruptRecordLog(9))
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_a_missing_file_is_refused(tmp_path, prefix):
     path = f"{prefix}{tmp_path}/missing"
     with pytest.raises(InputError, match=f"^cannot read {re.escape(path)}: "):
-        tfrecord.TFRecordFile(path, tfrecord.DamageLog(9))
+        records.TFRecordFile(path, records.CorruptRecordLog(9))
 
 
 @pytest.mark.parametrize("length", [10**9, 2**40, 2**63, 2**64 - 1])
 def test_a_huge_length_with_a_valid_checksum_takes_no_memory(tmp_path, length):
     encoded = struct.pack("<Q", length)
     path = tmp_path / "a"
-    path.write_bytes(encoded + struct.pack("<I", tfrecord.masked_crc32c(encoded)) + b"x" * 100)
+    path.write_bytes(encoded + struct.pack("<I", records.masked_crc32c(encoded)) + b"x" * 100)
     tracemalloc.start()
     message = refusal(str(path))
     _, peak = tracemalloc.get_traced_memory()
@@ -204,8 +204,8 @@ def test_a_huge_length_with_a_valid_checksum_takes_no_memory(tmp_path, length):
 def test_checksums_are_those_that_tensorflow_writes(path):
     with open(path, "rb") as file:
         content = file.read()
-    assert struct.unpack("<I", content[8:12])[0] == tfrecord.masked_crc32c(content[:8])
-    assert struct.unpack("<I", content[32:36])[0] == tfrecord.masked_crc32c(content[12:32])
+    assert struct.unpack("<I", content[8:12])[0] == records.masked_crc32c(content[:8])
+    assert struct.unpack("<I", content[32:36])[0] == records.masked_crc32c(content[12:32])
 
 
 def test_one_damaged_record_more_than_allowed_is_refused(tmp_path):
@@ -223,9 +223,9 @@ def test_one_damaged_record_more_than_allowed_is_refused(tmp_path):
 
 def test_a_damaged_record_that_is_met_again_counts_once(path, warnings):
     change_byte(path, 36 + HEADER_BYTES)
-    damage = tfrecord.DamageLog(1)
+    damage = records.CorruptRecordLog(1)
     for _ in range(3):
-        with tfrecord.TFRecordFile(path, damage) as file:
+        with records.TFRecordFile(path, damage) as file:
             assert file.read()[0].index == 0
             assert file.read()[0].index == 2
             assert file.read() is None
@@ -234,11 +234,11 @@ def test_a_damaged_record_that_is_met_again_counts_once(path, warnings):
 
 
 def test_equal_records_of_two_files_count_each(tmp_path):
-    damage = tfrecord.DamageLog(2)
+    damage = records.CorruptRecordLog(2)
     for name in ("a", "b"):
         path = write_records(tmp_path / name, random_payloads([10]))
         change_byte(path, HEADER_BYTES)
-        with tfrecord.TFRecordFile(path, damage) as file:
+        with records.TFRecordFile(path, damage) as file:
             assert file.read() is None
     assert damage.count == 2
 
@@ -247,7 +247,7 @@ def test_equal_records_of_two_files_count_each(tmp_path):
 def test_skimming_finds_every_place_and_seeking_returns_there(tmp_path, prefix):
     payloads = random_payloads([10, 100_000, 0, 50_000])
     path = prefix + write_records(tmp_path / "a", payloads)
-    with tfrecord.TFRecordFile(path, tfrecord.DamageLog()) as file:
+    with records.TFRecordFile(path, records.CorruptRecordLog()) as file:
         places = []
         while (place := file.skim()) is not None:
             places.append(place)
@@ -260,7 +260,7 @@ def test_skimming_finds_every_place_and_seeking_returns_there(tmp_path, prefix):
 
 def test_reading_goes_on_where_skimming_stopped(path):
     before, _ = read_all(path)
-    with tfrecord.TFRecordFile(path, tfrecord.DamageLog()) as file:
+    with records.TFRecordFile(path, records.CorruptRecordLog()) as file:
         file.skim()
         assert file.read()[1] == before[1]
         file.skim()
@@ -271,8 +271,8 @@ def test_skimming_notices_a_truncated_end_but_not_a_flipped_bit(path):
     change_byte(path, HEADER_BYTES)
     with open(path, "r+b") as file:
         file.truncate(100)
-    damage = tfrecord.DamageLog(1)
-    with tfrecord.TFRecordFile(path, damage) as file:
+    damage = records.CorruptRecordLog(1)
+    with records.TFRecordFile(path, damage) as file:
         assert [file.skim().index, file.skim().index] == [0, 1]
         assert file.skim() is None
     assert damage.count == 1
@@ -280,8 +280,8 @@ def test_skimming_notices_a_truncated_end_but_not_a_flipped_bit(path):
 
 def test_bytes_read_add_up_to_the_size_also_of_a_damaged_file(path):
     change_byte(path, 66)
-    damage = tfrecord.DamageLog(1)
-    with tfrecord.TFRecordFile(path, damage) as file:
+    damage = records.CorruptRecordLog(1)
+    with records.TFRecordFile(path, damage) as file:
         file.read()
         assert file.take_bytes_read() == 36
         assert file.take_bytes_read() == 0

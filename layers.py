@@ -1,0 +1,625 @@
+"""Building blocks of all models, in `keras.ops` only.
+
+Letters in formulas and einsums: B batch, N samplings, T frames, D features, K clusters,
+E embedding, C classes, M mixtures.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+from absl import logging
+from keras import ops
+
+import utils
+
+# --- Matmul precision -----------------------------------------------------------------------------
+#
+# With bfloat16, matrix products round their operands and results to bfloat16 and accumulate in
+# float32. Biases, batch normalization, softmax and all elementwise math stay in float32, and so do
+# the weights during training. Models for prediction store their matrices in bfloat16.
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+# Linux's names for the instructions that multiply bfloat16, on x86 and on ARM.
+_CPU_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
+_matmul_policy = contextvars.ContextVar("matmul_policy", default="float32")
+
+
+def resolve_compute_dtype(compute_dtype=None):
+    """Returns the matmul precision to use, and logs it.
+
+    Args:
+        compute_dtype: str. `float32` or `bfloat16`; by default bfloat16 where it is native.
+    """
+    resolved = compute_dtype or ("bfloat16" if has_native_bfloat16() else "float32")
+    reason = "as requested" if compute_dtype else "the default on this device"
+    logging.info("matrix products in %s, %s", resolved, reason)
+    return resolved
+
+
+def training_policy(compute_dtype=None):
+    """Returns the Keras dtype policy for training, for `RunConfig.build_model`.
+
+    Args:
+        compute_dtype: str. See `resolve_compute_dtype`.
+    """
+    policies = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+    return policies[resolve_compute_dtype(compute_dtype)]
+
+
+def has_native_bfloat16():
+    """Returns whether the device that Keras computes on multiplies bfloat16 natively.
+
+    On JAX, GPUs and TPUs count and CPUs do not: JAX gains nothing from bfloat16 on a CPU.
+    """
+    if keras.backend.backend() == "jax":
+        return keras.distribution.list_devices()[0].split(":")[0] != "cpu"
+    # Imported here because models do not need TensorFlow.
+    import tensorflow as tf
+
+    if tf.config.list_logical_devices("TPU"):
+        return True
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        return all(gpu.get("compute_capability", (0, 0)) >= (8, 0) for gpu in details)
+    return bool(_CPU_FEATURES & _cpu_features(pathlib.Path("/proc/cpuinfo")))
+
+
+def _cpu_features(path):
+    """Returns the features of the first processor that Linux lists; none on other systems."""
+    if not path.exists():
+        return set()
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return set(value.split())
+    return set()
+
+
+@contextlib.contextmanager
+def matmul_policy(name):
+    """Gives the matmul layers built inside the block a Keras dtype policy.
+
+    Args:
+        name: str. `float32`; `mixed_bfloat16`, which rounds the operands of products to bfloat16;
+            or `bfloat16`, which also stores the matrices in bfloat16. Other layers are unaffected.
+    """
+    token = _matmul_policy.set(name)
+    try:
+        yield
+    finally:
+        _matmul_policy.reset(token)
+
+
+# --- Replicas -------------------------------------------------------------------------------------
+#
+# Several devices may train on one batch, each on its part. Layers learn about it in terms of no
+# backend: the code that runs a replica passes a function that sums over all replicas.
+
+
+@dataclasses.dataclass(frozen=True)
+class Replica:
+    """One of several replicas.
+
+    Attributes:
+        index: int or int tensor. Its number, which its random numbers depend on.
+        all_sum: function from a list of float tensors to the list of their sums over all replicas.
+    """
+
+    index: Any
+    all_sum: Callable
+
+
+_replica = contextvars.ContextVar("replica", default=None)
+
+
+@contextlib.contextmanager
+def running_replica(replica):
+    """Makes layers called inside the block part of a `Replica`; None stands for a single device."""
+    token = _replica.set(replica)
+    try:
+        yield
+    finally:
+        _replica.reset(token)
+
+
+def replica_sum():
+    """Returns the running replica's `all_sum`, or the identity on a single device."""
+    replica = _replica.get()
+    return replica.all_sum if replica else list
+
+
+class SeedGenerator(keras.random.SeedGenerator):
+    """Seed generator with equal state but different seeds on each replica."""
+
+    def next(self, ordered=True):
+        """Returns the next seed, `[2]`."""
+        seed, replica = super().next(ordered), _replica.get()
+        if replica is None:
+            return seed
+        return seed + ops.cast(ops.stack([replica.index, 0]), seed.dtype)
+
+
+# --- Quantized frames -----------------------------------------------------------------------------
+#
+# Dequantizing, L2 normalization and batch normalization are affine for each frame and entry. They
+# can therefore be applied around a matrix product instead of to the frames before it, and a tensor
+# of float frames, four times the size of the bytes, is never needed.
+
+# The byte that would stand for 0, 127 + 1/512. Bfloat16 rounds it to 127, a difference of 1/130560
+# of the range that the bytes cover, and represents every byte minus 127 exactly.
+_ZERO = -utils.QUANTIZATION_OFFSET / utils.QUANTIZATION_SCALE
+
+
+class QuantizedFrames(NamedTuple):
+    """Frames of videos, stored as bytes.
+
+        x_td = inverse_norm_t * scale_d * (q_td - zero) + offset_d
+
+    with B videos of T frames of D entries, and the zero of the quantization.
+
+    Attributes:
+        q: stored bytes, uint8 `[B, T, D]`.
+        inverse_norms: float32 `[B, T]`, 1 / L2 norm of each frame; 0 for padding.
+        scale: float32 `[D]`, or None for 1.
+        offset: float32 `[D]`, or None for 0.
+    """
+
+    q: Any
+    inverse_norms: Any
+    scale: Any = None
+    offset: Any = None
+
+    @property
+    def shape(self):
+        """`(B, T, D)`."""
+        return self.q.shape
+
+    def affine(self, scale, offset):
+        """Returns the frames `scale * x + offset`."""
+        if self.offset is not None:
+            offset = self.offset * scale + offset
+        return self._replace(scale=self._scaled(scale), offset=offset)
+
+    def normalized(self):
+        """Returns the frames before any `affine`, of L2 norm 1."""
+        return QuantizedFrames(self.q, self.inverse_norms)
+
+    def entries(self, start, size):
+        """Returns the part of every frame that holds one feature."""
+        stop = start + size
+        return QuantizedFrames(
+            self.q[..., start:stop],
+            self.inverse_norms,
+            None if self.scale is None else self.scale[start:stop],
+            None if self.offset is None else self.offset[start:stop],
+        )
+
+    def to_float(self):
+        """Returns the frames as float32 `[B, T, D]`."""
+        values = self.inverse_norms[..., None] * self._scaled(_centered(self.q, "float32"))
+        return values if self.offset is None else values + self.offset
+
+    def projection(self, kernel, layer):
+        """Prepares the product of frames and a matrix `[D, K]` by a `MatmulLayer`.
+
+        Returns:
+            `(project, offset)`: a function of bytes, `[B, T, D]` or `[B, D]`, and inverse norms,
+            to float32 `[B, T, K]` or `[B, K]`; and the offset to add afterwards, `[K]` or None.
+        """
+        matrix, offset = kernel, None
+        if self.scale is not None:
+            matrix = self.scale[:, None] * ops.cast(kernel, "float32")
+        if self.offset is not None:
+            offset = ops.sum(self.offset[:, None] * ops.cast(kernel, "float32"), axis=0)
+        matrix = ops.cast(matrix, layer.compute_dtype)
+
+        def project(q, inverse_norms):
+            products = layer.matmul(_centered(q, layer.compute_dtype), matrix)
+            return inverse_norms[..., None] * products
+
+        return project, offset
+
+    def pool(self, weights, layer):
+        """Sums frames with weights `[B, T, K]` by a `MatmulLayer`, leaving out the offset.
+
+        Returns:
+            float32 `[B, K, D]`.
+        """
+        weights = weights * self.inverse_norms[..., None]
+        centered = _centered(self.q, layer.compute_dtype)
+        return self._scaled(layer.einsum("BTK,BTD->BKD", weights, centered))
+
+    def moments(self, weights):
+        """Returns mean and variance of the frames, `[D]` each.
+
+        Args:
+            weights: `[B, T]`. They sum to 1 over all frames of all replicas.
+        """
+        values = _centered(self.q, "float32")
+        mean = ops.einsum("BT,BTD->D", weights * self.inverse_norms, values)
+        square = ops.einsum(
+            "BT,BTD->D", weights * ops.square(self.inverse_norms), ops.square(values)
+        )
+        mean, square = replica_sum()([mean, square])
+        variance = self._scaled(self._scaled(ops.maximum(square - ops.square(mean), 0.0)))
+        mean = self._scaled(mean)
+        return mean if self.offset is None else mean + self.offset, variance
+
+    def _scaled(self, values):
+        return values if self.scale is None else self.scale * values
+
+
+def _centered(q, dtype):
+    return ops.cast(q, dtype) - ops.cast(_ZERO, dtype)
+
+
+def inverse_norms(q):
+    """Returns 1 / L2 norm `[B, T]` of frames `[B, T, D]`, in units of the quantization step."""
+    return ops.rsqrt(ops.sum(ops.square(_centered(q, "float32")), axis=-1))
+
+
+# --- Layers ---------------------------------------------------------------------------------------
+
+
+def sublayers(layer):
+    """Yields a layer and all layers inside it, each once."""
+    found, pending = {}, [layer]
+    while pending:
+        current = pending.pop()
+        if id(current) in found:
+            continue
+        found[id(current)] = current
+        yield current
+        values = keras.tree.flatten(list(vars(current).values()))
+        pending += [value for value in values if isinstance(value, keras.layers.Layer)]
+
+
+def scaled_normal(fan_in):
+    """Returns a normal initializer with standard deviation `1 / sqrt(fan_in)`."""
+    return keras.initializers.RandomNormal(stddev=fan_in**-0.5)
+
+
+class MatmulLayer(keras.layers.Layer):
+    """Base of the layers whose matrix products, and nothing else, follow `matmul_policy`."""
+
+    def __init__(self, **kwargs):
+        super().__init__(dtype=_matmul_policy.get(), autocast=False, **kwargs)
+
+    def add_weight(self, *args, **kwargs):
+        """Adds a weight that is read as it is stored: Keras would round it for a mixed policy."""
+        return super().add_weight(*args, autocast=False, **kwargs)
+
+    def einsum(self, equation, *operands):
+        """Einsum in the dtype of the policy; returns float32."""
+        operands = [ops.cast(operand, self.compute_dtype) for operand in operands]
+        return ops.cast(ops.einsum(equation, *operands), "float32")
+
+    def matmul(self, x, matrix):
+        """Multiplies rows `[B, D]` or `[B, T, D]` by a matrix `[D, K]`; returns float32."""
+        if len(x.shape) == 2:
+            return self.einsum("RD,DK->RK", x, matrix)
+        # Flattened to one matrix, so that the gradient is one product too, not one per video.
+        rows = self.einsum("RD,DK->RK", ops.reshape(x, (-1, x.shape[-1])), matrix)
+        length = x.shape[1] or ops.shape(x)[1]
+        return ops.reshape(rows, (-1, length, matrix.shape[-1]))
+
+    def project(self, x, kernel):
+        """Multiplies rows, or `QuantizedFrames`, by a matrix `[D, K]`.
+
+        Returns:
+            `(rows, offset)`: float32 rows, and an offset still to add to them, `[K]` or None. It
+            is separate because batch normalization does not need it in every row.
+        """
+        if not isinstance(x, QuantizedFrames):
+            return self.matmul(x, kernel), None
+        project, offset = x.projection(kernel, self)
+        return project(x.q, x.inverse_norms), offset
+
+    def pool(self, x, weights, centers=None):
+        """Sums frames, or their residuals to centers: v_k = sum_t weights_tk (x_t - c_k).
+
+        Args:
+            x: frames `[B, T, D]`, or `QuantizedFrames`.
+            weights: `[B, T, K]`.
+            centers: the c_k, `[K, D]`; None for 0.
+
+        Returns:
+            float32 `[B, K, D]`.
+        """
+        if isinstance(x, QuantizedFrames):
+            sums, offset = x.pool(weights, self), x.offset
+        else:
+            sums, offset = self.einsum("BTK,BTD->BKD", weights, x), None
+        # The offset is the same for all frames, so it needs only their total weight.
+        if centers is not None:
+            centers = ops.cast(centers, "float32")
+            offset = -centers if offset is None else offset - centers
+        if offset is None:
+            return sums
+        return sums + ops.sum(weights, axis=1)[..., None] * offset
+
+
+def row_size(shape):
+    """Returns D from the shape of rows `[B, D]` or `[B, T, D]`, or of `QuantizedFrames`."""
+    return (shape.q if isinstance(shape, QuantizedFrames) else shape)[-1]
+
+
+class BatchNorm(keras.layers.Layer):
+    """Batch normalization over weighted rows.
+
+        output = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+
+    In training, mean and variance are those of the batch, on all replicas together. A row of weight
+    n counts n times, and a row of weight 0 (padding) not at all. In prediction they are moving
+    averages. After n updates, the decay of the averages is
+
+        min(decay, (1 + n) / (10 + n))
+
+    which is `decay` itself, 0.999, from the 8990th update on. Before, the averages follow faster,
+    so that they fit the weights after a short training too.
+
+    Args:
+        decay: float. Decay of the moving averages.
+        epsilon: float. Keeps the denominator above 0.
+
+    Attributes:
+        cumulative: bool. Whether the decay is n / (n + 1) instead, which makes the averages the
+            plain mean over the updates.
+        folded: bool. Whether `fold` has moved all but an offset into the matrix before.
+
+    Input shape: `[B, D]`, `[B, T, D]` or `QuantizedFrames`, with `row_weights` of `[B]` or
+    `[B, T]`. Output shape: the same as the input.
+
+    Reference: [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
+    """
+
+    def __init__(self, *, decay=0.999, epsilon=1e-3, **kwargs):
+        super().__init__(**kwargs)
+        self.decay = decay
+        self.epsilon = epsilon
+        self.cumulative = False
+        self.folded = False
+
+    def build(self, input_shape):
+        """Creates scale, offset and moving averages, `[D]` each, and the number of updates."""
+        shape = (row_size(input_shape),)
+        self.gamma = self.add_weight(shape=shape, initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=shape, initializer="zeros", name="beta")
+        averages = {"shape": shape, "trainable": False, "aggregation": "mean"}
+        self.moving_mean = self.add_weight(initializer="zeros", name="moving_mean", **averages)
+        self.moving_variance = self.add_weight(
+            initializer="ones", name="moving_variance", **averages
+        )
+        self.num_updates = self.add_weight(
+            shape=(),
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+            name="num_updates",
+        )
+
+    def call(self, x, row_weights=None, training=False, offset=None):
+        """Normalizes the last axis of `x + offset`, where the offset is `[D]` or None."""
+        offset = 0.0 if offset is None else offset
+        if self.folded:
+            return x + (self.beta + offset)
+        if not training:
+            scale, shift = self.affine()
+            if isinstance(x, QuantizedFrames):
+                return x.affine(scale, shift)
+            return x * scale + (shift + scale * offset)
+        weights = normalized_row_weights(row_weights, x)
+        if isinstance(x, QuantizedFrames):
+            mean, variance = x.moments(weights)
+            self._update(mean, variance)
+            return x.affine(*self._affine(mean, variance))
+        # Subtracting the mean removes the offset. Its gradient is 0, but it must have one.
+        output, mean, variance = normalize_rows(
+            x, weights, self.gamma, self.beta + 0.0 * offset, self.epsilon
+        )
+        self._update(mean + offset, variance)
+        return output
+
+    def affine(self):
+        """Returns scale and offset, `[D]` each, that prediction applies."""
+        return self._affine(self.moving_mean, self.moving_variance)
+
+    def fold(self):
+        """Reduces the layer to an offset, for prediction, and returns the scale, `[D]`.
+
+        With that scale in the matrix before the layer, predictions stay the same.
+        """
+        scale, offset = self.affine()
+        self.beta.assign(offset)
+        self.folded = True
+        return scale
+
+    def _affine(self, mean, variance):
+        scale = self.gamma * ops.rsqrt(variance + self.epsilon)
+        return scale, self.beta - mean * scale
+
+    def _update(self, mean, variance):
+        count = self.num_updates
+        if self.cumulative:
+            decay = count / (count + 1.0)
+        else:
+            decay = ops.minimum(self.decay, (1.0 + count) / (10.0 + count))
+        self.moving_mean.assign(decay * self.moving_mean + (1.0 - decay) * mean)
+        self.moving_variance.assign(decay * self.moving_variance + (1.0 - decay) * variance)
+        self.num_updates.assign_add(1.0)
+
+
+def normalized_row_weights(row_weights, x):
+    """Returns the weights of the rows of `x`, scaled to sum to 1 over all replicas.
+
+    Args:
+        row_weights: `[B]` or `[B, T]`; None for equal weights.
+        x: rows `[B, D]` or `[B, T, D]`, or `QuantizedFrames`.
+    """
+    if row_weights is None:
+        row_weights = ops.ones(ops.shape(x)[:-1])
+    row_weights = ops.cast(row_weights, "float32")
+    (total,) = replica_sum()([ops.sum(row_weights)])
+    return row_weights / total
+
+
+def normalize_rows(x, weights, gamma, beta, epsilon):
+    """Normalizes rows by the mean and variance of the batch, with weights p that sum to 1.
+
+        m = sum_i p_i x_i,  v = sum_i p_i (x_i - m)^2,  r = 1 / sqrt(v + epsilon)
+        y_i = gamma * r * (x_i - m) + beta
+
+    The gradient is written by hand and reads and writes the rows a third as often as the derived
+    gradient. For a gradient d of y, with s = sum_i d_i and t = sum_i d_i (x_i - m):
+
+        dx_i = gamma * r * (d_i - p_i (s + r^2 t (x_i - m))),  dgamma = r t,  dbeta = s
+
+    Sums run over the rows of all replicas, except in dgamma and dbeta, where each replica returns
+    its part.
+
+    Args:
+        x: float32 `[B, D]` or `[B, T, D]`.
+        weights: float32 `[B]` or `[B, T]`, the p_i.
+        gamma: `[D]`.
+        beta: `[D]`.
+        epsilon: float.
+
+    Returns:
+        `(y, m, v)`; gradients flow through y only.
+    """
+    axes = "BT"[: len(x.shape) - 1]
+    all_sum = replica_sum()
+
+    def sum_rows(weights, rows):
+        return ops.einsum(f"{axes},{axes}D->D", weights, rows)
+
+    constant = ops.stop_gradient(x)
+    (mean,) = all_sum([sum_rows(weights, constant)])
+    centered = constant - mean
+    (variance,) = all_sum([sum_rows(weights, ops.square(centered))])
+    inverse = ops.rsqrt(variance + epsilon)
+
+    @ops.custom_gradient
+    def run(x, gamma, beta):
+        scale = gamma * inverse
+
+        def gradient(d_output):
+            ones = ops.ones_like(weights)
+            own_sum = sum_rows(ones, d_output)
+            own_correlation = sum_rows(ones, d_output * centered)
+            sums, correlation = all_sum([own_sum, own_correlation])
+            common = sums * scale + centered * (correlation * scale * ops.square(inverse))
+            d_x = d_output * scale - weights[..., None] * common
+            return d_x, own_correlation * inverse, own_sum
+
+        return centered * scale + beta, gradient
+
+    output = run(x, ops.cast(gamma, x.dtype), ops.cast(beta, x.dtype))
+    return output, mean, variance
+
+
+class Linear(MatmulLayer):
+    """Linear layer with a bias, or with batch normalization instead of the bias.
+
+        output = W x + b,  or  BN(W x)
+
+    Args:
+        units: int. Size of the output.
+        use_bias: bool. Whether to add b.
+        batch_norm: bool. Whether batch normalization follows; then there is no b.
+        initializer: Keras initializer of W.
+        bias_initializer: Keras initializer of b.
+        regularizer: Keras regularizer of W.
+
+    Input shape: `[B, D]`, `[B, T, D]` or `QuantizedFrames`, for batch normalization with
+    `row_weights` of `[B]` or `[B, T]`. Output shape: `[B, units]` or `[B, T, units]`.
+    """
+
+    def __init__(
+        self,
+        units,
+        *,
+        use_bias=True,
+        batch_norm=False,
+        initializer="glorot_uniform",
+        bias_initializer="zeros",
+        regularizer=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.units = units
+        self.use_bias = use_bias and not batch_norm
+        self.norm = BatchNorm(name="norm") if batch_norm else None
+        self.initializer = initializer
+        self.bias_initializer = bias_initializer
+        self.regularizer = regularizer
+
+    def build(self, input_shape, *_):
+        """Creates W, `[D, units]`, and b, `[units]`, or the normalization."""
+        self.kernel = self.add_weight(
+            shape=(row_size(input_shape), self.units),
+            initializer=self.initializer,
+            regularizer=self.regularizer,
+            name="kernel",
+        )
+        if self.use_bias:
+            self.bias = self.add_weight(
+                shape=(self.units,),
+                initializer=self.bias_initializer,
+                dtype="float32",
+                name="bias",
+            )
+        if self.norm is not None:
+            self.norm.build((None, self.units))
+
+    def call(self, x, row_weights=None, training=False):
+        """Maps the last axis of `x`."""
+        x, offset = self.project(x, self.kernel)
+        if self.norm is not None:
+            return self.norm(x, row_weights, training=training, offset=offset)
+        for addend in (offset, self.bias if self.use_bias else None):
+            x = x if addend is None else x + addend
+        return x
+
+    def fold(self):
+        """Moves the scale of the batch normalization into W, for prediction."""
+        if self.norm is not None:
+            self.kernel.assign(self.kernel * self.norm.fold())
+
+
+class ContextGating(keras.layers.Layer):
+    """Scales every entry of a vector by a gate computed from the whole vector.
+
+        output = x * sigmoid(BN(W x))
+
+    Input shape: `[B, D]`. Output shape: `[B, D]`.
+
+    Reference: [Miech et al., 2017](https://arxiv.org/abs/1706.06905).
+    """
+
+    def build(self, input_shape):
+        """Creates W, `[D, D]`, and its batch normalization."""
+        width = input_shape[-1]
+        self.gate = Linear(width, batch_norm=True, initializer=scaled_normal(width), name="gate")
+        self.gate.build(input_shape)
+
+    def call(self, x, training=False):
+        """Gates `x`, `[B, D]`."""
+        return x * ops.sigmoid(self.gate(x, training=training))
+
+
+def l2_normalize(x):
+    """Scales vectors to L2 norm 1 along the last axis; 0 stays 0."""
+    return x * inverse_sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
+
+
+def inverse_sqrt(squared_norm):
+    """Returns 1 / sqrt of squared norms, at most 1e6."""
+    return ops.rsqrt(ops.maximum(squared_norm, 1e-12))

@@ -1,0 +1,37 @@
+"""All uses of private API of Keras and TensorFlow.
+
+Each has no public alternative, and a test that fails if a new version changes it.
+"""
+
+from typing import Any
+
+
+def reset_layer_numbers() -> None:
+    """Makes Keras number unnamed layers from the start again."""
+    from keras.src.utils import naming
+
+    naming.reset_uids()
+
+
+def skip_gradient_sum(optimizer: Any) -> None:
+    """Stops a Keras optimizer from summing gradients over the replicas in `apply`.
+
+    The trainer clips gradients between the sum and the update. If Keras summed as well, every
+    gradient would be counted once per replica.
+
+    Raises:
+        RuntimeError: if this version of Keras sums gradients in another way.
+    """
+    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
+        raise RuntimeError(
+            "this version of Keras merges gradients in a way that the trainer does not know. Use "
+            "Keras 3.15, or train on one device."
+        )
+    optimizer._all_reduce_sum_gradients = list
+
+
+def freeze_variables(function: Any) -> Any:
+    """Returns a copy of a concrete function of TensorFlow with constants for its variables."""
+    from tensorflow.python.framework import convert_to_constants
+
+    return convert_to_constants.convert_variables_to_constants_v2(function)
