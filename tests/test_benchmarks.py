@@ -177,24 +177,3 @@ def copy_gating(source, target):
 def copy_norm(source, target):
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     target.set_weights([getattr(source, name) for name in names])
-
-
-def test_the_document_on_scaling_is_what_its_program_prints(run_benchmark):
-    text = (documents.ROOT / "docs" / "scaling.md").read_text()
-    assert run_benchmark("scaling") == text
-
-
-def test_scaling_agrees_with_a_case_by_hand(benchmark_module):
-    scaling = benchmark_module("scaling")
-    model = scaling.Model("m", 10**6, 10**9, 10**6, 1.0, 0)
-    four = scaling.Situation("four", 4, 2, 1e9)
-    products = 80 * 6e9 / 93.6e12  # 80 videos of 6e9 operations at 30% of 312e12 a second.
-    update = 28e6 / 1.5e12  # Seven passes over 4 MB.
-    reduce = 6e-3  # A ring of 4 sends 2 * 3 / 4 of the gradient's 4 MB.
-    assert model.step_seconds(four) == pytest.approx(products + update + reduce)
-    rate = 4 * 80 / (products + update + reduce)
-    assert model.rate_and_bound(four, rate) == (pytest.approx(rate), "all-reduce")
-    assert model.rate_and_bound(four, rate / 4) == (pytest.approx(rate / 2), "reader")
-    assert model.balanced_batch(four) == pytest.approx(80 * reduce / products)
-    assert scaling.duration(90) == "90 seconds"
-    assert scaling.duration(3 * 86400) == "3 days"
