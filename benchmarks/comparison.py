@@ -1,4 +1,4 @@
-"""What all benchmarks share: ways to do the same work take turns, and a ratio is what counts."""
+"""Shared by all benchmarks: lets several ways to do the same work take turns and compares them."""
 
 import importlib.metadata
 import json
@@ -15,39 +15,46 @@ import program
 
 
 def define_flags(flag_values, rounds=5, plain=None):
-    """Defines the flags of every benchmark; with `plain`, what it does, that of `run_beside`."""
+    """Defines the flags of every benchmark.
+
+    Args:
+        flag_values: where to define them.
+        rounds: int. Default of `--rounds`.
+        plain: str. Help text of `--plain`, which `run_against_plain` reads; `None` leaves it out.
+    """
     own = {"flag_values": flag_values}
-    flags.DEFINE_integer("rounds", rounds, "How often each way is measured.", **own)
-    flags.DEFINE_enum("format", "table", ["table", "json"], "How to print the result.", **own)
+    flags.DEFINE_integer("rounds", rounds, "Measurements of each way.", **own)
+    flags.DEFINE_enum("format", "table", ["table", "json"], "Output format.", **own)
     if plain is not None:
         flags.DEFINE_boolean("plain", True, plain, **own)
 
 
 def peak_memory_gib():
-    """Peak memory so far: of the process, under JAX on a GPU of the GPU."""
+    """Returns the peak memory so far, of the process or, under JAX on a GPU, of the GPU."""
     if keras.backend.backend() == "jax":
         import jax
 
-        statistics_of_device = jax.devices()[0].memory_stats()
-        if statistics_of_device:
-            return statistics_of_device["peak_bytes_in_use"] / 2**30
-    # Kilobytes on Linux.
+        device_statistics = jax.devices()[0].memory_stats()
+        if device_statistics:
+            return device_statistics["peak_bytes_in_use"] / 2**30
+    # ru_maxrss is in KiB on Linux.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def run(makers, baseline, flag_values, **conditions):
-    """Measures ways to do the same work and prints the result.
+    """Measures several ways to do the same work and prints the result.
 
-    The ways are made one after the other, and each runs once, before the first round: a peak of
-    memory is that of the process until then, for the first way its own. Then they take turns, so
-    that whatever else the machine does hits all of them alike. A ratio is taken within one round.
+    The ways are built one after the other, and each runs once before the first round. A memory peak
+    is that of the process up to then; only the first way's peak is its own. Then the ways take
+    turns, so other load on the machine affects all of them equally. A ratio is taken within one
+    round.
 
     Args:
-        makers: dict from name to a function that makes a way: a function that does the work and
-            returns the number of videos.
+        makers: dict from a name to a function that builds a way. A way is a function that does the
+            work and returns the number of videos.
         baseline: str. Name of the way to compare with.
-        flag_values: with the flags of `define_flags`.
-        **conditions: what else the numbers depend on.
+        flag_values: parsed flags of `define_flags`.
+        **conditions: further values that the numbers depend on, to be printed with them.
     """
     program.require_positive(flag_values, "rounds")
     ways, peaks = {}, {}
@@ -64,35 +71,36 @@ def run(makers, baseline, flag_values, **conditions):
     result = {
         "baseline": baseline,
         "results": summarize(rates, baseline, peaks),
-        "conditions": {**conditions, "rounds": flag_values.rounds, **circumstances()},
+        "conditions": {**conditions, "rounds": flag_values.rounds, **environment()},
     }
-    as_text = json.dumps(result, indent=2) if flag_values.format == "json" else as_table(result)
-    print(as_text, flush=True)
+    text = json.dumps(result, indent=2) if flag_values.format == "json" else as_table(result)
+    print(text, flush=True)
 
 
-def run_beside(name, plain, project, flag_values, bounds=None, **conditions):
-    """Runs the project's way and, with `--plain`, the plain one as baseline.
+def run_against_plain(plain_name, plain, project, flag_values, bounds=None, **conditions):
+    """Measures the project against a plain implementation, the baseline with `--plain`.
 
-    Without it, the baseline is the first of the bounds, if there are any.
+    Without `--plain`, the baseline is the first of `bounds`, or the project if there are none.
 
     Args:
-        name: str. What to call the plain way.
-        plain: function that makes it, as of `run`.
-        project: function that makes the project's.
-        flag_values: with the flags of `define_flags`.
-        bounds: dict of makers, as of `run`, of what the project cannot be faster than.
-        **conditions: as of `run`.
+        plain_name: str. Name of the plain way.
+        plain: function that builds the plain way, as in `run`.
+        project: function that builds the project's way.
+        flag_values: parsed flags of `define_flags`.
+        bounds: dict of makers, as in `run`, of upper bounds for the speed of the project.
+        **conditions: as in `run`.
     """
+    bounds = bounds or {}
     makers = {"project": project}
     if flag_values.plain:
-        makers[name] = plain
-    makers |= bounds or {}
-    baseline = name if flag_values.plain else next(iter(bounds or {"project": project}))
+        makers[plain_name] = plain
+    makers |= bounds
+    baseline = plain_name if flag_values.plain else next(iter(bounds), "project")
     run(makers, baseline, flag_values, **conditions)
 
 
 def summarize(rates, baseline, peaks):
-    """Medians over the rounds, and speed relative to the baseline in the same round, by way."""
+    """Returns each way's median speed, its ratios to the baseline by round, and its memory peak."""
     summary = {}
     for name, values in rates.items():
         ratios = [value / base for value, base in zip(values, rates[baseline], strict=True)]
@@ -106,8 +114,8 @@ def summarize(rates, baseline, peaks):
     return summary
 
 
-def circumstances():
-    """The machine and the versions."""
+def environment():
+    """Returns the number of cores and the versions of the libraries."""
     packages = (keras.backend.backend(), "keras", "numpy")
     return {
         "cores": len(os.sched_getaffinity(0)),
@@ -119,7 +127,7 @@ def circumstances():
 
 
 def as_table(result):
-    """The result as lines for a terminal."""
+    """Formats the result for a terminal."""
     width = max(map(len, result["results"])) + 2
     lines = [f"{'':{width}}{'videos/s':>10}{'ratio':>8}  {'(min to max)':16}{'peak GiB':>9}"]
     for name, row in result["results"].items():

@@ -1,4 +1,4 @@
-"""What the benchmarks of models share: their flags, and random full-size batches."""
+"""Shared by the model benchmarks: their flags, and random full-size batches."""
 
 import keras
 import numpy as np
@@ -12,26 +12,27 @@ import recipe_flags
 
 
 def define_flags(flag_values):
-    """Defines the flags of a benchmark of one model, which takes recipes as well."""
+    """Defines the flags of a benchmark of one model, including those that recipes set."""
     recipe_flags.define_flags(flag_values)
     compute.define_flags(flag_values)
     comparison.define_flags(
-        flag_values, plain="Measures the same model in plain Keras and float32, the baseline."
+        flag_values, plain="Also measure the baseline: the same model in plain Keras and float32."
     )
     flag_values.set_default("batch_size", 80)
-    flags.DEFINE_integer("steps", 2, "Batches in each round.", flag_values=flag_values)
+    flags.DEFINE_integer("steps", 2, "Batches per round.", flag_values=flag_values)
 
 
-def run(build, way, flag_values, make_bound=None, **plain_way):
-    """Compares `way` for the project's model with that for its plain twin.
+def run(build, make_work, flag_values, make_bound=None, **plain_options):
+    """Compares the project's model with its plain Keras counterpart.
 
     Args:
-        build: function of a config and a dtype, to the project's model.
-        way: function of a model, its config and the number of batches, to what does the work.
-        flag_values: with the flags of `define_flags`.
-        make_bound: function of the model, its config and the dtype, to ways that bound the
-            project's and conditions to tell, as of `comparison.run`.
-        **plain_way: more arguments of `way` for the plain model.
+        build: function `(config, dtype)` that returns the project's model.
+        make_work: function `(model, config, steps)` that returns the function to measure, as in
+            `comparison.run`.
+        flag_values: parsed flags of `define_flags`.
+        make_bound: function `(model, config, dtype)` that returns `(bounds, conditions)` for
+            `comparison.run_against_plain`.
+        **plain_options: further arguments of `make_work` for the plain model.
     """
     program.require_flags(flag_values, "model")
     program.require_positive(flag_values, "steps")
@@ -40,13 +41,13 @@ def run(build, way, flag_values, make_bound=None, **plain_way):
     keras.utils.set_random_seed(config.seed)
     model = build(config, dtype)
     steps = flag_values.steps
-    # Made first, since a model without a twin is refused.
+    # Built before anything runs, because it rejects models without a plain counterpart.
     plain = plain_models.PlainModel(model) if flag_values.plain else None
     bounds, conditions = make_bound(model, config, dtype) if make_bound else ({}, {})
-    comparison.run_beside(
+    comparison.run_against_plain(
         "plain Keras, float32",
-        lambda: way(plain, config, steps, **plain_way),
-        lambda: way(model, config, steps),
+        lambda: make_work(plain, config, steps, **plain_options),
+        lambda: make_work(model, config, steps),
         flag_values,
         bounds,
         model=config.model,
@@ -57,7 +58,7 @@ def run(build, way, flag_values, make_bound=None, **plain_way):
 
 
 def random_batch(config):
-    """Inputs and labels of a batch of random videos, all of `max_frames` frames."""
+    """Returns inputs and labels of random videos that all have `max_frames` frames."""
     rng = np.random.default_rng(config.seed)
     size, width = config.batch_size, sum(config.feature_sizes)
     labels = (rng.random((size, config.num_classes)) < 3 / config.num_classes).astype(np.float32)

@@ -2,8 +2,8 @@
 
     python benchmarks/input.py
 
-It is compared, in turns within one run, with the reader that one writes first with tf.data and with
-the bare reading of records. benchmarks/README.md tells how to read the result.
+Compares it, taking turns in one process, with a straightforward tf.data reader and with the bare
+reading of records. benchmarks/README.md explains the output.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ BASELINE = "per-example tf.data"
 
 
 def write_records(folder, num_videos, seed=0):
-    """Writes full-size frame-level records of random bytes and returns a glob of the files."""
+    """Writes full-size frame-level records of random bytes and returns a glob for the files."""
     rng = np.random.default_rng(seed)
     for number in range(NUM_FILES):
         path = os.path.join(folder, f"part{number}.tfrecord")
@@ -43,7 +43,7 @@ def write_records(folder, num_videos, seed=0):
 
 
 def random_record(video_id, rng):
-    """A serialized SequenceExample with all frames and one to five labels."""
+    """Returns a serialized SequenceExample with all frames and one to five labels."""
     labels = rng.choice(NUM_CLASSES, rng.integers(1, 6), replace=False)
     context = {
         "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[video_id.encode()])),
@@ -65,7 +65,7 @@ def random_record(video_id, rng):
 
 
 def baseline_dataset(paths, batch_size, num_readers):
-    """The usual reader: each video is parsed, dequantised to float32 and padded on its own."""
+    """Returns the usual reader, which parses, dequantizes and pads each video separately."""
 
     def frames_of(feature):
         values = utils.dequantize(tf.cast(tf.io.decode_raw(feature, tf.uint8), tf.float32))
@@ -88,9 +88,9 @@ def baseline_dataset(paths, batch_size, num_readers):
 
 
 def ways_to_read(paths, batch_size, num_readers):
-    """What is compared: a dict from name to a function that reads all files once.
+    """Returns the ways to compare: a dict from a name to a function that reads all files once.
 
-    Each function returns the number of videos. Datasets are made once, as in training.
+    Each function returns the number of videos. Datasets are created once, as in training.
     """
     reader = readers.YT8MFrameFeatureReader(
         paths,
@@ -129,8 +129,8 @@ def define_flags(flag_values):
     flags.DEFINE_string(
         "data_pattern",
         None,
-        "Globs of frame-level records with features rgb and audio, comma-separated; quote. "
-        "Without it, records of random bytes are written to a temporary directory.",
+        "Comma-separated globs of frame-level records with the features rgb and audio, quoted. "
+        "By default, records of random bytes are written to a temporary directory.",
         **own,
     )
     flags.DEFINE_integer("num_videos", 400, "Videos to write without --data_pattern.", **own)
@@ -146,7 +146,7 @@ def main(flag_values):
             pattern = write_records(folder, flag_values.num_videos)
         paths = files.expand_patterns(pattern)
         ways = ways_to_read(paths, flag_values.batch_size, flag_values.num_readers)
-        # Reading everything once before the first round brings the files into memory.
+        # The warm-up run of each way also brings the files into memory.
         comparison.run(
             {name: lambda read=read: read for name, read in ways.items()},
             BASELINE,

@@ -1,4 +1,4 @@
-"""The training step under JAX, which needs no TensorFlow, and the matrix products in it."""
+"""The training step under JAX, without TensorFlow, and a bound from its matrix products."""
 
 import functools
 import math
@@ -11,11 +11,11 @@ import full_size
 import losses
 
 
-def way(model, config, steps):
-    """Runs training steps of any Keras model; two before are not counted."""
+def make_work(model, config, steps):
+    """Returns a function that runs training steps of any Keras model, after two warm-up steps."""
     inputs, labels = jax.device_put(full_size.random_batch(config))
     if not model.built:
-        # The layers of Keras make their weights at the first call.
+        # Keras layers create their weights in the first call.
         model(jax.tree.map(lambda array: array[:1], inputs))
     step, variables = training_step(model, config)
 
@@ -23,7 +23,7 @@ def way(model, config, steps):
         nonlocal variables
         for _ in range(steps):
             variables, loss = step(variables, inputs, labels)
-        # Each step needs the one before, so this waits for all.
+        # Each step depends on the previous one, so this waits for all of them.
         if not np.isfinite(loss):
             raise FloatingPointError("the loss is not finite")
         return steps * config.batch_size
@@ -33,15 +33,15 @@ def way(model, config, steps):
 
 
 def training_step(model, config):
-    """The step of train.py as one compiled function.
+    """Builds the step of train.py as one compiled function.
 
     Args:
-        model: built `keras.Model`. The first step takes its arrays over.
+        model: built `keras.Model`. The first step consumes its arrays (they are donated).
         config: `RunConfig`.
 
     Returns:
-        `(step, variables)`: a function of variables, inputs and labels to new variables and the
-        loss; and the variables of model and optimizer to begin with.
+        `(step, variables)`. `step` maps `(variables, inputs, labels)` to `(variables, loss)`;
+        `variables` are the initial ones of model and optimizer.
     """
     optimizer = config.build_optimizer()
     optimizer.build(model.trainable_variables)
@@ -61,7 +61,7 @@ def training_step(model, config):
 
 
 def gradient_function(model, config):
-    """A function of weights, state, inputs and labels to `((loss, state), gradients)`."""
+    """Returns a function `(weights, state, inputs, labels)` to `((loss, state), gradients)`."""
     label_loss = losses.get_loss(config.label_loss)
 
     def loss_of(weights, state, inputs, labels):
@@ -74,13 +74,16 @@ def gradient_function(model, config):
     return jax.value_and_grad(loss_of, has_aux=True)
 
 
-def clip_by_norm(gradient, most):
-    """A gradient of at most a given norm."""
-    return gradient * (most / jnp.maximum(jnp.linalg.norm(gradient.ravel()), most))
+def clip_by_norm(gradient, max_norm):
+    """Scales a gradient down to `max_norm` where its norm is larger."""
+    return gradient * (max_norm / jnp.maximum(jnp.linalg.norm(gradient.ravel()), max_norm))
 
 
 def bound(model, config, dtype):
-    """What bounds a step that does nothing but its matrix products, as fast as large ones are.
+    """Returns an upper bound for the speed of a step: only its matrix products, at peak speed.
+
+    Large square products stand for those of the step. The speed of another way relative to this one
+    is the fraction of the peak matrix-product speed that it reaches.
 
     Args:
         model: model of the project.
@@ -88,8 +91,7 @@ def bound(model, config, dtype):
         dtype: str. Type of the operands.
 
     Returns:
-        `(ways, conditions)`, further ones for `comparison.run`: the speed of another way relative
-        to this one is its share of the peak of matrix products.
+        `(bounds, conditions)` for `comparison.run_against_plain`.
     """
     arguments = (
         model.trainable_variables,
@@ -100,7 +102,7 @@ def bound(model, config, dtype):
     jaxpr = jax.make_jaxpr(gradient_function(model, config))(*shapes)
     per_video = product_operations(jaxpr) / config.batch_size
     device = jax.devices()[0]
-    # Sides of square matrices that are large for the device.
+    # Side of square matrices that are large for the device.
     size = 2048 if device.platform == "cpu" else 8192
 
     def products():
@@ -123,7 +125,7 @@ def bound(model, config, dtype):
 
 
 def product_operations(jaxpr):
-    """Floating-point operations of all matrix products of a jaxpr, each as often as it is made."""
+    """Counts the floating-point operations of all matrix products in a jaxpr, loops included."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":

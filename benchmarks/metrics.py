@@ -1,10 +1,10 @@
-"""Measures how many videos per second go into the metrics, and what the result costs.
+"""Measures how many videos per second the metrics accumulate, including the final result.
 
     python benchmarks/metrics.py
     python benchmarks/metrics.py --num_videos=1100000 --noplain --rounds=1
 
-The baseline keeps Python heaps per class, as one writes metrics of rankings first. The predictions
-lie in memory. benchmarks/README.md tells how to read the result.
+The baseline is a straightforward implementation with one Python heap per class. The predictions are
+in memory. benchmarks/README.md explains the output.
 """
 
 import heapq
@@ -21,16 +21,16 @@ import eval_util
 import program
 
 NUM_CLASSES = 3862
-# Batches of predictions that are used in turns.
+# Batches of predictions, used in turn.
 DISTINCT_BATCHES = 4
 
 
 class HeapMetrics:
-    """GAP, mAP, hit at one and PERR from Python lists and heaps; ties in any order.
+    """GAP, mAP, Hit@1 and PERR from Python lists and heaps; ties are in arbitrary order.
 
     Args:
         num_class: int.
-        top_k: int. Entries of each video that count.
+        top_k: int. Entries per video that count.
     """
 
     def __init__(self, num_class, top_k):
@@ -56,7 +56,7 @@ class HeapMetrics:
                 heapq.heappush(self._per_class[entry], (-row[entry], truth[entry]))
 
     def get(self):
-        """The metrics over everything accumulated."""
+        """Returns the metrics of everything accumulated."""
         pairs = zip(self._per_class, self.positives, strict=True)
         aps = [_average_precision(heap, count) for heap, count in pairs if count]
         return {
@@ -77,18 +77,18 @@ def _average_precision(heap, num_positives):
 
 
 def random_batch(rng, size):
-    """Scores and labels of random videos; labels score higher than most."""
+    """Returns scores and labels of random videos; labels have higher scores than most classes."""
     labels = rng.random((size, NUM_CLASSES)) < 3 / NUM_CLASSES
     labels[:, 0] |= ~labels.any(axis=1)
     scores = rng.random((size, NUM_CLASSES), dtype=np.float32) ** 8
     return np.where(labels, np.sqrt(scores), scores), labels.astype(np.float32)
 
 
-def way(make, num_videos, batches):
-    """Accumulates videos and gets the metrics."""
+def make_work(make_metrics, num_videos, batches):
+    """Returns a function that accumulates videos and computes the metrics."""
 
     def work():
-        accumulate, get = make()
+        accumulate, get = make_metrics()
         done = 0
         while done < num_videos:
             predictions, labels = batches[done // len(batches[0][0]) % len(batches)]
@@ -101,25 +101,25 @@ def way(make, num_videos, batches):
     return work
 
 
-def projects():
-    """The metrics of eval.py."""
+def project_metrics():
+    """Returns `(accumulate, get)` of the metrics of eval.py."""
     metrics = eval_util.EvaluationMetrics(NUM_CLASSES, top_k=20)
     return lambda predictions, labels: metrics.accumulate(predictions, labels, 0.0), metrics.get
 
 
-def heaps():
-    """The baseline."""
+def heap_metrics():
+    """Returns `(accumulate, get)` of the baseline."""
     metrics = HeapMetrics(NUM_CLASSES, top_k=20)
     return metrics.accumulate, metrics.get
 
 
 def define_flags(flag_values):
     """Defines the flags of this program."""
-    comparison.define_flags(flag_values, plain="Measures the baseline as well.")
+    comparison.define_flags(flag_values, plain="Also measure the baseline.")
     own = {"flag_values": flag_values}
-    flags.DEFINE_integer("num_videos", 20_000, "Videos of the project's metrics.", **own)
-    flags.DEFINE_integer("plain_videos", 1000, "Videos of the baseline.", **own)
-    flags.DEFINE_integer("batch_size", 1024, "Videos in a batch.", **own)
+    flags.DEFINE_integer("num_videos", 20_000, "Videos for the project's metrics.", **own)
+    flags.DEFINE_integer("plain_videos", 1000, "Videos for the baseline.", **own)
+    flags.DEFINE_integer("batch_size", 1024, "Videos per batch.", **own)
 
 
 def main(flag_values):
@@ -127,10 +127,10 @@ def main(flag_values):
     program.require_positive(flag_values, "num_videos", "plain_videos", "batch_size")
     rng = np.random.default_rng(0)
     batches = [random_batch(rng, flag_values.batch_size) for _ in range(DISTINCT_BATCHES)]
-    comparison.run_beside(
+    comparison.run_against_plain(
         "Python heaps",
-        lambda: way(heaps, flag_values.plain_videos, batches),
-        lambda: way(projects, flag_values.num_videos, batches),
+        lambda: make_work(heap_metrics, flag_values.plain_videos, batches),
+        lambda: make_work(project_metrics, flag_values.num_videos, batches),
         flag_values,
         num_videos=flag_values.num_videos,
         batch_size=flag_values.batch_size,

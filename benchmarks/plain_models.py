@@ -1,8 +1,8 @@
-"""The paper's models as one writes them first with Keras: the baseline of the speed ratios.
+"""Straightforward Keras implementations of the paper's models: the baseline of the speed ratios.
 
-Frames become float32, are sampled by copying and go through the layers of Keras. They predict the
-same with the same weights, which a test shows; `PlainModel` takes the sizes of a model of the
-project.
+Frames are converted to float32, sampled by copying and passed through Keras layers. A test shows
+that a plain model predicts the same as the project's with the same weights. `PlainModel` takes its
+sizes from a model of the project.
 """
 
 import keras
@@ -15,7 +15,7 @@ from nonlocal_vlad import l2_normalize
 
 
 class PlainMoe(layers.Layer):
-    """Mixture of experts, with the mixtures of a class side by side."""
+    """Mixture of experts in the layout `[B, C, M]`."""
 
     def __init__(self, model):
         super().__init__()
@@ -26,14 +26,15 @@ class PlainMoe(layers.Layer):
         self.gating = PlainGating(self.num_classes) if model.prob_gating is not None else None
 
     def call(self, x, training=False):
-        """Probabilities `[B, C]`."""
+        """Returns probabilities `[B, C]`."""
         gates = ops.reshape(self.gates(x), (-1, self.num_classes, self.mixtures + 1))
         experts = ops.reshape(self.experts(x), (-1, self.num_classes, self.mixtures))
-        shares = ops.softmax(gates, axis=-1)[..., : self.mixtures]
-        probabilities = ops.sum(shares * ops.sigmoid(experts), axis=-1)
-        return (
-            probabilities if self.gating is None else self.gating(probabilities, training=training)
-        )
+        # The last gate belongs to the dummy expert, which predicts 0.
+        gate_probabilities = ops.softmax(gates, axis=-1)[..., : self.mixtures]
+        probabilities = ops.sum(gate_probabilities * ops.sigmoid(experts), axis=-1)
+        if self.gating is None:
+            return probabilities
+        return self.gating(probabilities, training=training)
 
 
 class PlainGating(layers.Layer):
@@ -45,12 +46,12 @@ class PlainGating(layers.Layer):
         self.norm = layers.BatchNormalization(momentum=0.999, epsilon=1e-3)
 
     def call(self, x, training=False):
-        """Gated `[B, D]`."""
+        """Returns the gated `[B, D]`."""
         return x * ops.sigmoid(self.norm(self.gate(x), training=training))
 
 
 class PlainPooling(layers.Layer):
-    """NetVLAD, NetRVLAD or soft bag of features of one stream."""
+    """NetVLAD, NetRVLAD or soft bag of features for one stream."""
 
     def __init__(self, size, pooling):
         super().__init__()
@@ -64,20 +65,20 @@ class PlainPooling(layers.Layer):
         self.block = None if block is None else PlainNonLocal(size, block)
 
     def call(self, frames, mask, training=False):
-        """One vector per video."""
-        shares = ops.softmax(self.norm(self.assign(frames), training=training), axis=-1)
-        shares *= mask[..., None]
-        masses = ops.sum(shares, axis=1)
+        """Returns one vector per video."""
+        assignments = ops.softmax(self.norm(self.assign(frames), training=training), axis=-1)
+        assignments *= mask[..., None]
+        assignment_sums = ops.sum(assignments, axis=1)
         if not self.is_vlad:
-            return l2_normalize(masses)
-        descriptors = ops.matmul(ops.transpose(shares, (0, 2, 1)), frames)
+            return l2_normalize(assignment_sums)
+        vlad = ops.matmul(ops.transpose(assignments, (0, 2, 1)), frames)
         if self.centers is not None:
-            descriptors -= masses[..., None] * self.centers
+            vlad -= assignment_sums[..., None] * self.centers
         if self.block is not None:
-            descriptors = self.block(descriptors)
-        descriptors = l2_normalize(descriptors)
-        width = descriptors.shape[1] * descriptors.shape[2]
-        return l2_normalize(ops.reshape(descriptors, (-1, width)))
+            vlad = self.block(vlad)
+        vlad = l2_normalize(vlad)
+        width = vlad.shape[1] * vlad.shape[2]
+        return l2_normalize(ops.reshape(vlad, (-1, width)))
 
 
 class PlainNonLocal(layers.Layer):
@@ -92,13 +93,13 @@ class PlainNonLocal(layers.Layer):
         self.out = layers.Dense(size, use_bias=False)
 
     def call(self, x):
-        """Descriptors `[B, K, D]` that have seen each other."""
-        products = ops.matmul(self.theta(x), ops.transpose(self.phi(x), (0, 2, 1)))
-        return x + self.out(ops.matmul(ops.softmax(self.scale * products), self.g(x)))
+        """Returns `[B, K, D]`, each row updated by attention over all K rows."""
+        logits = self.scale * ops.matmul(self.theta(x), ops.transpose(self.phi(x), (0, 2, 1)))
+        return x + self.out(ops.matmul(ops.softmax(logits), self.g(x)))
 
 
 class PlainStreams(layers.Layer):
-    """Pools every stream and reduces the results to one hidden vector."""
+    """Pools every stream and projects the concatenated results to one hidden vector."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -113,7 +114,7 @@ class PlainStreams(layers.Layer):
         self.gating = PlainGating(encoder.hidden.units) if gated else None
 
     def call(self, frames, mask, training=False):
-        """The hidden vector."""
+        """Returns the hidden vector."""
         frames = self.norm(frames, training=training)
         pooled, start = [], 0
         for size, pooling in zip(self.sizes, self.poolings, strict=True):
@@ -124,7 +125,7 @@ class PlainStreams(layers.Layer):
 
 
 class PlainGrus(layers.Layer):
-    """GRUs on top of each other."""
+    """Stacked GRUs."""
 
     def __init__(self, stack):
         super().__init__()
@@ -134,7 +135,7 @@ class PlainGrus(layers.Layer):
         ]
 
     def call(self, frames, mask, training=False):
-        """Final states of all layers."""
+        """Returns the concatenated final states of all layers."""
         states = []
         for gru in self.grus:
             frames, state = gru(frames, mask=mask > 0)
@@ -143,11 +144,11 @@ class PlainGrus(layers.Layer):
 
 
 class PlainModel(keras.Model):
-    """A model of the project, in plain Keras."""
+    """The plain Keras counterpart of a model of the project."""
 
     def __init__(self, model):
         super().__init__(name="plain")
-        check_has_twin(model)
+        check_has_counterpart(model)
         self.iterations = model.iterations
         self.sampling_seed = keras.random.SeedGenerator(name="sampling_seed")
         is_gru = isinstance(model, frame_level_models.GruModel)
@@ -155,27 +156,27 @@ class PlainModel(keras.Model):
         self.classifier = PlainMoe(model.classifier)
 
     def call(self, inputs, training=False):
-        """Probabilities, float32 `[B, C]`, of the same input as `FrameLevelModel`."""
+        """Returns probabilities, float32 `[B, C]`, for the input of a `FrameLevelModel`."""
         num_frames = ops.cast(inputs["num_frames"], "int32")
         frames = utils.dequantize(ops.cast(inputs["frames"], "float32"))
-        positions = ops.arange(ops.shape(frames)[1], dtype="int32")[None]
+        frame_indices = ops.arange(ops.shape(frames)[1], dtype="int32")[None]
         if self.iterations:
             shape = (ops.shape(frames)[0], self.iterations)
             uniform = keras.random.uniform(shape, seed=self.sampling_seed)
-            positions = ops.cast(uniform * ops.cast(num_frames[:, None], "float32"), "int32")
-            frames = ops.take_along_axis(frames, positions[..., None], axis=1)
-        mask = ops.cast(positions < num_frames[:, None], "float32")
+            frame_indices = ops.cast(uniform * ops.cast(num_frames[:, None], "float32"), "int32")
+            frames = ops.take_along_axis(frames, frame_indices[..., None], axis=1)
+        mask = ops.cast(frame_indices < num_frames[:, None], "float32")
         encoding = self.encoder(l2_normalize(frames) * mask[..., None], mask, training=training)
         return self.classifier(encoding, training=training)
 
 
-def check_has_twin(model):
-    """Refuses a model that is not one of the paper's.
+def check_has_counterpart(model):
+    """Checks that a model is one of the paper's.
 
     Raises:
-        InputError: naming it.
+        InputError: if it is not, naming the model.
     """
-    frames = (
+    supported = (
         frame_level_models.LFNLNetVLADModel,
         frame_level_models.SoftBoFModel,
         frame_level_models.GruModel,
@@ -185,11 +186,11 @@ def check_has_twin(model):
         for pooling in getattr(getattr(model, "encoder", None), "poolings", ())
     ]
     if (
-        not isinstance(model, frames)
+        not isinstance(model, supported)
         or not isinstance(model.classifier, video_level_models.MoeModel)
         or any(block is not None and block.pairwise != "embedded_gaussian" for block in blocks)
     ):
         raise utils.InputError(
-            f"{type(model).__name__} with these settings has no plain twin to compare with, which "
-            "the paper's models have. Use --noplain."
+            f"{type(model).__name__} with these settings has no plain counterpart; only the "
+            "paper's models have one. Use --noplain."
         )

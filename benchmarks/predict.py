@@ -2,8 +2,8 @@
 
     python benchmarks/predict.py --flagfile=recipes/lfnl_netvlad.flags --batch_size=80
 
-The batch lies in memory; predictions come back as an array, as in eval.py and inference.py.
-benchmarks/README.md tells how to read it.
+The batch is in memory, and predictions are returned as an array, as in eval.py and inference.py.
+benchmarks/README.md explains the output.
 """
 
 import pathlib
@@ -19,8 +19,8 @@ from ensemble import Ensemble
 from full_size import define_flags
 
 
-def way(model, config, steps, plain=False):
-    """Predicts batches; two before are not counted."""
+def make_work(model, config, steps, plain=False):
+    """Returns a function that predicts batches, after two warm-up batches."""
     predict = predictor.compiled(model if plain else Ensemble([model]))
     inputs, _ = full_size.random_batch(config)
 
@@ -36,7 +36,7 @@ def way(model, config, steps, plain=False):
 
 def main(flag_values):
     """Runs the program."""
-    full_size.run(freezing.new_model, way, flag_values, plain=True)
+    full_size.run(freezing.new_model, make_work, flag_values, plain=True)
 
 
 if __name__ == "__main__":

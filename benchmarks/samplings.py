@@ -1,11 +1,11 @@
-"""Measures what averaging over samplings of the frames costs, at full size, on random frames.
+"""Measures the cost of averaging over frame samplings, at full size, on random frames.
 
     python benchmarks/samplings.py
     python benchmarks/samplings.py --recipes=lfnl_netvlad --num_samplings=5
 
-Prints the speed of N samplings relative to one, for each model alone and for all in one graph; N
-samplings take 1 / ratio times as long. Tiling the input, which repeats the whole model, takes N
-times as long by construction; --tiling measures it.
+Prints the speed of N samplings relative to one, for each model and for all models in one graph. N
+samplings take 1 / ratio times as long. Tiling the input repeats the whole model, so it takes N
+times as long by construction; --tiling measures it. benchmarks/README.md explains the output.
 """
 
 import functools
@@ -30,21 +30,21 @@ PAPER = ("lfnl_netvlad", "lfnl_netrvlad", "efnl_netvlad", "soft_bof_4k", "soft_b
 
 
 def config_of_recipe(name, batch_size):
-    """The `RunConfig` of a recipe, with another batch size."""
+    """Returns the `RunConfig` of a recipe with another batch size."""
     flag_values = flags.FlagValues()
     recipe_flags.define_flags(flag_values)
     flags.DEFINE_string("flagfile", None, "", flag_values=flag_values)
-    flag_values([sys.argv[0], *_lines(name), f"--batch_size={batch_size}"])
+    flag_values([sys.argv[0], *_flags_of_recipe(name), f"--batch_size={batch_size}"])
     return recipe_flags.config_from_flags(flag_values)
 
 
-def _lines(name):
+def _flags_of_recipe(name):
     text = (RECIPES / f"{name}.flags").read_text()
     return [line for line in text.splitlines() if line.startswith("--")]
 
 
 def tiled(predict, num_samplings):
-    """Prediction that repeats every video, as the paper's code did."""
+    """Returns a prediction function that repeats every video, as the paper's code did."""
 
     def predict_tiled(inputs):
         repeated = {name: np.repeat(array, num_samplings, axis=0) for name, array in inputs.items()}
@@ -59,8 +59,8 @@ def tiled(predict, num_samplings):
     return predict_tiled
 
 
-def way(predict, inputs, num_videos):
-    """Predicts one batch."""
+def make_work(predict, inputs, num_videos):
+    """Returns a function that predicts one batch."""
 
     def work():
         predict(inputs)
@@ -73,12 +73,12 @@ def define_flags(flag_values):
     """Defines the flags of this program."""
     comparison.define_flags(flag_values, rounds=3)
     own = {"flag_values": flag_values}
-    flags.DEFINE_list("recipes", list(PAPER), "Recipes of the models to measure.", **own)
-    flags.DEFINE_integer("num_samplings", 10, "N, samplings to average over.", **own)
-    flags.DEFINE_integer("batch_size", 80, "Videos in a batch.", **own)
-    flags.DEFINE_boolean("tiling", False, "Measures tiling the input too, which takes long.", **own)
+    flags.DEFINE_list("recipes", list(PAPER), "Recipes whose models to measure.", **own)
+    flags.DEFINE_integer("num_samplings", 10, "N, the number of samplings to average.", **own)
+    flags.DEFINE_integer("batch_size", 80, "Videos per batch.", **own)
+    flags.DEFINE_boolean("tiling", False, "Also measure tiling the input, which is slow.", **own)
     flags.DEFINE_enum(
-        "dtype", "float32", freezing.DTYPES, "Type of matrices and their products.", **own
+        "dtype", "float32", freezing.DTYPES, "Type of the matrices and of their products.", **own
     )
 
 
@@ -100,7 +100,10 @@ def main(flag_values):
         if flag_values.tiling:
             ways[f"input tiled {count} times"] = tiled(once, count)
         comparison.run(
-            {key: functools.partial(way, value, inputs, size) for key, value in ways.items()},
+            {
+                key: functools.partial(make_work, predict, inputs, size)
+                for key, predict in ways.items()
+            },
             "one sampling",
             flag_values,
             models=name,

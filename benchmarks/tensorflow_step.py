@@ -1,4 +1,4 @@
-"""The training step under TensorFlow: the project's, and the plain one."""
+"""The training step under TensorFlow: the project's and the plain one."""
 
 import tensorflow as tf
 
@@ -7,11 +7,11 @@ import losses
 import trainer
 
 
-def way(model, config, steps, make_step=None):
-    """Runs training steps; two before are not counted."""
+def make_work(model, config, steps, make_step=None):
+    """Returns a function that runs training steps, after two warm-up steps."""
     optimizer = config.build_optimizer()
     batch = tf.nest.map_structure(tf.constant, full_size.random_batch(config))
-    make_step = make_step or projects_step
+    make_step = make_step or project_step
     step = make_step(model, config, optimizer, batch)
 
     def work():
@@ -24,8 +24,8 @@ def way(model, config, steps, make_step=None):
     return work
 
 
-def projects_step(model, config, optimizer, batch):
-    """The step of train.py."""
+def project_step(model, config, optimizer, batch):
+    """Returns the training step of train.py."""
     stepper = trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
     iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
 
@@ -37,7 +37,7 @@ def projects_step(model, config, optimizer, batch):
 
 
 def plain_step(model, config, optimizer, batch):
-    """The step that one writes first, with the same loss, clipping and optimizer."""
+    """Returns a straightforward step with the same loss, clipping and optimizer."""
     label_loss = losses.get_loss(config.label_loss)
 
     @tf.function(autograph=False)
@@ -53,7 +53,7 @@ def plain_step(model, config, optimizer, batch):
         optimizer.apply(gradients, model.trainable_variables)
         return loss
 
-    # The layers of Keras make their weights at the first call.
+    # Keras layers create their weights in the first call.
     model(tf.nest.map_structure(lambda tensor: tensor[:1], batch[0]))
     optimizer.build(model.trainable_variables)
     return lambda: step().numpy()

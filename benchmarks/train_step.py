@@ -3,8 +3,8 @@
     python benchmarks/train_step.py --flagfile=recipes/lfnl_netvlad.flags --batch_size=80
     KERAS_BACKEND=jax python benchmarks/train_step.py --flagfile=recipes/gru.flags --batch_size=80
 
-The step is that of train.py, under JAX the same in one compiled function; the batch lies in memory.
-benchmarks/README.md tells how to read it.
+The step is that of train.py; under JAX, the same step is one compiled function. The batch is in
+memory. benchmarks/README.md explains the output.
 """
 
 import pathlib
@@ -14,29 +14,29 @@ import keras
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import compute
 import full_size
-import layers
 import program
 from full_size import define_flags
 
 
 def build(config, dtype):
-    """The project's model, to be trained."""
-    return config.build_model(layers.training_policy(dtype))
+    """Returns the project's model for training."""
+    return config.build_model(compute.matrix_policy(dtype))
 
 
 def main(flag_values):
     """Runs the program."""
-    # JAX runs where TensorFlow is not installed, and the other way round.
+    # Each backend runs where the other is not installed.
     if keras.backend.backend() == "jax":
         import jax_step
 
-        full_size.run(build, jax_step.way, flag_values, make_bound=jax_step.bound)
+        full_size.run(build, jax_step.make_work, flag_values, make_bound=jax_step.bound)
     else:
         import tensorflow_step
 
         make_step = tensorflow_step.plain_step
-        full_size.run(build, tensorflow_step.way, flag_values, make_step=make_step)
+        full_size.run(build, tensorflow_step.make_work, flag_values, make_step=make_step)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmarks run, at a size that says nothing about speed."""
+"""The benchmarks run, at sizes too small to measure speed."""
 
 import importlib
 import json
@@ -49,7 +49,7 @@ def ratios(text):
 
 
 @pytest.mark.parametrize("name", ["train_step", "predict"])
-def test_benchmarks_of_models_compare_with_plain_keras(run_benchmark, name):
+def test_model_benchmarks_compare_with_plain_keras(run_benchmark, name):
     output = run_benchmark(name, *TINY_MODEL, "--rounds=2", "--steps=1", "--format=json")
     assert set(ratios(output)) == {"project", "plain Keras, float32"}
     table = run_benchmark(name, *TINY_MODEL, "--rounds=1", "--steps=1", "--noplain")
@@ -58,7 +58,7 @@ def test_benchmarks_of_models_compare_with_plain_keras(run_benchmark, name):
     assert "peak GiB" in table
 
 
-def test_operations_of_matrix_products_are_counted_as_often_as_they_are_made(benchmark_module):
+def test_operations_of_matrix_products_in_loops_are_counted_every_time(benchmark_module):
     jax = pytest.importorskip("jax")
     ones = jax.numpy.ones
 
@@ -71,7 +71,7 @@ def test_operations_of_matrix_products_are_counted_as_often_as_they_are_made(ben
     assert count(jax.make_jaxpr(lambda x: x * x)(ones([2, 2]))) == 0
 
 
-def test_clipping_under_jax_leaves_a_gradient_at_most_its_norm(benchmark_module):
+def test_clipping_under_jax_limits_the_norm_of_a_gradient(benchmark_module):
     pytest.importorskip("jax")
     clip = benchmark_module("jax_step").clip_by_norm
     np.testing.assert_allclose(clip(np.array([[3.0], [4.0]]), 1.0), [[0.6], [0.8]], rtol=1e-6)
@@ -91,11 +91,11 @@ def test_the_metrics_benchmark_compares_with_heaps(run_benchmark):
     assert set(results) == {"project", "Python heaps"}
 
 
-def test_heaps_find_the_metrics_of_the_project(benchmark_module):
+def test_heaps_agree_with_the_metrics_of_the_project(benchmark_module):
     metrics = benchmark_module("metrics")
     predictions, labels = metrics.random_batch(np.random.default_rng(3), 40)
     found = []
-    for make in (metrics.projects, metrics.heaps):
+    for make in (metrics.project_metrics, metrics.heap_metrics):
         accumulate, get = make()
         accumulate(predictions, labels)
         found.append(get())
@@ -112,7 +112,7 @@ def test_heaps_find_the_metrics_of_the_project(benchmark_module):
         ("GruModel", {"gru_cells": 4, "gru_layers": 2}),
     ],
 )
-def test_plain_models_predict_as_those_of_the_project(benchmark_module, name, options):
+def test_plain_models_predict_the_same_as_those_of_the_project(benchmark_module, name, options):
     sizes = {"num_classes": 4, "feature_sizes": (6, 3)}
     if name != "GruModel":
         options = {**options, "iterations": 0}
@@ -139,7 +139,7 @@ def copy_weights(model, plain):
         (classifier.gates, model.classifier.gates),
         (classifier.experts, model.classifier.experts),
     ):
-        # The project has the classes of a mixture side by side.
+        # The project groups columns by mixture, the plain model by class.
         columns = [
             np.moveaxis(np.reshape(weight, (*weight.shape[:-1], -1, 4)), -1, -2)
             for weight in map(np.asarray, linear.weights)
@@ -177,24 +177,3 @@ def copy_gating(source, target):
 def copy_norm(source, target):
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     target.set_weights([getattr(source, name) for name in names])
-
-
-def test_the_document_on_scaling_is_what_its_program_prints(run_benchmark):
-    text = (documents.ROOT / "docs" / "scaling.md").read_text()
-    assert run_benchmark("scaling") == text
-
-
-def test_scaling_agrees_with_a_case_by_hand(benchmark_module):
-    scaling = benchmark_module("scaling")
-    model = scaling.Model("m", 10**6, 10**9, 10**6, 1.0, 0)
-    four = scaling.Situation("four", 4, 2, 1e9)
-    products = 80 * 6e9 / 93.6e12  # 80 videos of 6e9 operations at 30% of 312e12 a second.
-    update = 28e6 / 1.5e12  # Seven passes over 4 MB.
-    reduce = 6e-3  # A ring of 4 sends 2 * 3 / 4 of the gradient's 4 MB.
-    assert model.step_seconds(four) == pytest.approx(products + update + reduce)
-    rate = 4 * 80 / (products + update + reduce)
-    assert model.rate_and_bound(four, rate) == (pytest.approx(rate), "all-reduce")
-    assert model.rate_and_bound(four, rate / 4) == (pytest.approx(rate / 2), "reader")
-    assert model.balanced_batch(four) == pytest.approx(80 * reduce / products)
-    assert scaling.duration(90) == "90 seconds"
-    assert scaling.duration(3 * 86400) == "3 days"
