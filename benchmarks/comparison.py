@@ -1,5 +1,6 @@
 """Shared by all benchmarks: lets several ways to do the same work take turns and compares them."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -9,24 +10,23 @@ import sys
 import time
 
 import keras
-from absl import flags
 
-import program
+from options import Options, option
 
 
-def define_flags(flag_values, rounds=5, plain=None):
-    """Defines the flags of every benchmark.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparisonOptions(Options):
+    """Options of every benchmark."""
 
-    Args:
-        flag_values: where to define them.
-        rounds: int. Default of `--rounds`.
-        plain: str. Help text of `--plain`, which `run_against_plain` reads; `None` leaves it out.
-    """
-    own = {"flag_values": flag_values}
-    flags.DEFINE_integer("rounds", rounds, "Measurements of each way.", **own)
-    flags.DEFINE_enum("format", "table", ["table", "json"], "Output format.", **own)
-    if plain is not None:
-        flags.DEFINE_boolean("plain", True, plain, **own)
+    rounds: int = option(5, "Measurements of each way.", group="output", above=0)
+    format: str = option("table", "Output format.", group="output", choices=("table", "json"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlainOptions(ComparisonOptions):
+    """Options of a benchmark that has a plain baseline."""
+
+    plain: bool = option(True, "Also measure the baseline.", group="output")
 
 
 def peak_memory_gib():
@@ -41,7 +41,7 @@ def peak_memory_gib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def run(makers, baseline, flag_values, **conditions):
+def run(makers, baseline, options, **conditions):
     """Measures several ways to do the same work and prints the result.
 
     The ways are built one after the other, and each runs once before the first round. A memory peak
@@ -53,17 +53,16 @@ def run(makers, baseline, flag_values, **conditions):
         makers: dict from a name to a function that builds a way. A way is a function that does the
             work and returns the number of videos.
         baseline: str. Name of the way to compare with.
-        flag_values: parsed flags of `define_flags`.
+        options: `ComparisonOptions`.
         **conditions: further values that the numbers depend on, to be printed with them.
     """
-    program.require_positive(flag_values, "rounds")
     ways, peaks = {}, {}
     for name, make in makers.items():
         ways[name] = make()
         ways[name]()
         peaks[name] = peak_memory_gib()
     rates = {name: [] for name in ways}
-    for _ in range(flag_values.rounds):
+    for _ in range(options.rounds):
         for name, work in ways.items():
             start = time.perf_counter()
             videos = work()
@@ -71,13 +70,13 @@ def run(makers, baseline, flag_values, **conditions):
     result = {
         "baseline": baseline,
         "results": summarize(rates, baseline, peaks),
-        "conditions": {**conditions, "rounds": flag_values.rounds, **environment()},
+        "conditions": {**conditions, "rounds": options.rounds, **environment()},
     }
-    text = json.dumps(result, indent=2) if flag_values.format == "json" else as_table(result)
+    text = json.dumps(result, indent=2) if options.format == "json" else as_table(result)
     print(text, flush=True)
 
 
-def run_against_plain(plain_name, plain, project, flag_values, bounds=None, **conditions):
+def run_against_plain(plain_name, plain, project, options, bounds=None, **conditions):
     """Measures the project against a plain implementation, the baseline with `--plain`.
 
     Without `--plain`, the baseline is the first of `bounds`, or the project if there are none.
@@ -86,17 +85,17 @@ def run_against_plain(plain_name, plain, project, flag_values, bounds=None, **co
         plain_name: str. Name of the plain way.
         plain: function that builds the plain way, as in `run`.
         project: function that builds the project's way.
-        flag_values: parsed flags of `define_flags`.
+        options: `ComparisonOptions`.
         bounds: dict of makers, as in `run`, of upper bounds for the speed of the project.
         **conditions: as in `run`.
     """
     bounds = bounds or {}
     makers = {"project": project}
-    if flag_values.plain:
+    if options.plain:
         makers[plain_name] = plain
     makers |= bounds
-    baseline = plain_name if flag_values.plain else next(iter(bounds), "project")
-    run(makers, baseline, flag_values, **conditions)
+    baseline = plain_name if options.plain else next(iter(bounds), "project")
+    run(makers, baseline, options, **conditions)
 
 
 def summarize(rates, baseline, peaks):

@@ -1,54 +1,50 @@
 """Shared by the model benchmarks: their flags, and random full-size batches."""
 
+import dataclasses
+
 import keras
 import numpy as np
-from absl import flags
 
 import comparison
 import layers
 import plain_models
-import program
-import recipe_flags
+from options import option, same_option
+from run_config import TrainOptions
 
 
-def define_flags(flag_values):
-    """Defines the flags of a benchmark of one model, including those that recipes set."""
-    recipe_flags.define_flags(flag_values)
-    compute.define_flags(flag_values)
-    comparison.define_flags(
-        flag_values, plain="Also measure the baseline: the same model in plain Keras and float32."
-    )
-    flag_values.set_default("batch_size", 80)
-    flags.DEFINE_integer("steps", 2, "Batches per round.", flag_values=flag_values)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelBenchmarkOptions(comparison.PlainOptions):
+    """Options of a benchmark of one model, beyond those that a recipe sets."""
+
+    steps: int = option(2, "Batches per round.", group="output", above=0)
+    compute_dtype: str | None = same_option(TrainOptions, "compute_dtype")
 
 
-def run(build, make_work, flag_values, make_bound=None, **plain_options):
+def run(build, make_work, config, options, make_bound=None, **plain_options):
     """Compares the project's model with its plain Keras counterpart.
 
     Args:
         build: function `(config, dtype)` that returns the project's model.
         make_work: function `(model, config, steps)` that returns the function to measure, as in
             `comparison.run`.
-        flag_values: parsed flags of `define_flags`.
+        config: `RunConfig`.
+        options: `ModelBenchmarkOptions`.
         make_bound: function `(model, config, dtype)` that returns `(bounds, conditions)` for
             `comparison.run_against_plain`.
         **plain_options: further arguments of `make_work` for the plain model.
     """
-    program.require_flags(flag_values, "model")
-    program.require_positive(flag_values, "steps")
-    config = recipe_flags.config_from_flags(flag_values)
-    dtype = layers.resolve_compute_dtype(flag_values.compute_dtype)
+    dtype = layers.resolve_compute_dtype(options.compute_dtype)
     keras.utils.set_random_seed(config.seed)
     model = build(config, dtype)
-    steps = flag_values.steps
+    steps = options.steps
     # Built before anything runs, because it rejects models without a plain counterpart.
-    plain = plain_models.PlainModel(model) if flag_values.plain else None
+    plain = plain_models.PlainModel(model) if options.plain else None
     bounds, conditions = make_bound(model, config, dtype) if make_bound else ({}, {})
     comparison.run_against_plain(
         "plain Keras, float32",
         lambda: make_work(plain, config, steps, **plain_options),
         lambda: make_work(model, config, steps),
-        flag_values,
+        options,
         bounds,
         model=config.model,
         batch_size=config.batch_size,

@@ -7,6 +7,7 @@ reading of records. benchmarks/README.md explains the output.
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
@@ -14,15 +15,17 @@ import tempfile
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import program
+
 import comparison
 import files
-import program
 import readers
 import utils
+from options import option, same_option
+from run_config import ReadOptions
 
 NUM_CLASSES = 3862
 MAX_FRAMES = 300
@@ -121,42 +124,41 @@ def ways_to_read(paths, batch_size, num_readers):
     }
 
 
-def define_flags(flag_values):
-    """Defines the flags of this program."""
-    program.define_flags(flag_values, "num_readers", batch_size=80)
-    comparison.define_flags(flag_values)
-    own = {"flag_values": flag_values}
-    flags.DEFINE_string(
-        "data_pattern",
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputOptions(comparison.ComparisonOptions):
+    """Options of this program."""
+
+    num_readers: int = same_option(ReadOptions, "num_readers")
+    batch_size: int = option(80, "Videos per batch.", group="data", above=0)
+    data_pattern: str | None = option(
         None,
         "Comma-separated globs of frame-level records with the features rgb and audio, quoted. "
         "By default, records of random bytes are written to a temporary directory.",
-        **own,
+        group="data",
     )
-    flags.DEFINE_integer("num_videos", 400, "Videos to write without --data_pattern.", **own)
+    num_videos: int = option(400, "Videos to write without --data_pattern.", group="data", above=0)
 
 
-def main(flag_values):
+def main(options: InputOptions):
     """Runs the program."""
-    program.require_positive(flag_values, "num_videos", "batch_size", "num_readers")
     with contextlib.ExitStack() as stack:
-        pattern = flag_values.data_pattern
+        pattern = options.data_pattern
         if pattern is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            pattern = write_records(folder, flag_values.num_videos)
+            pattern = write_records(folder, options.num_videos)
         paths = files.expand_patterns(pattern)
-        ways = ways_to_read(paths, flag_values.batch_size, flag_values.num_readers)
+        ways = ways_to_read(paths, options.batch_size, options.num_readers)
         # The warm-up run of each way also brings the files into memory.
         comparison.run(
             {name: lambda read=read: read for name, read in ways.items()},
             BASELINE,
-            flag_values,
+            options,
             files=len(paths),
             megabytes=round(sum(map(files.file_size, paths)) / 1e6),
-            batch_size=flag_values.batch_size,
-            num_readers=flag_values.num_readers,
+            batch_size=options.batch_size,
+            num_readers=options.num_readers,
         )
 
 
 if __name__ == "__main__":
-    program.run(main, define_flags)
+    program.run(main)

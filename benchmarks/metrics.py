@@ -7,18 +7,20 @@ The baseline is a straightforward implementation with one Python heap per class.
 in memory. benchmarks/README.md explains the output.
 """
 
+import dataclasses
 import heapq
 import pathlib
 import sys
 
 import numpy as np
-from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import program
+
 import comparison
 import eval_util
-import program
+from options import option
 
 NUM_CLASSES = 3862
 # Batches of predictions, used in turn.
@@ -113,29 +115,28 @@ def heap_metrics():
     return metrics.accumulate, metrics.get
 
 
-def define_flags(flag_values):
-    """Defines the flags of this program."""
-    comparison.define_flags(flag_values, plain="Also measure the baseline.")
-    own = {"flag_values": flag_values}
-    flags.DEFINE_integer("num_videos", 20_000, "Videos for the project's metrics.", **own)
-    flags.DEFINE_integer("plain_videos", 1000, "Videos for the baseline.", **own)
-    flags.DEFINE_integer("batch_size", 1024, "Videos per batch.", **own)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricsOptions(comparison.PlainOptions):
+    """Options of this program."""
+
+    num_videos: int = option(20_000, "Videos for the project's metrics.", group="data", above=0)
+    plain_videos: int = option(1000, "Videos for the baseline.", group="data", above=0)
+    batch_size: int = option(1024, "Videos per batch.", group="data", above=0)
 
 
-def main(flag_values):
+def main(options: MetricsOptions):
     """Runs the program."""
-    program.require_positive(flag_values, "num_videos", "plain_videos", "batch_size")
     rng = np.random.default_rng(0)
-    batches = [random_batch(rng, flag_values.batch_size) for _ in range(DISTINCT_BATCHES)]
+    batches = [random_batch(rng, options.batch_size) for _ in range(DISTINCT_BATCHES)]
     comparison.run_against_plain(
         "Python heaps",
-        lambda: make_work(heap_metrics, flag_values.plain_videos, batches),
-        lambda: make_work(project_metrics, flag_values.num_videos, batches),
-        flag_values,
-        num_videos=flag_values.num_videos,
-        batch_size=flag_values.batch_size,
+        lambda: make_work(heap_metrics, options.plain_videos, batches),
+        lambda: make_work(project_metrics, options.num_videos, batches),
+        options,
+        num_videos=options.num_videos,
+        batch_size=options.batch_size,
     )
 
 
 if __name__ == "__main__":
-    program.run(main, define_flags)
+    program.run(main)

@@ -11,17 +11,18 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import freezing
-import full_size
-import predictor
 import program
-from ensemble import Ensemble
-from full_size import define_flags
+
+import full_size
+from ensemble import Ensemble, frozen_model
+from full_size import ModelBenchmarkOptions
+from predictor import compiled
+from run_config import RecipeOptions, RunConfig
 
 
 def make_work(model, config, steps, plain=False):
     """Returns a function that predicts batches, after two warm-up batches."""
-    predict = predictor.compiled(model if plain else Ensemble([model]))
+    predict = compiled(model if plain else Ensemble([model]))
     inputs, _ = full_size.random_batch(config)
 
     def work():
@@ -34,10 +35,11 @@ def make_work(model, config, steps, plain=False):
     return work
 
 
-def main(flag_values):
+def main(config: RunConfig, recipe: RecipeOptions, options: ModelBenchmarkOptions):
     """Runs the program."""
-    full_size.run(freezing.new_model, make_work, flag_values, plain=True)
+    del recipe  # Accepted so that the flag files of recipes parse.
+    full_size.run(frozen_model, make_work, config, options, plain=True)
 
 
 if __name__ == "__main__":
-    program.run(main, define_flags)
+    program.run(main)

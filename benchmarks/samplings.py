@@ -8,39 +8,59 @@ samplings take 1 / ratio times as long. Tiling the input repeats the whole model
 times as long by construction; --tiling measures it. benchmarks/README.md explains the output.
 """
 
+import dataclasses
 import functools
 import pathlib
 import sys
 
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import comparison
-import freezing
-import full_size
-import predictor
 import program
-import recipe_flags
-from ensemble import Ensemble
+
+import comparison
+import full_size
+import layers
+from ensemble import Ensemble, frozen_model
+from options import option, same_option
+from predictor import compiled
+from run_config import RecipeOptions, RunConfig
 
 RECIPES = pathlib.Path(__file__).resolve().parents[1] / "recipes"
 PAPER = ("lfnl_netvlad", "lfnl_netrvlad", "efnl_netvlad", "soft_bof_4k", "soft_bof_8k", "gru")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingsOptions(comparison.ComparisonOptions):
+    """Options of this program."""
+
+    rounds: int = same_option(comparison.ComparisonOptions, "rounds", default=3)
+    recipes: tuple[str, ...] = option(PAPER, "Recipes whose models to measure.", group="model")
+    num_samplings: int = option(
+        10, "N, the number of samplings to average.", group="prediction", above=0
+    )
+    batch_size: int = option(80, "Videos per batch.", group="prediction", above=0)
+    tiling: bool = option(
+        False, "Also measure tiling the input, which is slow.", group="prediction"
+    )
+    dtype: str = option(
+        "float32",
+        "Type of the matrices and of their products.",
+        group="prediction",
+        choices=layers.COMPUTE_DTYPES,
+    )
+
+
 def config_of_recipe(name, batch_size):
     """Returns the `RunConfig` of a recipe with another batch size."""
-    flag_values = flags.FlagValues()
-    recipe_flags.define_flags(flag_values)
-    flags.DEFINE_string("flagfile", None, "", flag_values=flag_values)
-    flag_values([sys.argv[0], *_flags_of_recipe(name), f"--batch_size={batch_size}"])
-    return recipe_flags.config_from_flags(flag_values)
 
+    def main(config: RunConfig, recipe: RecipeOptions):
+        return config
 
-def _flags_of_recipe(name):
-    text = (RECIPES / f"{name}.flags").read_text()
-    return [line for line in text.splitlines() if line.startswith("--")]
+    recipe = RECIPES / f"{name}.flags"
+    return program.call(main, [f"--flagfile={recipe}", f"--batch_size={batch_size}"])
 
 
 def tiled(predict, num_samplings):
@@ -69,35 +89,21 @@ def make_work(predict, inputs, num_videos):
     return work
 
 
-def define_flags(flag_values):
-    """Defines the flags of this program."""
-    comparison.define_flags(flag_values, rounds=3)
-    own = {"flag_values": flag_values}
-    flags.DEFINE_list("recipes", list(PAPER), "Recipes whose models to measure.", **own)
-    flags.DEFINE_integer("num_samplings", 10, "N, the number of samplings to average.", **own)
-    flags.DEFINE_integer("batch_size", 80, "Videos per batch.", **own)
-    flags.DEFINE_boolean("tiling", False, "Also measure tiling the input, which is slow.", **own)
-    flags.DEFINE_enum(
-        "dtype", "float32", freezing.DTYPES, "Type of the matrices and of their products.", **own
-    )
-
-
-def main(flag_values):
+def main(options: SamplingsOptions):
     """Runs the program."""
-    program.require_positive(flag_values, "num_samplings", "batch_size")
-    size, count = flag_values.batch_size, flag_values.num_samplings
-    configs = [config_of_recipe(name, size) for name in flag_values.recipes]
+    size, count = options.batch_size, options.num_samplings
+    configs = [config_of_recipe(name, size) for name in options.recipes]
     inputs, _ = full_size.random_batch(configs[0])
     logging.set_verbosity(logging.WARNING)
-    models = [freezing.new_model(config, flag_values.dtype) for config in configs]
-    measured = [([model], name) for model, name in zip(models, flag_values.recipes, strict=True)]
+    models = [frozen_model(config, options.dtype) for config in configs]
+    measured = [([model], name) for model, name in zip(models, options.recipes, strict=True)]
     if len(models) > 1:
         measured.append((models, "all in one graph"))
     for members, name in measured:
-        once = predictor.compiled(Ensemble(members))
-        several = predictor.compiled(Ensemble(members, num_samplings=count))
+        once = compiled(Ensemble(members))
+        several = compiled(Ensemble(members, num_samplings=count))
         ways = {"one sampling": once, f"{count} samplings": several}
-        if flag_values.tiling:
+        if options.tiling:
             ways[f"input tiled {count} times"] = tiled(once, count)
         comparison.run(
             {
@@ -105,12 +111,12 @@ def main(flag_values):
                 for key, predict in ways.items()
             },
             "one sampling",
-            flag_values,
+            options,
             models=name,
             batch_size=size,
-            dtype=flag_values.dtype,
+            dtype=options.dtype,
         )
 
 
 if __name__ == "__main__":
-    program.run(main, define_flags)
+    program.run(main)

@@ -14,30 +14,33 @@ import keras
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import compute
-import full_size
 import program
-from full_size import define_flags
+
+import full_size
+import layers
+from full_size import ModelBenchmarkOptions
+from run_config import RecipeOptions, RunConfig
 
 
 def build(config, dtype):
     """Returns the project's model for training."""
-    return config.build_model(compute.matrix_policy(dtype))
+    return config.build_model(layers.training_policy(dtype))
 
 
-def main(flag_values):
+def main(config: RunConfig, recipe: RecipeOptions, options: ModelBenchmarkOptions):
     """Runs the program."""
+    del recipe  # Accepted so that the flag files of recipes parse.
     # Each backend runs where the other is not installed.
     if keras.backend.backend() == "jax":
         import jax_step
 
-        full_size.run(build, jax_step.make_work, flag_values, make_bound=jax_step.bound)
+        full_size.run(build, jax_step.make_work, config, options, make_bound=jax_step.bound)
     else:
         import tensorflow_step
 
         make_step = tensorflow_step.plain_step
-        full_size.run(build, tensorflow_step.make_work, flag_values, make_step=make_step)
+        full_size.run(build, tensorflow_step.make_work, config, options, make_step=make_step)
 
 
 if __name__ == "__main__":
-    program.run(main, define_flags, backends=("tensorflow", "jax"))
+    program.run(main, backends=("tensorflow", "jax"))
