@@ -91,7 +91,7 @@ class Ensemble:
         self,
         models: Sequence[keras.Model],
         *,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | np.ndarray | None = None,
         num_samplings: int = 1,
         seed: int = 0,
         max_floats: int = 192 * 2**20,
@@ -140,7 +140,7 @@ class Ensemble:
             _MAX_FLOATS_OF_NORMS,
         )
         videos["inverse_norms"] = tf.reshape(norms, [count, length])
-        predictions: list[tf.Tensor] = []
+        predictions = []
         for number, model in enumerate(self.models):
             # One model after another, so that only one needs memory at a time.
             with tf.control_dependencies(predictions[-1:]):
@@ -192,7 +192,9 @@ def in_chunks(
     return results.concat()
 
 
-def normalized_weights(weights: Sequence[float] | None, num_models: int) -> list[float]:
+def normalized_weights(
+    weights: Sequence[float] | np.ndarray | None, num_models: int
+) -> list[float]:
     """Returns weights of models that sum to 1.
 
     Args:
@@ -236,7 +238,7 @@ class StackingFit:
 
     def weights(self) -> np.ndarray:
         """Returns the best weights for the videos so far, `[num_models]`."""
-        best, best_error = None, np.inf
+        best, best_error = np.zeros(len(self._targets)), np.inf
         for members in _subsets(len(self._targets)):
             weights = self._weights_of(members)
             error = weights @ self._products @ weights - 2 * self._targets @ weights

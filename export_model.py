@@ -103,7 +103,7 @@ class ExportOptions(ModelOptions, ReadOptions):
             raise InputError("--fit_weights needs several --train_dirs, and no --weights.")
 
 
-def export(options: ExportOptions, weights: Sequence[float] | None = None) -> dict:
+def export(options: ExportOptions, weights: Sequence[float] | np.ndarray | None = None) -> dict:
     """Writes the models of training runs as one SavedModel.
 
     The directory appears under its name only when it is complete.

@@ -99,6 +99,13 @@ def _aligned(header, rows):
     )
 
 
+def _default_configs(options: InfoOptions) -> list[RunConfig]:
+    return [
+        RunConfig(name, num_classes=options.num_classes, feature_sizes=options.feature_sizes)
+        for name in registry.models()
+    ]
+
+
 def main(config: RunConfig | None, recipe: RecipeOptions, options: InfoOptions) -> None:
     """Runs the program."""
     del recipe  # Accepted so that the flag files of recipes parse.
@@ -106,10 +113,7 @@ def main(config: RunConfig | None, recipe: RecipeOptions, options: InfoOptions) 
         raise InputError("--all describes every model with its defaults. Leave out --model.")
     if not options.all and config is None:
         raise InputError("--model, --flagfile or --all must be given")
-    configs = [config]
-    if options.all:
-        sizes = {"num_classes": options.num_classes, "feature_sizes": options.feature_sizes}
-        configs = [RunConfig(name, **sizes) for name in registry.models()]
+    configs = [config] if config else _default_configs(options)
     descriptions = []
     for entry in configs:
         descriptions.append(describe(entry))

@@ -85,7 +85,7 @@ class ModelOptions(Options):
     @property
     def run_dirs(self) -> list[str]:
         """Directories of all training runs."""
-        return list(self.train_dirs or [self.train_dir])
+        return [self.train_dir] if self.train_dir else list(self.train_dirs or ())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ class Predictor:
         self._train_dirs = train_dirs
         self._use_ema = use_ema
 
-    def set_weights(self, weights: Sequence[float]) -> None:
+    def set_weights(self, weights: Sequence[float] | np.ndarray) -> None:
         """Changes the weights of the runs."""
         self.ensemble = Ensemble(
             self.ensemble.models,

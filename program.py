@@ -63,7 +63,7 @@ with _hidden_startup_messages():
     import keras
 
 import registry
-from options import GROUPS, Options, OptionType, options_of
+from options import GROUPS, OptionType, options_of
 from run_config import RunConfig
 from utils import InputError, comma_separated
 
@@ -192,13 +192,13 @@ def define_flags(main: Callable, flag_values: flags.FlagValues) -> None:
 
 
 def _define(name, default, kind, metadata, flag_values):
-    define: Callable = {
+    define = {
         bool: flags.DEFINE_boolean,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
         str: flags.DEFINE_string,
     }[kind.base]
-    settings: dict[str, Any] = {"flag_values": flag_values}
+    settings = {"flag_values": flag_values}
     if metadata["choices"]:
         define = flags.DEFINE_enum
         settings["enum_values"] = list(metadata["choices"])
@@ -211,7 +211,7 @@ def _define(name, default, kind, metadata, flag_values):
     define(name, default=default, help=metadata["help"], **settings)
 
 
-def _option_classes(main) -> dict[str, type]:
+def _option_classes(main):
     """Returns the dataclass of every parameter of a main function, without `| None`."""
     hints = typing.get_type_hints(main)
     hints.pop("return", None)
@@ -221,9 +221,9 @@ def _option_classes(main) -> dict[str, type]:
     }
 
 
-def _options(main) -> list:
+def _options(main):
     """Returns the fields and types of all options of a program; equal names are one option."""
-    found: dict[str, tuple] = {}
+    found = {}
     for cls in _option_classes(main).values():
         for field, kind in options_of(cls):
             found.setdefault(field.name, (field, kind))
@@ -285,7 +285,7 @@ def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[st
     }
 
 
-def _value(name, kind: OptionType, flag_values):
+def _value(name, kind, flag_values):
     value = flag_values[name].value
     if isinstance(value, str) and value.startswith("~/"):
         return os.path.expanduser(value)  # The shell leaves ~ alone in --flag=~/path.
@@ -324,7 +324,7 @@ def _require_flags(classes, absent, values):
         raise InputError(f"{comma_separated(missing)} must be given. --help explains every flag.")
 
 
-def _build_options(cls, values, flag_values) -> Options:
+def _build_options(cls, values, flag_values):
     given = {field.name: values[field.name] for field, _ in options_of(cls)}
     if cls is RunConfig:
         given["hyperparameters"] = _given_model_flags(flag_values)
@@ -334,7 +334,7 @@ def _build_options(cls, values, flag_values) -> Options:
 # --- Flags of models ------------------------------------------------------------------------------
 
 
-def _model_flags() -> dict[str, list]:
+def _model_flags():
     """Returns the hyperparameters of all models: name to pairs of model and `Hyperparameter`."""
     owners = collections.defaultdict(list)
     for model in registry.models():

@@ -17,6 +17,8 @@ import pathlib
 import re
 import typing
 
+import keras
+
 import layers
 import private_api
 from utils import InputError, comma_separated
@@ -30,7 +32,7 @@ DATA_ARGUMENTS = ("num_classes", "feature_sizes", "l2_normalize_input", "name")
 # The hyperparameter of a frame-level model that names the model that classifies its encoding.
 CLASSIFIER_ARGUMENT = "video_level_classifier_model"
 
-_MODELS = {}
+_MODELS: dict[str, type[keras.Model]] = {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -162,7 +163,7 @@ def run_loop(
     stop_requested: Callable[[], bool],
 ) -> None:
     """Runs steps, logs and saves until the data or the steps end, or a worker must stop."""
-    max_steps = options.max_steps or math.inf
+    max_steps = options.max_steps or sys.maxsize
     save_secs = options.checkpoint_secs or math.inf
     periods = (options.log_steps, options.metrics_steps, options.export_model_steps)
     steps_per_call, last_save = 1, time.monotonic()

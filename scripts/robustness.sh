@@ -3,7 +3,7 @@
 # scripts/test.sh runs a quick part of it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/environment.sh requirements-dev.txt
+. scripts/environment.sh requirements.txt requirements/beam.txt requirements/study.txt requirements/dev.txt
 
 python tests/robustness/damaged_records.py --cases=10000
 python tests/robustness/adversarial_scores.py --cases=2000

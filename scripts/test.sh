@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
-# Installs what is needed and runs all checks: format, lint, tests. Arguments go to pytest.
+# Installs the requirements and runs all checks: format, lint, types, tests.
+# With --fast, leaves out the slow tests. Other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/environment.sh requirements-dev.txt
+. scripts/environment.sh requirements.txt requirements/{beam,study,dev}.txt
 
 ruff format --check .
 ruff check .
-python -m pytest "$@"
+mypy
+arguments=()
+for argument in "$@"; do
+  if [ "$argument" = --fast ]; then arguments+=(-m "not slow"); else arguments+=("$argument"); fi
+done
+python -m pytest "${arguments[@]}"

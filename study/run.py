@@ -15,10 +15,11 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import program
+
 from absl import flags, logging
 
 import plan
-import program
 import report
 import results
 import schedule

@@ -10,10 +10,10 @@ import subprocess
 import sys
 
 from absl import logging
+from progress import Progress
 
 import files
 import plan
-from progress import Progress
 from utils import InputError
 
 # One thread a job, and no GPU: results do not depend on what there is, and jobs run side by side.

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tempfile
 
+import program
+
 import numpy as np
 
 import checkpoints
-import program
 
 ROOT = pathlib.Path(program.__file__).parent
 SMALL_DATA = ("--num_classes=10", "--feature_sizes=8,4")

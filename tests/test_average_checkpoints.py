@@ -8,9 +8,7 @@ import tensorflow as tf
 
 import average_checkpoints
 import checkpoints
-import inference
 import programs
-import train
 from run_config import RunConfig
 from utils import InputError
 

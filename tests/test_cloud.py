@@ -18,13 +18,9 @@ import yaml
 from absl import flags
 from tensorflow.python.training import checkpoint_utils
 
-import average_checkpoints
-import eval as eval_program
 import export_model
 import files
-import inference
 import programs
-import train
 from utils import InputError
 
 CLOUD = programs.ROOT / "cloud"

@@ -10,7 +10,6 @@ from absl import logging as absl_logging
 
 import layers
 import programs
-import train
 
 # `conftest.py` replaces it for all other tests.
 MULTIPLIES_BFLOAT16 = layers.has_native_bfloat16

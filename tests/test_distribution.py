@@ -217,7 +217,7 @@ def test_a_killed_worker_stops_the_others_and_all_go_on_together(data, tmp_path)
 
 
 def test_after_sigterm_the_next_start_goes_on_at_that_step(tmp_path, frame_data, monkeypatch):
-    write = train.trainer.TrainingLog.write
+    write = train.TrainingLog.write
 
     def write_then_terminate(log, outputs):
         write(log, outputs)
@@ -226,7 +226,7 @@ def test_after_sigterm_the_next_start_goes_on_at_that_step(tmp_path, frame_data,
 
     run_small(tmp_path / "unbroken", frame_data, "--max_steps=20", "--log_steps=13")
     with monkeypatch.context() as patch:
-        patch.setattr(train.trainer.TrainingLog, "write", write_then_terminate)
+        patch.setattr(train.TrainingLog, "write", write_then_terminate)
         run_small(tmp_path / "stopped", frame_data, "--max_steps=20", "--log_steps=13")
     assert checkpoints.names(str(tmp_path / "stopped")) == ["model.ckpt-13"]
     run_small(tmp_path / "stopped", frame_data, "--max_steps=20", "--log_steps=13")
@@ -337,11 +337,11 @@ def test_the_training_step_compiles_as_tpus_need_it(name):
     hyperparameters = dict(test_models.SMALL[name])
     if "iterations" in hyperparameters:
         hyperparameters["iterations"] = 5
-    config = RunConfig.create(name, hyperparameters=hyperparameters, ema_decay=0.9, **sizes)
+    config = RunConfig(name, hyperparameters=hyperparameters, ema_decay=0.9, **sizes)
     model = config.build_model()
     optimizer = config.build_optimizer()
     optimizer.build(model.trainable_variables)
-    stepper = train.trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
+    stepper = Trainer(config, model, optimizer, tf.distribute.get_strategy())
     inputs = tf.ones([8, 9])
     if config.frame_level:
         frames = tf.cast(tf.reshape(tf.range(8 * 7 * 9) % 251, [8, 7, 9]), tf.uint8)

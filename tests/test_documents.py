@@ -69,7 +69,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     (tmp_path / "data" / "part000.tfrecord").rename(tmp_path / "data" / "train0.tfrecord")
     monkeypatch.chdir(tmp_path)
     train = importlib.import_module("train")
-    config = train.RunConfig.create(
+    config = train.RunConfig(
         "DbofModel",
         hyperparameters={"dbof_cluster_size": 16, "dbof_hidden_size": 8},
         batch_size=4,

@@ -12,11 +12,10 @@ import tensorflow as tf
 import documents
 import export_model
 import frame_level_models
-import predictor as predictors
 import programs
 import registry
 import sample_records
-import train
+from predictor import ExportedPredictor, Predictor
 from utils import InputError
 
 NUM_CLASSES = 10
@@ -49,13 +48,13 @@ def largest_difference(one, other):
 
 
 def in_process(train_dirs, pattern, **options):
-    predictor = predictors.Predictor([str(path) for path in train_dirs], **options)
+    predictor = Predictor([str(path) for path in train_dirs], **options)
     predictor.restore()
     return in_batches(predictor.predict, predictor.data.reader(pattern))
 
 
 def of_export(export_dir, pattern):
-    predictor = predictors.ExportedPredictor(str(export_dir))
+    predictor = ExportedPredictor(str(export_dir))
     return in_batches(predictor.predict, predictor.data.reader(pattern))
 
 
@@ -286,7 +285,7 @@ def test_a_frozen_graph_predicts_the_same(trained_netvlad, exported, frame_data,
     predict = wrapped.prune([frames, num_frames], predictions)
     frozen = in_batches(
         lambda inputs: predict(tf.constant(inputs["frames"]), tf.constant(inputs["num_frames"])),
-        predictors.ExportedPredictor(str(exported)).data.reader(frame_data),
+        ExportedPredictor(str(exported)).data.reader(frame_data),
     )
     assert largest_difference(frozen, of_export(exported, frame_data)) < 1e-6
 
@@ -398,7 +397,7 @@ def test_layers_without_names_are_restored_again_and_again(frame_data, tmp_path,
         "--batch_size=16",
         "--max_steps=2",
     )
-    predictor = predictors.Predictor([str(tmp_path / "run")] * 2)
+    predictor = Predictor([str(tmp_path / "run")] * 2)
     results = []
     for _ in range(2):
         predictor.restore()

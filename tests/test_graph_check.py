@@ -3,13 +3,12 @@
 import pathlib
 import shutil
 
+import graph_check
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-import export_model
-import graph_check
-import predictor as predictors
+import predictor
 import programs
 from utils import InputError
 
@@ -88,7 +87,7 @@ def test_the_programs_look_before_they_load(exported, tmp_path):
     save(tmp_path / "harm", write_file)
     shutil.copy(tmp_path / "harm" / "saved_model.pb", path)
     with pytest.raises(InputError, match="do more than compute: WriteFile"):
-        predictors.ExportedPredictor(str(path))
+        predictor.ExportedPredictor(str(path))
 
 
 def test_functions_that_restore_must_not_be_named_by_objects(exported, tmp_path):

@@ -29,7 +29,7 @@ def run(*arguments):
 
 
 def describe(name, data=DATA, **hyperparameters):
-    return model_info.describe(RunConfig.create(name, hyperparameters=hyperparameters, **data))
+    return model_info.describe(RunConfig(name, hyperparameters=hyperparameters, **data))
 
 
 def by_layer(description, key):
@@ -266,7 +266,7 @@ def test_all_shows_every_model_with_its_defaults(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     names = list(registry.models())
     assert [line.split()[0] for line in lines[1 : len(names) + 1]] == names
-    assert configs == [RunConfig.create(name, **DATA) for name in names]
+    assert configs == [RunConfig(name, **DATA) for name in names]
 
 
 def test_json_is_a_list_of_objects_with_the_documented_keys(capsys):

@@ -7,9 +7,6 @@ import sys
 
 import pytest
 
-import export_model
-import inference
-import predict_beam
 import programs
 import sample_records
 from utils import InputError

@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-import inference
 import programs
 import sample_records
 from utils import InputError

@@ -14,9 +14,8 @@ import tensorflow as tf
 from absl import flags
 
 import documents
-import eval as eval_program
 import inference
-import predictor as predictors
+import predictor
 import registry
 import sample_records
 import train
@@ -568,7 +567,7 @@ def test_eval_refuses_an_unwritable_table_and_names_without_a_table_at_once(trai
 
 
 def test_a_config_made_with_lists_is_the_one_that_was_saved(tmp_path):
-    config = RunConfig.create(
+    config = RunConfig(
         "DbofModel", feature_names=["rgb", "audio"], feature_sizes=[8, 4], num_classes=10
     )
     config.save(str(tmp_path))
@@ -592,4 +591,4 @@ def test_a_run_whose_weights_would_be_read_wrongly_is_refused(trained, video_dat
     del values["weights_format"]
     path.write_text(json.dumps(values))
     with pytest.raises(InputError, match="checkpoints have format 1; this version reads format 2"):
-        predictors.Predictor([str(train_dir)])
+        predictor.Predictor([str(train_dir)])

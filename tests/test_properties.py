@@ -238,7 +238,7 @@ SETTINGS = st.fixed_dictionaries(
 @QUICK
 @given(SETTINGS)
 def test_a_config_is_read_as_it_was_written(chosen):
-    config = RunConfig.create("DbofModel", **chosen)
+    config = RunConfig("DbofModel", **chosen)
     with tempfile.TemporaryDirectory() as folder:
         config.save(folder)
         assert RunConfig.load(folder) == config
@@ -247,7 +247,7 @@ def test_a_config_is_read_as_it_was_written(chosen):
 @QUICK
 @given(st.text(min_size=1), st.one_of(st.none(), st.booleans(), st.integers(), st.text()))
 def test_an_unknown_key_of_a_config_is_refused_by_name(key, value):
-    config = RunConfig.create("LogisticModel")
+    config = RunConfig("LogisticModel")
     with tempfile.TemporaryDirectory() as folder:
         config.save(folder)
         path = os.path.join(folder, "model_flags.json")

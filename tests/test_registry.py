@@ -1,11 +1,12 @@
 import re
 import sys
 
+import program
+
 import pytest
 from absl import flags
 
 import frame_level_models
-import program
 import registry
 import video_level_models
 from utils import InputError

@@ -8,11 +8,10 @@ import sys
 import time
 
 import pytest
+import run_lock
 
 import files
 import programs
-import run_lock
-import train
 from utils import InputError
 
 

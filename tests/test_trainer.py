@@ -28,7 +28,7 @@ def test_clipping_is_that_of_tensorflow(shape, factor):
 
 
 def sgd_config(**settings):
-    return RunConfig.create(
+    return RunConfig(
         model="LogisticModel",
         num_classes=4,
         feature_names=("mean_rgb",),

@@ -5,12 +5,13 @@ import json
 import os
 import socket
 
+import program
+
 import numpy as np
 import pytest
 from absl import flags
 
 import files
-import program
 import utils
 from utils import InputError
 

@@ -18,7 +18,6 @@ from absl import app, logging
 
 import average_checkpoints
 import checkpoints
-import eval as eval_program
 import export_model
 import inference
 import programs

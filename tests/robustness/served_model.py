@@ -21,11 +21,9 @@ from absl import app, flags, logging
 from google.protobuf.message import DecodeError
 
 import damaged_records
-import export_model
-import predictor as predictors
 import programs
 import sample_records
-import train
+from predictor import Predictor
 
 SIZE = sum(damaged_records.SIZES.values())
 ERRORS = (tf.errors.InvalidArgumentError, TypeError, ValueError)
@@ -160,7 +158,7 @@ def run(cases):
         programs.run(
             "export_model", f"--train_dir={trained}", f"--output_dir={exported}", "--dtype=float32"
         )
-        predictor = predictors.Predictor([str(trained)], compute_dtype="float32")
+        predictor = Predictor([str(trained)], compute_dtype="float32")
         predictor.restore()
         loaded = tf.saved_model.load(str(exported))
         tensors = check_refused_tensors(loaded)
