@@ -3,13 +3,13 @@
 import pathlib
 import shutil
 
-import graph_check
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 import predictor
 import programs
+import serving
 from utils import InputError
 
 
@@ -75,11 +75,11 @@ HARM = {
 def test_a_graph_that_does_more_than_compute_is_refused_naming_the_operation(tmp_path, function):
     save(tmp_path, function)
     with pytest.raises(InputError, match=f"do more than compute: {HARM[function]}"):
-        graph_check.check(str(tmp_path))
+        serving.check_graph(str(tmp_path))
 
 
 def test_what_export_model_writes_is_not_refused(exported):
-    graph_check.check(str(exported))
+    serving.check_graph(str(exported))
 
 
 def test_the_programs_look_before_they_load(exported, tmp_path):
@@ -102,7 +102,7 @@ def test_functions_that_restore_must_not_be_named_by_objects(exported, tmp_path)
     graph.object_graph_def.concrete_functions[restore].SetInParent()
     path.write_bytes(saved.SerializeToString())
     with pytest.raises(InputError, match="more than compute: RestoreV2"):
-        graph_check.check(str(path.parent))
+        serving.check_graph(str(path.parent))
 
 
 @pytest.mark.parametrize("name", ["saved_model.cpb", "saved_model.pbtxt"])
@@ -110,7 +110,7 @@ def test_other_forms_of_a_saved_model_are_refused(exported, tmp_path, name):
     path = shutil.copytree(exported, tmp_path / "model")
     (path / name).touch()
     with pytest.raises(InputError, match=f"it has {name}"):
-        graph_check.check(str(path))
+        serving.check_graph(str(path))
 
 
 def test_a_graph_of_tensorflow_1_is_refused(exported, tmp_path):
@@ -119,7 +119,7 @@ def test_a_graph_of_tensorflow_1_is_refused(exported, tmp_path):
     saved.meta_graphs[0].ClearField("object_graph_def")
     path.write_bytes(saved.SerializeToString())
     with pytest.raises(InputError, match="it is of TensorFlow 1"):
-        graph_check.check(str(path.parent))
+        serving.check_graph(str(path.parent))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
@@ -127,4 +127,4 @@ def test_a_damaged_graph_is_refused(exported, tmp_path, content):
     path = shutil.copytree(exported, tmp_path / "model") / "saved_model.pb"
     pathlib.Path(path).unlink() if content is None else path.write_bytes(content)
     with pytest.raises(InputError, match=str(tmp_path)):
-        graph_check.check(str(path.parent))
+        serving.check_graph(str(path.parent))

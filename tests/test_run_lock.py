@@ -8,15 +8,15 @@ import sys
 import time
 
 import pytest
-import run_lock
 
+import checkpoints
 import files
 import programs
 from utils import InputError
 
 
 def _hold(train_dir, tell):
-    with run_lock.hold(str(train_dir)):
+    with checkpoints.training_lock(str(train_dir)):
         tell.send("holds")
         time.sleep(100)
 
@@ -46,37 +46,37 @@ def test_a_second_training_is_refused_naming_the_first(holder, tmp_path, frame_d
 def test_the_lock_of_a_killed_process_is_taken_over(holder, tmp_path):
     holder.kill()
     holder.join()
-    assert (tmp_path / run_lock.FILE_NAME).exists()
-    with run_lock.hold(str(tmp_path)):
-        text = (tmp_path / run_lock.FILE_NAME).read_text()
+    assert (tmp_path / checkpoints.LOCK_FILE).exists()
+    with checkpoints.training_lock(str(tmp_path)):
+        text = (tmp_path / checkpoints.LOCK_FILE).read_text()
     assert text == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def test_the_lock_is_free_after_an_error(tmp_path):
     for _ in range(2):
-        with pytest.raises(KeyError), run_lock.hold(str(tmp_path)):
+        with pytest.raises(KeyError), checkpoints.training_lock(str(tmp_path)):
             raise KeyError
 
 
 def test_only_the_first_worker_takes_the_lock(tmp_path, monkeypatch):
-    with run_lock.hold(str(tmp_path)):
+    with checkpoints.training_lock(str(tmp_path)):
         workers = '"cluster": {"worker": ["a:1", "b:1"]}'
         monkeypatch.setenv("TF_CONFIG", f'{{"task": {{"type": "worker", "index": 1}}, {workers}}}')
-        with run_lock.hold(str(tmp_path)):
+        with checkpoints.training_lock(str(tmp_path)):
             pass
         for first in (
             f'{{"task": {{"type": "worker", "index": 0}}, {workers}}}',
             '{"task": {"type": "chief", "index": 0}, "cluster": {"chief": ["a:1"]}}',
         ):
             monkeypatch.setenv("TF_CONFIG", first)
-            with pytest.raises(InputError), run_lock.hold(str(tmp_path)):
+            with pytest.raises(InputError), checkpoints.training_lock(str(tmp_path)):
                 pass
         monkeypatch.setenv(
             "TF_CONFIG",
             '{"task": {"type": "worker", "index": 0},'
             ' "cluster": {"chief": ["a:1"], "worker": ["b:1"]}}',
         )
-        with run_lock.hold(str(tmp_path)):
+        with checkpoints.training_lock(str(tmp_path)):
             pass
 
 
