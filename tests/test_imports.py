@@ -1,0 +1,45 @@
+"""Models and layers do not import TensorFlow, so they also run on other backends of Keras."""
+
+import ast
+
+import pytest
+
+from programs import ROOT
+
+WITHOUT_TENSORFLOW = {
+    "layers",
+    "losses",
+    "nonlocal_vlad",
+    "options",
+    "private_api",
+    "recurrent",
+    "registry",
+    "run_config",
+    "utils",
+    *(path.stem for path in ROOT.glob("*_models.py")),
+}
+OWN_MODULES = {path.stem for path in ROOT.glob("*.py")}
+
+
+def imported_modules(path):
+    """Returns the top-level packages that a module imports when it is imported itself."""
+    found, pending = set(), list(ast.parse(path.read_text()).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        pending += ast.iter_child_nodes(node)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_TENSORFLOW))
+def test_a_module_of_models_imports_neither_tensorflow_nor_a_module_that_may(name):
+    imported = imported_modules(ROOT / f"{name}.py")
+    assert "tensorflow" not in imported
+    assert imported & OWN_MODULES <= WITHOUT_TENSORFLOW
