@@ -1,6 +1,6 @@
-"""The models once more: loops in float64 over their formulas, which their tests compare with.
+"""References for the models: loops in float64 over their formulas.
 
-Also their small models with random weights, and the videos that they are compared on.
+Also small models with random weights, and videos to compare them on.
 """
 
 import functools
@@ -17,7 +17,7 @@ FEATURE_SIZES = (5, 2)
 D = sum(FEATURE_SIZES)
 NUM_CLASSES = 3
 NUM_FRAMES = (4, 1, 6, 3)
-# Streams of the features above, mixtures, and scale in the non-local block: None is 1 / sqrt(D).
+# Sizes of the streams, mixtures, and scale in the non-local block, where None is 1 / sqrt(D).
 NETVLAD_MODELS = {
     "LFNLNetVLADModel": (FEATURE_SIZES, 8, 1 / 64),
     "LFNLNetRVLADModel": (FEATURE_SIZES, 4, None),
@@ -34,7 +34,7 @@ SMALL_SOFT_BOF = {
     "soft_bof_cluster_size": "6,3",
     "soft_bof_hidden_size": 4,
 }
-# Models that ignore the order of the frames, and count sampled frames where they stand.
+# Models that ignore the order of the frames and count sampled frames instead of copying them.
 SMALL_COUNTING_MODELS = {
     **dict.fromkeys(NETVLAD_MODELS, SMALL_NETVLAD),
     "SoftBoFModel": SMALL_SOFT_BOF,
@@ -54,7 +54,7 @@ def build(name, feature_sizes=FEATURE_SIZES, **hyperparameters):
 
 
 def make_videos():
-    """Frames whose padding is garbage, `[B, T, D]`, and their numbers, `[B]`."""
+    """Returns frames `[B, T, D]`, with garbage as padding, and numbers of frames `[B]`."""
     rng = np.random.default_rng(8)
     frames = rng.integers(0, 256, (len(NUM_FRAMES), max(NUM_FRAMES), D), dtype=np.uint8)
     return frames, np.array(NUM_FRAMES, np.int32)
@@ -70,7 +70,7 @@ def call(model, frames, num_frames, training=False):
 
 
 def reference_frames(frames, num_frames):
-    """A list of real frames per video, dequantised and of length 1."""
+    """Returns a list of real frames per video, dequantized and of norm 1."""
     return [
         [
             unit_vector([int(byte) * 4 / 255 + 4 / 512 - 2 for byte in frame])
@@ -81,17 +81,19 @@ def reference_frames(frames, num_frames):
 
 
 def reference_moe(vectors, weights, mixtures, training=False):
-    """Probabilities, with gating of them where the weights have it."""
+    """Returns probabilities, gated if there are weights for that."""
     predictions = []
     for vector in vectors:
         gates = linear(vector, weights["gates/kernel"])
         experts = linear(vector, weights["experts/kernel"], weights["experts/bias"])
         row = []
         for c in range(NUM_CLASSES):
-            scores = [math.exp(gates[m * NUM_CLASSES + c]) for m in range(mixtures + 1)]
-            chances = [sigmoid(experts[m * NUM_CLASSES + c]) for m in range(mixtures)]
-            # The last expert always says no.
-            row.append(sum(scores[m] / sum(scores) * chance for m, chance in enumerate(chances)))
+            gate_exps = [math.exp(gates[m * NUM_CLASSES + c]) for m in range(mixtures + 1)]
+            experts_of_class = [sigmoid(experts[m * NUM_CLASSES + c]) for m in range(mixtures)]
+            # The dummy expert, the last one, always predicts 0.
+            row.append(
+                sum(gate_exps[m] / sum(gate_exps) * p for m, p in enumerate(experts_of_class))
+            )
         predictions.append(row)
     if "prob_gating/gate/kernel" not in weights:
         return predictions
@@ -99,7 +101,7 @@ def reference_moe(vectors, weights, mixtures, training=False):
 
 
 def reference_dbof(videos, weights, pooling, batch_norm, training):
-    """Encodings of lists of frames; the statistics are those of all real frames together."""
+    """Returns encodings of lists of frames; statistics are over all real frames together."""
 
     def project(rows, name):
         kernel = weights[f"{name}/kernel"]
@@ -126,7 +128,7 @@ def reference_dbof(videos, weights, pooling, batch_norm, training):
 
 
 def reference_streams(videos, weights, pool, streams, training):
-    """Hidden vectors of lists of frames: each stream pooled, all reduced, and gated if it is so.
+    """Returns hidden vectors of lists of frames: each stream pooled, all reduced, then gated.
 
     Args:
         pool: function of a stream's number, its frames, their weights and the mode.
@@ -177,7 +179,7 @@ def reference_soft_bof_model(model, videos, streams, training):
 
 
 def reference_lstm(frames, weights):
-    """Hidden states after each frame; the order of the gates is input, forget, cell, output."""
+    """Returns the state after each frame. Order of the gates: input, forget, cell, output."""
     units = weights["recurrent_kernel"].shape[0]
     hidden, cell, states = [0.0] * units, [0.0] * units, []
     for frame in frames:
@@ -193,7 +195,7 @@ def reference_lstm(frames, weights):
 
 
 def reference_gru(frames, weights):
-    """Hidden states after each frame; the order of the gates is update z, reset r, candidate."""
+    """Returns the state after each frame. Order of the gates: update z, reset r, candidate."""
     candidate = weights["candidate"]
     update, reset = np.split(weights["gates"], 2, axis=1)
     units = len(candidate)
@@ -203,7 +205,7 @@ def reference_gru(frames, weights):
         inputs = linear(frame, projection["kernel"], projection["bias"])
         z = [sigmoid(inputs[u] + v) for u, v in enumerate(linear(hidden, update))]
         r = [sigmoid(inputs[units + u] + v) for u, v in enumerate(linear(hidden, reset))]
-        # The reset gate comes before the recurrent product.
+        # The reset gate applies before the recurrent product.
         kept = linear([a * b for a, b in zip(r, hidden, strict=True)], candidate)
         new = [math.tanh(inputs[2 * units + u] + v) for u, v in enumerate(kept)]
         hidden = [z[u] * hidden[u] + (1 - z[u]) * new[u] for u in range(units)]

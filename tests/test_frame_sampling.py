@@ -30,7 +30,7 @@ def seed_generator(seed=0):
 
 
 def chi_squared(values, count):
-    """Chi-squared statistic of integers against a uniform distribution over 0..count-1."""
+    """Returns the chi-squared statistic of integers against a uniform one over 0..count-1."""
     observed = np.bincount(np.ravel(values), minlength=count)
     assert len(observed) == count
     expected = np.size(values) / count
@@ -43,50 +43,50 @@ def assert_uniform(values, count):
     assert chi_squared(values, count) < n + 5 * math.sqrt(2 * n)
 
 
-def test_uniformity_check_finds_a_frame_that_is_drawn_too_often():
+def test_the_uniformity_check_finds_a_frame_drawn_too_often():
     values = np.arange(4000) % 8
     values[:300] = 0
     assert chi_squared(values, 8) > 7 + 5 * math.sqrt(14)
 
 
 @pytest.mark.parametrize("num_frames", [2, 7, 300])
-def test_random_positions_are_uniform_over_the_real_frames_alone(num_frames):
+def test_random_frame_indices_are_uniform_over_real_frames_only(num_frames):
     limits = tf.fill([1500], num_frames)
-    positions = frame_level_models.random_frame_indices(limits, 1, 20, seed_generator())[:, 0]
-    assert positions.shape == (1500, 20)
-    assert np.min(positions) == 0
-    assert np.max(positions) == num_frames - 1
-    assert_uniform(positions, num_frames)
+    indices = frame_level_models.random_frame_indices(limits, 1, 20, seed_generator())[:, 0]
+    assert indices.shape == (1500, 20)
+    assert np.min(indices) == 0
+    assert np.max(indices) == num_frames - 1
+    assert_uniform(indices, num_frames)
 
 
-def test_random_positions_keep_within_the_length_of_each_video():
+def test_random_frame_indices_stay_within_each_video():
     limits = np.arange(1, 50, dtype=np.int32)
-    positions = np.asarray(
+    indices = np.asarray(
         frame_level_models.random_frame_indices(tf.constant(limits), 1, 400, seed_generator())[:, 0]
     )
-    for row, limit in zip(positions, limits, strict=True):
+    for row, limit in zip(indices, limits, strict=True):
         assert set(row) == set(range(limit))
 
 
-def test_random_positions_are_drawn_with_replacement():
-    positions = frame_level_models.random_frame_indices(tf.fill([4000], 5), 1, 5, seed_generator())[
+def test_random_frame_indices_are_drawn_with_replacement():
+    indices = frame_level_models.random_frame_indices(tf.fill([4000], 5), 1, 5, seed_generator())[
         :, 0
     ]
-    all_different = np.mean([len(set(row)) == 5 for row in np.asarray(positions)])
+    all_different = np.mean([len(set(row)) == 5 for row in np.asarray(indices)])
     assert all_different == pytest.approx(math.factorial(5) / 5**5, abs=0.015)
 
 
-def test_random_positions_stay_in_the_video_where_the_random_number_rounds_up(monkeypatch):
+def test_random_frame_indices_stay_in_the_video_when_rounding_up(monkeypatch):
     monkeypatch.setattr(keras.random, "uniform", lambda shape, seed: tf.ones(shape))
     limits = tf.constant([1, 7, 300])
-    positions = frame_level_models.random_frame_indices(limits, 1, 2, seed_generator())[:, 0]
-    np.testing.assert_array_equal(positions, [[0, 0], [6, 6], [299, 299]])
+    indices = frame_level_models.random_frame_indices(limits, 1, 2, seed_generator())[:, 0]
+    np.testing.assert_array_equal(indices, [[0, 0], [6, 6], [299, 299]])
 
 
 @pytest.mark.parametrize(
     "draw", [frame_level_models.random_frame_indices, frame_level_models.random_frame_runs]
 )
-def test_positions_repeat_under_a_seed_and_differ_between_calls_and_videos(draw):
+def test_frame_indices_repeat_under_a_seed_and_differ_between_calls_and_videos(draw):
     limits, seed = tf.fill([4], 1000), seed_generator(6)
     first, second = (np.asarray(draw(limits, 1, 3, seed)[:, 0]) for _ in range(2))
     np.testing.assert_array_equal(draw(limits, 1, 3, seed_generator(6))[:, 0], first)
@@ -95,7 +95,7 @@ def test_positions_repeat_under_a_seed_and_differ_between_calls_and_videos(draw)
     assert len({tuple(row) for row in first}) == 4
 
 
-def test_random_run_is_consecutive_within_the_video_and_starts_uniformly():
+def test_a_random_run_is_consecutive_within_the_video_and_starts_uniformly():
     runs = np.asarray(
         frame_level_models.random_frame_runs(tf.fill([8000], 10), 1, 4, seed_generator())[:, 0]
     )
@@ -103,7 +103,7 @@ def test_random_run_is_consecutive_within_the_video_and_starts_uniformly():
     assert_uniform(runs[:, 0], 7)
 
 
-def test_random_run_of_a_short_video_begins_at_its_first_frame():
+def test_a_random_run_of_a_short_video_begins_at_its_first_frame():
     runs = frame_level_models.random_frame_runs(tf.constant([1, 3, 4]), 1, 4, seed_generator())[
         :, 0
     ]
@@ -111,7 +111,7 @@ def test_random_run_of_a_short_video_begins_at_its_first_frame():
 
 
 def numbered_videos(num_frames, length):
-    """Frames that hold the number of the video and their position; padding holds 255."""
+    """Returns frames that hold the number of the video and their index; padding holds 255."""
     frames = np.full((len(num_frames), length, 2), 255, np.uint8)
     for row, count in enumerate(num_frames):
         frames[row, :count, 0] = row
@@ -120,9 +120,9 @@ def numbered_videos(num_frames, length):
 
 
 def sample(model, frames, num_frames, num_samplings=1):
-    """What a model takes of the frames at one call."""
-    positions = model.draw_frame_indices(num_frames, num_samplings, model.sampling_seed)
-    return model.sample(frames, num_frames, positions)
+    """Returns the frames that a model takes in one call, and their weights."""
+    indices = model.draw_frame_indices(num_frames, num_samplings, model.sampling_seed)
+    return model.sample(frames, num_frames, indices)
 
 
 def sampling_model(**arguments):
@@ -143,7 +143,7 @@ def test_sampled_frames_are_real_frames_of_their_own_video():
     np.testing.assert_array_equal(weights, np.ones((3, 50)))
 
 
-def test_run_of_frames_has_weight_zero_beyond_a_short_video():
+def test_a_run_of_frames_has_weight_zero_beyond_a_short_video():
     model = sampling_model(iterations=4, sample_random_frames=False)
     sampled, weights = sample(model, *numbered_videos([2, 6, 4], length=6))
     sampled = np.asarray(sampled)
@@ -154,7 +154,7 @@ def test_run_of_frames_has_weight_zero_beyond_a_short_video():
     assert sampled[1, -1, 1] < 6
 
 
-def test_run_longer_than_the_batch_takes_every_frame_once():
+def test_a_run_longer_than_the_batch_takes_every_frame_once():
     model = sampling_model(iterations=8, sample_random_frames=False)
     sampled, weights = sample(model, *numbered_videos([2, 3], length=3))
     assert sampled.shape == (2, 8, 2)
@@ -169,7 +169,7 @@ def test_without_sampling_all_frames_are_taken_in_order():
     np.testing.assert_array_equal(weights, [[1, 1, 0, 0], [1, 1, 1, 0]])
 
 
-def test_frames_are_sampled_anew_in_every_call():
+def test_every_call_samples_other_frames():
     model = sampling_model(iterations=20)
     videos = numbered_videos([9], length=9)
     first, second = sample(model, *videos)[0], sample(model, *videos)[0]
@@ -187,7 +187,7 @@ def counting_model(**arguments):
     )
 
 
-def test_counts_of_sampled_frames_stand_at_their_places_and_sum_to_the_iterations():
+def test_counts_stand_at_the_sampled_frames_and_sum_to_the_iterations():
     model = counting_model(iterations=50)
     frames, num_frames = numbered_videos([3, 1, 9], length=12)
     taken, counts = sample(model, frames, num_frames)
@@ -199,14 +199,14 @@ def test_counts_of_sampled_frames_stand_at_their_places_and_sum_to_the_iteration
         assert np.all(row[count:] == 0)
 
 
-def test_counts_are_those_of_the_positions_drawn():
+def test_counts_are_those_of_the_drawn_frame_indices():
     model = counting_model(iterations=7)
     frames, num_frames = numbered_videos([3, 1, 9], length=12)
     model.sampling_seed.state.assign([3, 0])
     _, counts = sample(model, frames, num_frames)
     model.sampling_seed.state.assign([3, 0])
-    positions = frame_level_models.random_frame_indices(num_frames, 1, 7, model.sampling_seed)[:, 0]
-    expected = [np.bincount(row, minlength=12) for row in np.asarray(positions)]
+    indices = frame_level_models.random_frame_indices(num_frames, 1, 7, model.sampling_seed)[:, 0]
+    expected = [np.bincount(row, minlength=12) for row in np.asarray(indices)]
     np.testing.assert_array_equal(counts, expected)
 
 
@@ -234,7 +234,7 @@ def test_counts_repeat_under_a_seed_and_differ_between_calls_and_videos():
     assert len({tuple(row) for row in first}) == 4
 
 
-def test_run_of_frames_counts_consecutive_frames_once():
+def test_a_run_of_frames_counts_consecutive_frames_once():
     model = counting_model(iterations=4, sample_random_frames=False)
     _, counts = sample(model, *numbered_videos([2, 4, 9, 9, 9], length=9))
     counts = np.asarray(counts)
@@ -245,7 +245,7 @@ def test_run_of_frames_counts_consecutive_frames_once():
         np.testing.assert_array_equal(row, np.isin(np.arange(9), range(start, start + 4)))
 
 
-def test_run_longer_than_the_batch_counts_every_frame_once():
+def test_a_run_longer_than_the_batch_counts_every_frame_once():
     model = counting_model(iterations=8, sample_random_frames=False)
     _, counts = sample(model, *numbered_videos([2, 3], length=3))
     np.testing.assert_array_equal(counts, [[1, 1, 0], [1, 1, 1]])

@@ -30,12 +30,16 @@ def imported_modules(path):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module.partition(".")[0])
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        pending += ast.iter_child_nodes(node)
+        elif not runs_later(node):
+            pending += ast.iter_child_nodes(node)
     return found
+
+
+def runs_later(node):
+    """Returns whether the statements in a node do not run when the module is imported."""
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.unparse(node.test)
+    return isinstance(node, ast.FunctionDef | ast.Lambda)
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_TENSORFLOW))

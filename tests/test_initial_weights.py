@@ -33,7 +33,7 @@ def assert_normal(weight, std):
     # Six standard errors of mean and standard deviation.
     assert abs(values.mean()) < 6 / math.sqrt(values.size)
     assert abs(values.std() - 1) < 6 / math.sqrt(2 * values.size)
-    # A share of 0.27% lies beyond three: more than of a truncated normal or uniform distribution.
+    # 0.27% lie beyond three standard deviations, more than in a truncated normal or uniform one.
     assert 0.001 < np.mean(np.abs(values) > 3) < 0.005
 
 

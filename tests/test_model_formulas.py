@@ -40,7 +40,7 @@ def _free_shared_models():
     build_once.cache_clear()
 
 
-def test_frames_are_dequantised_and_of_length_one_and_padding_is_zero():
+def test_frames_are_dequantized_to_norm_one_and_padding_is_zero():
     frames, num_frames = make_videos()
     weights = (np.arange(frames.shape[1]) < num_frames[:, None]).astype(np.float32)
     actual = np.asarray(frame_level_models.normalize(frames, weights).to_float())
@@ -80,7 +80,7 @@ def test_moe_model_with_gated_probabilities_equals_its_formula(training):
     assert_close(model(vectors, training=training), expected)
 
 
-def test_classifier_of_an_encoding_does_not_normalise_it():
+def test_the_classifier_of_an_encoding_does_not_normalize_it():
     model = video_level_models.LogisticModel(num_classes=NUM_CLASSES, l2_normalize_input=False)
     vectors = make_vectors()
     model(vectors)
@@ -133,7 +133,7 @@ def test_dbof_model_equals_its_formula(pooling, batch_norm, training):
 @pytest.mark.parametrize(
     ("updates", "decay"), [(0, 1 / 10), (8, 1 / 2), (90, 0.91), (8990, 0.999), (10**6, 0.999)]
 )
-def test_moving_averages_follow_faster_at_first_and_then_by_a_thousandth(updates, decay):
+def test_moving_averages_are_faster_at_first_and_then_follow_by_a_thousandth(updates, decay):
     model = build("DbofModel", iterations=0, dbof_cluster_size=6, dbof_hidden_size=4)
     frames, num_frames = make_videos()
     model.input_norm.num_updates.assign(updates)
@@ -149,7 +149,7 @@ def test_moving_averages_follow_faster_at_first_and_then_by_a_thousandth(updates
     assert after["num_updates"] == updates + 1
 
 
-def test_inference_leaves_the_moving_averages_alone():
+def test_inference_does_not_change_the_moving_averages():
     model = build("DbofModel", iterations=0, dbof_cluster_size=6, dbof_hidden_size=4)
     before = model.get_weights()
     call(model, *make_videos())
@@ -209,7 +209,7 @@ def test_netvlad_model_with_another_pairwise_function_equals_its_formula(pairwis
 
 
 @pytest.mark.parametrize("name", NETVLAD_MODELS)
-def test_netvlad_model_without_block_and_gating_is_the_plain_one(name):
+def test_without_block_and_gating_it_is_plain_netvlad(name):
     streams, _, _ = NETVLAD_MODELS[name]
     off = {"nonlocal_block": False, "gating": False, "moe_prob_gating": False}
     model = build(name, **SMALL_NETVLAD, **off, moe_num_mixtures=3)
@@ -233,7 +233,7 @@ def test_netvlad_model_takes_any_number_of_features(name, feature_sizes, streams
     kernels = [
         value.shape for path, value in weights_of(model).items() if "assignment/kernel" in path
     ]
-    # The last number of clusters serves all further streams.
+    # The last number of clusters is also that of further streams.
     assert kernels == list(zip(streams, (4, 3, 3), strict=False))
     videos = reference_frames(*make_videos())
     expected = reference_netvlad_model(model, videos, streams, mixtures, scale=scale)
@@ -259,7 +259,7 @@ def test_soft_bof_model_equals_its_formula(streams, gating, training):
 
 
 def permuted(frames, num_frames):
-    """The videos with their real frames in another order; padding stays where it is."""
+    """Returns the videos with their real frames in another order and the padding in place."""
     frames = frames.copy()
     for row, count in enumerate(num_frames):
         frames[row, :count] = np.roll(frames[row, :count], 1, axis=0)
@@ -268,7 +268,7 @@ def permuted(frames, num_frames):
 
 @BOTH_MODES
 @pytest.mark.parametrize("name", SMALL_COUNTING_MODELS)
-def test_order_of_the_frames_does_not_change_the_prediction(name, training):
+def test_the_order_of_the_frames_does_not_change_predictions(name, training):
     model, videos = build(name, **SMALL_COUNTING_MODELS[name]), make_videos()
     expected = call(model, *videos, training)
     assert_close(call(model, *permuted(*videos), training), expected)
@@ -277,7 +277,7 @@ def test_order_of_the_frames_does_not_change_the_prediction(name, training):
 @pytest.mark.parametrize(
     ("name", "cells"), [("GruModel", "gru_cells"), ("LstmModel", "lstm_cells")]
 )
-def test_order_of_the_frames_changes_what_a_recurrent_model_predicts(name, cells):
+def test_the_order_of_the_frames_changes_predictions_of_recurrent_models(name, cells):
     model, videos = build(name, **{cells: 4}), make_videos()
     difference = np.abs(call(model, *permuted(*videos)) - call(model, *videos)).max(axis=1)
     several_frames = np.array(NUM_FRAMES) > 1
@@ -298,7 +298,7 @@ def test_moe_penalty_is_half_the_squared_norm_of_gates_and_experts():
     assert_close(sum(model.losses), 0.25 * squares / 2)
 
 
-def test_penalty_of_the_classifier_is_that_of_the_frame_level_model():
+def test_a_frame_level_model_has_the_penalty_of_its_classifier():
     model = build("DbofModel", moe_l2=0.25, dbof_cluster_size=6, dbof_hidden_size=4)
     weights = sub_weights(weights_of(model), "classifier")
     squares = np.sum(weights["gates/kernel"] ** 2) + np.sum(weights["experts/kernel"] ** 2)
