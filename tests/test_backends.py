@@ -13,14 +13,15 @@ import tensorflow as tf
 import layer_references as references
 import registry
 from programs import ROOT
-from small_models import SMALL
+from small_models import FAMILIES, SMALL
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("jax") is None, reason="JAX is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed"),
+]
 
 SIZES = {"num_classes": 3, "feature_sizes": (5, 2)}
-EVERY_MODEL = pytest.mark.parametrize("name", list(registry.models()))
+EVERY_FAMILY = pytest.mark.parametrize("name", FAMILIES)
 
 
 def make_data():
@@ -55,9 +56,9 @@ def run_under_jax(*arguments):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Predictions of all models with TensorFlow, and the results of `other_backend.py`."""
+    """Predictions of one model per family with TensorFlow, and results of `other_backend.py`."""
     data, weights, predictions = make_data(), {}, {}
-    for name in registry.models():
+    for name in FAMILIES:
         model = registry.build_model(name, **SIZES, **SMALL[name])
         references.randomize(model)
         weights |= {weight.path: np.asarray(weight.value) for weight in model.weights}
@@ -65,7 +66,7 @@ def results(tmp_path_factory):
         inputs = inputs if model.frame_level else data["vectors"]
         predictions[f"{name}/tensorflow"] = model(tf.nest.map_structure(tf.constant, inputs))
     directory = tmp_path_factory.mktemp("jax")
-    models = {name: SMALL[name] for name in registry.models()}
+    models = {name: SMALL[name] for name in FAMILIES}
     np.savez(
         directory / "input.npz",
         models=json.dumps(models),
@@ -79,13 +80,13 @@ def results(tmp_path_factory):
         return {**predictions, **file}
 
 
-@EVERY_MODEL
+@EVERY_FAMILY
 def test_jax_predicts_as_tensorflow_with_the_same_weights(name, results):
     actual, expected = results[f"{name}/predictions"], results[f"{name}/tensorflow"]
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
 
 
-@EVERY_MODEL
+@EVERY_FAMILY
 def test_every_trainable_weight_gets_a_finite_gradient_under_jax(name, results):
     prefix = f"{name}/gradients/"
     gradients = {

@@ -67,6 +67,18 @@ def data(tmp_path_factory):
     return folder
 
 
+STARTED = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kill_what_a_failed_test_left():
+    yield
+    for process in STARTED:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
 def start(*command, workers=None, worker=0):
     """Starts a Python program, as one of several workers if their addresses are given."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -74,7 +86,7 @@ def start(*command, workers=None, worker=0):
         environment["TF_CONFIG"] = json.dumps(
             {"cluster": {"worker": workers}, "task": {"type": "worker", "index": worker}}
         )
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
         env=environment,
@@ -82,6 +94,8 @@ def start(*command, workers=None, worker=0):
         stdout=subprocess.DEVNULL,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def start_workers(*command, number=2):
