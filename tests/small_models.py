@@ -130,11 +130,6 @@ def shared(name, variant="small", **other):
 build_once = functools.cache(registry.build_model)
 
 
-def without_sampling(name):
-    """Returns hyperparameters with which a model uses every frame, so every call predicts alike."""
-    return {"iterations": 0} if name in FRAME_LEVEL_MODELS else {}
-
-
 def make_inputs(name, num_frames=(3, 2, 5, 1, 4), *, size=D, seed=0):
     """Returns inputs of videos with the given numbers of frames."""
     rng = np.random.default_rng(seed)

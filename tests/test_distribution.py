@@ -202,7 +202,10 @@ def test_two_workers_train_as_one_device_and_end_equal(data, trained_twice, tmp_
 def test_workers_stop_and_resume_together(data, tmp_path):
     command = (
         "train.py",
-        *SETTINGS,
+        "--model=FrameLevelLogisticModel",
+        "--batch_size=16",
+        "--log_steps=1",
+        *SMALL_DATA,
         "--num_epochs=1000000",
         "--export_model_steps=20",
         f"--train_dir={tmp_path / 'run'}",
@@ -356,8 +359,8 @@ def test_replicas_draw_different_random_numbers_from_equal_states():
         ("DbofModel", {}),
         ("LstmModel", {}),
         ("GruModel", {}),
-        ("SoftBoFModel", {}),
-        pytest.param("LFNLNetVLADModel", {}, marks=pytest.mark.slow),
+        pytest.param("SoftBoFModel", {}, marks=pytest.mark.slow),
+        pytest.param("EFNLNetVLADModel", {}, marks=pytest.mark.slow),
     ],
 )
 def test_the_training_step_compiles_as_a_whole_as_tpus_require(name, settings):

@@ -69,9 +69,8 @@ def test_random_frame_indices_stay_within_each_video():
 
 
 def test_random_frame_indices_are_drawn_with_replacement():
-    indices = frame_level_models.random_frame_indices(tf.fill([4000], 5), 1, 5, seed_generator())[
-        :, 0
-    ]
+    limits = tf.fill([4000], 5)
+    indices = frame_level_models.random_frame_indices(limits, 1, 5, seed_generator())[:, 0]
     all_different = np.mean([len(set(row)) == 5 for row in np.asarray(indices)])
     assert all_different == pytest.approx(math.factorial(5) / 5**5, abs=0.015)
 
@@ -104,9 +103,8 @@ def test_a_random_run_is_consecutive_within_the_video_and_starts_uniformly():
 
 
 def test_a_random_run_of_a_short_video_begins_at_its_first_frame():
-    runs = frame_level_models.random_frame_runs(tf.constant([1, 3, 4]), 1, 4, seed_generator())[
-        :, 0
-    ]
+    limits = tf.constant([1, 3, 4])
+    runs = frame_level_models.random_frame_runs(limits, 1, 4, seed_generator())[:, 0]
     np.testing.assert_array_equal(runs, [[0, 1, 2, 3]] * 3)
 
 
