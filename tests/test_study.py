@@ -100,7 +100,7 @@ if not output.exists():
 output.write_text("resumed")
 """
     one = job(tmp_path, "one", script, resumes=True)
-    with pytest.raises(SystemExit, match="started again, the study goes on"):
+    with pytest.raises(SystemExit, match="run the study again to resume it"):
         schedule.Runner([one], tmp_path / "state", 1).run()
     assert one.output.read_text() == ""
     schedule.Runner([one], tmp_path / "state", 1).run()
@@ -149,7 +149,7 @@ def test_what_an_interrupted_job_left_is_removed_unless_it_resumes(tmp_path):
     for resumes, content in ((True, "ab"), (False, "a")):
         one = job(tmp_path, f"resumes_{resumes}", script, resumes=resumes)
         runner = schedule.Runner([one], tmp_path / "state", 1)
-        schedule._write(runner._marker(one, "started"), runner._keys[one.name])
+        runner._set_state(one, "started")
         one.output.write_text("a")
         runner.run()
         assert one.output.read_text() == content
