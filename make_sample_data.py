@@ -1,9 +1,10 @@
-r"""Makes sample data: true YouTube-8M records, generated from a story that is worth learning.
+r"""Generates synthetic data sets in the YouTube-8M record format.
 
     python make_sample_data.py --output_dir=/tmp/sample --num_videos=20000 --num_classes=120 \
         --feature_sizes=64,16 --max_frames=40
 
-sample_world.py tells the story, docs/sample_data.md what simple models make of it.
+sample_world.py defines the generative model. docs/sample_data.md describes it and lists the GAP of
+simple models.
 """
 
 import dataclasses
@@ -20,12 +21,12 @@ import program
 import utils
 from files import atomic_path, atomic_write, gfile
 from progress import Progress
-from sample_world import INGREDIENTS, STORIES, Generator, World
+from sample_world import FACTORS, WORLDS, Generator, World
 from utils import InputError, listing
 
 LEVELS = ("frame", "video")
 VOCABULARY = "vocabulary.csv"
-OWN_FILES = re.compile(r"(train|validate|test)\d{5,}\.tfrecord|vocabulary\.csv")
+GENERATED_FILES = re.compile(r"(train|validate|test)\d{5,}\.tfrecord|vocabulary\.csv")
 VOCABULARY_COLUMNS = (
     "Index,TrainVideoCount,KnowledgeGraphId,Name,WikiUrl,"
     "Vertical1,Vertical2,Vertical3,WikiDescription"
@@ -40,12 +41,12 @@ THEMES = """animation archery baking building cartoon collecting concert dancing
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What was written.
+    """Summary of the written data set.
 
     Attributes:
-        videos: dict from split to its number of videos.
-        files: list of str. The record files, in the order in which they were written.
-        num_bytes: int. Size of the record files.
+        videos: dict from split to number of videos.
+        files: list of str. Record files in the order they were written.
+        num_bytes: int. Total size of the record files.
         labels_per_video: float. Mean over all splits.
         videos_per_second: float.
     """
@@ -76,26 +77,28 @@ def make_sample_data(
     """Writes train, validate and test records and a vocabulary.
 
     Args:
-        output_dir: str. Where `train00000.tfrecord` and so on go; created if need be.
-        num_videos: int. Training videos.
-        num_eval_videos: int. Videos of `validate` and of `test`; `None` stands for a tenth of
-            `num_videos`, at least 1.
+        output_dir: str. Directory for the files; created if missing.
+        num_videos: int. Number of training videos.
+        num_eval_videos: int. Number of videos in `validate`, and in `test`. `None` stands for a
+            tenth of `num_videos`, at least 1.
         num_classes: int. Size of the vocabulary.
-        feature_names: sequence of str. The first one is the picture, others are like sound.
-        feature_sizes: sequence of int. Their sizes.
-        max_frames: int. Frames of the longest videos.
-        min_frames: int. Frames of the shortest ones; `None` stands for a fifth of `max_frames`.
-        shards: int. Training files; the other splits have a quarter of it, at least one.
+        feature_names: sequence of str. The first feature is the visual one, the others are sounds.
+        feature_sizes: sequence of int. Size of each feature.
+        max_frames: int. Maximum number of frames per video.
+        min_frames: int. Minimum number of frames per video. `None` stands for a fifth of
+            `max_frames`.
+        shards: int. Number of training files. The other splits have a quarter as many, at least 1.
         seed: int. Equal arguments give equal files.
         level: str. `frame` for all frames, `video` for the mean over the same frames.
-        world: str. What the videos tell, one of `sample_world.STORIES`.
+        world: str. Key of `sample_world.WORLDS`.
         overwrite: bool. Whether to replace sample data in `output_dir`.
 
     Returns:
         A `Summary`.
 
     Raises:
-        InputError: if an argument is not valid, or the directory has records or is not writable.
+        InputError: if an argument is invalid, or the directory is not writable or already holds
+            records.
     """
     if num_eval_videos is None:
         num_eval_videos = max(1, num_videos // 10)
@@ -114,10 +117,10 @@ def make_sample_data(
     _check_together(min_frames, max_frames, shards, num_videos)
     _check_features(feature_names, feature_sizes)
     utils.check_one_of(LEVELS, level=level)
-    utils.check_one_of(STORIES, world=world)
+    utils.check_one_of(WORLDS, world=world)
     _prepare_directory(output_dir, overwrite)
     generator = Generator(
-        World(seed, num_classes, feature_sizes, STORIES[world]),
+        World(seed, num_classes, feature_sizes, WORLDS[world]),
         seed,
         tuple(feature_names),
         min_frames,
@@ -135,7 +138,7 @@ def _check_together(min_frames, max_frames, shards, num_videos):
         )
     if shards > num_videos:
         raise InputError(
-            "shards must not be more than num_videos, since no file may be empty. "
+            "shards must not be more than num_videos, because no file may be empty. "
             f"Received: {shards} and {num_videos}"
         )
 
@@ -143,7 +146,7 @@ def _check_together(min_frames, max_frames, shards, num_videos):
 def _check_features(names, sizes):
     if len(names) != len(sizes):
         raise InputError(
-            f"as many feature_names as feature_sizes are needed. "
+            "as many feature_names as feature_sizes are needed. "
             f"Received: {listing(names)} and {listing(sizes)}"
         )
     if not names or not all(names) or len(set(names)) < len(names):
@@ -153,21 +156,21 @@ def _check_features(names, sizes):
 
 
 def _prepare_directory(output_dir, overwrite):
-    """Creates the directory, or removes older sample data from it if that is allowed."""
+    """Creates the directory. With `overwrite`, removes earlier sample data from it."""
     try:
         gfile.makedirs(output_dir)
-        older = sorted(name for name in gfile.listdir(output_dir) if OWN_FILES.fullmatch(name))
-        if VOCABULARY in older and "/sample/0," not in _beginning(output_dir, VOCABULARY):
+        old = sorted(name for name in gfile.listdir(output_dir) if GENERATED_FILES.fullmatch(name))
+        if VOCABULARY in old and "/sample/0," not in _beginning(output_dir, VOCABULARY):
             raise InputError(
-                f"{output_dir!r} holds the {VOCABULARY} of other data, which would be overwritten. "
-                "Choose another --output_dir."
+                f"{output_dir!r} holds the {VOCABULARY} of another data set, which would be "
+                "overwritten. Choose another --output_dir."
             )
-        if older and not overwrite:
+        if old and not overwrite:
             raise InputError(
-                f"{output_dir!r} already holds sample data ({len(older)} files, as {older[0]}). "
-                "Choose another --output_dir, or replace them with --overwrite."
+                f"{output_dir!r} already holds sample data ({len(old)} files, including "
+                f"{old[0]}). Choose another --output_dir, or replace the data with --overwrite."
             )
-        for name in older:
+        for name in old:
             gfile.remove(os.path.join(output_dir, name))
     except tf.errors.OpError as error:
         raise InputError(f"cannot write to the directory {output_dir!r}: {error}") from error
@@ -179,7 +182,7 @@ def _beginning(output_dir, name):
 
 
 def _plan_files(output_dir, num_videos, num_eval_videos, shards):
-    """Files of every split: pairs of path and number of videos."""
+    """Maps every split to its files, as pairs of path and number of videos."""
     eval_size = num_eval_videos, min(max(1, shards // 4), num_eval_videos)
     sizes = {"train": (num_videos, shards), "validate": eval_size, "test": eval_size}
     plan = {}
@@ -191,8 +194,8 @@ def _plan_files(output_dir, num_videos, num_eval_videos, shards):
 
 
 def _write_all(generator, plan, serialize, output_dir):
-    """Writes the planned files and the vocabulary; returns a `Summary`."""
-    began = time.perf_counter()
+    """Writes the planned files and the vocabulary, and returns a `Summary`."""
+    start = time.perf_counter()
     videos = {split: sum(count for _, count in files) for split, files in plan.items()}
     total = sum(videos.values())
     label_counts = {}
@@ -206,12 +209,12 @@ def _write_all(generator, plan, serialize, output_dir):
         files=paths,
         num_bytes=sum(gfile.stat(path).length for path in paths),
         labels_per_video=sum(counts.sum() for counts in label_counts.values()).item() / total,
-        videos_per_second=total / (time.perf_counter() - began),
+        videos_per_second=total / (time.perf_counter() - start),
     )
 
 
 def _write_split(generator, split, files, serialize, progress):
-    """Writes the files of a split; returns how many of its videos have each label."""
+    """Writes the files of a split, and returns the number of its videos with each label."""
     label_counts = np.zeros(generator.world.num_classes, np.int64)
     videos = generator.videos(split)
     for path, count in files:
@@ -224,7 +227,7 @@ def _write_split(generator, split, files, serialize, progress):
 
 
 def _serialize_frames(video):
-    """The video as a `SequenceExample`: a list of one byte string per frame for every feature."""
+    """Serializes a `SequenceExample` with one byte string per frame and feature."""
     example = tf.train.SequenceExample()
     _set_context(example.context, video)
     for name, frames in video.features.items():
@@ -235,7 +238,7 @@ def _serialize_frames(video):
 
 
 def _serialize_means(video):
-    """The video as an `Example`: the mean over the dequantised frames of every feature."""
+    """Serializes an `Example` with the mean over the dequantized frames of every feature."""
     example = tf.train.Example()
     _set_context(example.features, video)
     for name, frames in video.features.items():
@@ -250,23 +253,23 @@ def _set_context(features, video):
 
 
 def _write_vocabulary(path, train_counts, world):
-    """Writes the classes with the columns of YouTube-8M's vocabulary; what is unknown is empty.
+    """Writes the classes with the columns of YouTube-8M's vocabulary.
 
-    The description tells what sets a class apart, its ingredient.
+    `WikiDescription` is the factor of the class. Columns without a counterpart are empty.
     """
     with atomic_write(path) as file:
         file.write(f"{VOCABULARY_COLUMNS}\n")
         for index, count in enumerate(train_counts):
             name, vertical = class_name(index)
-            ingredient = INGREDIENTS[world.ingredients[index]]
-            file.write(f"{index},{count},/sample/{index},{name},,{vertical},,,{ingredient}\n")
+            factor = FACTORS[world.factors[index]]
+            file.write(f"{index},{count},/sample/{index},{name},,{vertical},,,{factor}\n")
 
 
 def class_name(index):
-    """Invented name of a class, unlike any other's, and the field it belongs to."""
+    """Returns a unique invented name of a class, and its field (`Vertical1`)."""
     adjectives, nouns, themes = ADJECTIVES.split(), NOUNS.split(), THEMES.split()
     names = len(adjectives) * len(nouns) * len(themes)
-    # Multiplying by an odd number permutes the names, so that neighbours differ.
+    # Multiplying by an odd number permutes the names, so that names of adjacent classes differ.
     theme, rest = divmod(index * 1371 % names, len(adjectives) * len(nouns))
     adjective, noun = divmod(rest, len(nouns))
     name = f"{adjectives[adjective]} {nouns[noun]} {themes[theme]}".capitalize()
@@ -281,50 +284,50 @@ def define_flags(flag_values):
         "output_dir",
         None,
         "Directory for train*.tfrecord, validate*.tfrecord, test*.tfrecord and vocabulary.csv; "
-        "created if need be.",
+        "created if missing.",
         flag_values=flag_values,
     )
-    flags.DEFINE_integer("num_videos", 1000, "Training videos.", flag_values=flag_values)
+    flags.DEFINE_integer("num_videos", 1000, "Number of training videos.", flag_values=flag_values)
     flags.DEFINE_integer(
         "num_eval_videos",
         None,
-        "Videos of validate, and as many again of test. Default: a tenth of --num_videos.",
+        "Number of videos in validate, and in test. Default: a tenth of --num_videos.",
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
         "min_frames",
         None,
-        "Frames of the shortest videos; lengths vary evenly up to --max_frames. Default: a fifth "
-        "of --max_frames.",
+        "Minimum number of frames. Lengths are uniform between it and --max_frames. Default: a "
+        "fifth of --max_frames.",
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
         "shards",
         4,
-        "Training files. validate and test have a quarter as many each, at least one. Their "
-        "number does not change the videos.",
+        "Number of training files. validate and test have a quarter as many each, at least one. "
+        "The videos do not depend on it.",
         flag_values=flag_values,
     )
     flags.DEFINE_string(
         "level",
         "frame",
-        "frame: SequenceExamples with every frame. video: Examples with the mean over the frames "
-        "of the same videos.",
+        "frame: SequenceExamples with all frames. video: Examples with the mean over the frames of "
+        "the same videos.",
         flag_values=flag_values,
     )
     flags.DEFINE_enum(
         "world",
         "scenes",
-        list(STORIES),
-        "What sets the classes apart. scenes: the visual words that occur together. bag: also the "
-        "order of scenes, or the sound alone. relational: mostly the light in which two words are "
-        "seen. unrelated: as relational, with lights that tell nothing.",
+        list(WORLDS),
+        "How classes differ. scenes: in the visual words that occur together. bag: also in the "
+        "order of scenes or only in the sound. relational: mostly in the correlation of the shifts "
+        "of two words. unrelated: like relational, with independent shifts.",
         flag_values=flag_values,
     )
     flags.DEFINE_list(
         "feature_names",
         ["rgb", "audio"],
-        "Names of the features. The first one is the picture, others are like sound.",
+        "Names of the features. The first feature is the visual one, the others are sounds.",
         flag_values=flag_values,
     )
     flags.DEFINE_boolean(
@@ -351,7 +354,7 @@ def main(flag_values):
         overwrite=flag_values.overwrite,
     )
     logging.info(
-        "wrote %s videos in %d files, %.1f MB, %.2f labels a video, %.0f videos/s: %s",
+        "wrote %s videos in %d files, %.1f MB, %.2f labels per video, %.0f videos/s: %s",
         " + ".join(f"{count} {split}" for split, count in summary.videos.items()),
         len(summary.files),
         summary.num_bytes / 1e6,
