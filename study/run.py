@@ -3,8 +3,8 @@
     python study/run.py --output_dir=study_results
     python study/run.py --scale=quick
 
-Started again after an interruption, it goes on with what is missing. docs/study.md is the report.
-It can be written anew from its numbers alone:
+An interrupted study resumes when it is run again. The report is docs/study.md. To rewrite it from
+its stored numbers, run:
 
     python study/run.py --report_only --report_dir=docs
 """
@@ -32,28 +32,28 @@ def define_flags(flag_values):
         "full",
         list(plan.SCALES),
         "full: all models, three seeds, less than two hours on two cores. quick: one seed and "
-        "short trainings, eight minutes. miniature: two models, a test of the study itself.",
+        "short training runs, eight minutes. miniature: two models, to test the study itself.",
         **own,
     )
     flags.DEFINE_string(
         "output_dir",
         None,
-        "Directory for data, models and results. Default: study_SCALE in the current one. Take "
-        "a new one after a change of the code: what is done there is not done again.",
+        "Directory for data, models and results. Default: study_SCALE in the working directory. "
+        "Use a new directory after a change of the code, because finished jobs do not run again.",
         **own,
     )
     flags.DEFINE_string(
         "report_dir",
         None,
-        "Directory for the report: study.md and the folder study with plots, an HTML page and the "
-        "numbers. Default: report in --output_dir.",
+        "Directory for the report: study.md, and a folder study with numbers, plots and an HTML "
+        "page. Default: report in --output_dir.",
         **own,
     )
     flags.DEFINE_boolean(
-        "report_only", False, "Writes the report from the numbers in --report_dir again.", **own
+        "report_only", False, "Rewrite the report from the numbers in --report_dir.", **own
     )
     flags.DEFINE_integer(
-        "num_parallel", os.cpu_count(), "Jobs that run at the same time, each on one core.", **own
+        "num_parallel", os.cpu_count(), "Number of parallel jobs. Each uses one core.", **own
     )
 
 
@@ -72,6 +72,6 @@ def main(flag_values):
 
 
 if __name__ == "__main__":
-    # As in the jobs, so that the report tells their type of products.
+    # The same device as in the jobs, so that the report states their matmul precision.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     program.run(main, define_flags)
