@@ -145,7 +145,10 @@ class RunConfig(Options):
         group="data",
     )
     feature_sizes: tuple[int, ...] = option(
-        (1024, 128), "Sizes of the features, in the order of --feature_names.", group="data"
+        (1024, 128),
+        "Sizes of the features, in the order of --feature_names.",
+        group="data",
+        above=0,
     )
     max_frames: int = option(
         300, "Largest number of frames of a video to use.", group="data", above=0
