@@ -72,7 +72,7 @@ class SampleOptions(Options):
     )
     overwrite: bool = option(False, "Replace sample data in --output_dir.", group="output")
     num_videos: int = option(1000, "Number of training videos.", group="data", at_least=1)
-    num_eval_videos: int | None = option(
+    num_eval_videos: int = option(
         None,
         "Number of videos in validate, and in test. Default: a tenth of --num_videos, at least 1.",
         group="data",
@@ -86,7 +86,7 @@ class SampleOptions(Options):
     )
     feature_sizes: tuple[int, ...] = same_option(RunConfig, "feature_sizes")
     max_frames: int = option(300, "Maximum number of frames per video.", group="data", at_least=1)
-    min_frames: int | None = option(
+    min_frames: int = option(
         None,
         "Minimum number of frames. Lengths are uniform between it and --max_frames. Default: a "
         "fifth of --max_frames.",
@@ -119,11 +119,11 @@ class SampleOptions(Options):
 
     def __post_init__(self):
         """Sets defaults that depend on other options, and checks such options."""
-        super().__post_init__()
         if self.num_eval_videos is None:
             object.__setattr__(self, "num_eval_videos", max(1, self.num_videos // 10))
         if self.min_frames is None:
             object.__setattr__(self, "min_frames", max(1, self.max_frames // 5))
+        super().__post_init__()
         self._check_together()
         self._check_features()
 
@@ -280,7 +280,7 @@ def _write_vocabulary(path, train_counts, world):
             file.write(f"{index},{count},/sample/{index},{name},,{vertical},,,{factor}\n")
 
 
-def class_name(index):
+def class_name(index: int) -> tuple[str, str]:
     """Returns a unique invented name of a class, and its field (`Vertical1`)."""
     adjectives, nouns, themes = ADJECTIVES.split(), NOUNS.split(), THEMES.split()
     names = len(adjectives) * len(nouns) * len(themes)
