@@ -185,7 +185,8 @@ def _best_steps(train_dir, count, steps):
 def _exactly(count, steps, train_dir, what):
     if len(steps) < count:
         raise InputError(
-            f"{count} {what} were requested, but {train_dir} has {len(steps)}: {comma_separated(steps)}."
+            f"{count} {what} were requested, but {train_dir} has {len(steps)}: "
+            f"{comma_separated(steps)}."
         )
     return steps
 

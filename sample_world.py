@@ -26,6 +26,7 @@ factor: the order of two scenes, the sound, or the correlation of the shifts of 
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -140,8 +141,8 @@ class World:
         self.factors = _class_factors(config, num_classes)
         self._tie_pairs(rng)
 
-    def has_factor(self, name):
-        """Mask of the classes, including the background, with this factor: bool `[C + 1]`."""
+    def has_factor(self, name: str) -> np.ndarray:
+        """Returns the mask of the classes, including the background, with this factor: bool `[C + 1]`."""
         return self.factors == FACTORS.index(name)
 
     def _tie_pairs(self, rng):
@@ -204,7 +205,7 @@ class Generator:
     min_frames: int
     max_frames: int
 
-    def videos(self, split):
+    def videos(self, split: str) -> Iterator[Video]:
         """Yields the videos of a split without end, always the same ones in the same order."""
         for chunk in itertools.count():
             key = (1 + SPLITS.index(split), chunk)
