@@ -6,9 +6,9 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 
 import make_sample_data
+import programs
 import sample_world
 import utils
 from utils import InputError
@@ -24,7 +24,8 @@ SMALL = {
 
 
 def make(directory, **changes):
-    return make_sample_data.make_sample_data(str(directory), **{**SMALL, **changes})
+    options = make_sample_data.SampleOptions(output_dir=str(directory), **{**SMALL, **changes})
+    return make_sample_data.make_sample_data(options)
 
 
 def file_bytes(directory):
@@ -320,19 +321,19 @@ def test_an_interrupted_file_does_not_appear(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_videos": 0}, "num_videos must be at least 1. Received: 0"),
-        ({"num_eval_videos": 0}, "num_eval_videos must be at least 1"),
-        ({"num_classes": 0}, "num_classes must be at least 1"),
-        ({"max_frames": 0, "min_frames": None}, "max_frames must be at least 1"),
-        ({"shards": 0}, "shards must be at least 1"),
-        ({"seed": -1}, "seed must be at least 0"),
-        ({"min_frames": 13}, "min_frames must not be above max_frames. Received: 13 and 12"),
-        ({"shards": 101}, "shards must not be more than num_videos.* Received: 101 and 100"),
-        ({"level": "segment"}, "level must be one of frame, video. Received: 'segment'"),
-        ({"feature_names": ("rgb",)}, "as many feature_names as feature_sizes.* rgb and 8, 4"),
+        ({"num_videos": 0}, "num_videos must be 1 or more. Received: 0"),
+        ({"num_eval_videos": 0}, "num_eval_videos must be 1 or more"),
+        ({"num_classes": 0}, "num_classes must be above 0"),
+        ({"max_frames": 0, "min_frames": None}, "max_frames must be 1 or more"),
+        ({"shards": 0}, "shards must be 1 or more"),
+        ({"seed": -1}, "seed must be 0 or more"),
+        ({"min_frames": 13}, "min_frames must not be above --max_frames. Received: 13 and 12"),
+        ({"shards": 101}, "shards must not be more than --num_videos.* Received: 101 and 100"),
+        ({"level": "segment"}, "level must be one of frame, video. Received: segment"),
+        ({"feature_names": ("rgb",)}, "as many --feature_names as --feature_sizes.* rgb and 8, 4"),
         ({"feature_names": ("rgb", "rgb")}, "feature_names must be distinct names"),
         ({"feature_names": (), "feature_sizes": ()}, "feature_names must be distinct names"),
-        ({"feature_sizes": (8, 0)}, "feature_sizes must be at least 1. Received: 8, 0"),
+        ({"feature_sizes": (8, 0)}, "feature_sizes must be above 0. Received: 0"),
     ],
 )
 def test_bad_arguments_are_reported_before_anything_is_written(tmp_path, changes, message):
@@ -347,31 +348,23 @@ def test_a_directory_that_cannot_be_created_is_reported(tmp_path):
         make(tmp_path / "file" / "inside")
 
 
-def parsed(*arguments):
-    flag_values = flags.FlagValues()
-    make_sample_data.define_flags(flag_values)
-    flag_values(["make_sample_data.py", *arguments])
-    return flag_values
-
-
 def test_the_program_obeys_its_flags(tmp_path, frame_dir):
-    make_sample_data.main(
-        parsed(
-            f"--output_dir={tmp_path}",
-            "--num_videos=100",
-            "--num_eval_videos=20",
-            "--num_classes=12",
-            "--feature_sizes=8,4",
-            "--max_frames=12",
-            "--min_frames=3",
-        )
+    programs.run(
+        "make_sample_data",
+        f"--output_dir={tmp_path}",
+        "--num_videos=100",
+        "--num_eval_videos=20",
+        "--num_classes=12",
+        "--feature_sizes=8,4",
+        "--max_frames=12",
+        "--min_frames=3",
     )
     assert file_bytes(tmp_path) == file_bytes(frame_dir)
 
 
 def test_the_program_requires_an_output_directory():
     with pytest.raises(InputError, match="--output_dir must be given"):
-        make_sample_data.main(parsed())
+        programs.run("make_sample_data")
 
 
 def pairs_with_factor(name, factor, num_classes=84):
@@ -461,5 +454,5 @@ def test_the_vocabulary_lists_the_factors(tmp_path):
 
 
 def test_an_unknown_world_is_rejected(tmp_path):
-    with pytest.raises(InputError, match=r"world must be one of .*relational.*'flat'"):
+    with pytest.raises(InputError, match=r"world must be one of .*relational.* flat"):
         make(tmp_path, world="flat")

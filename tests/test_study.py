@@ -1,7 +1,6 @@
 """Tests of the study: its plan, its scheduler, its report, and a miniature run."""
 
 import dataclasses
-import importlib
 import pathlib
 import re
 import sys
@@ -9,7 +8,6 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from absl import flags
 
 import files
 import programs
@@ -21,7 +19,6 @@ import plan
 import plots
 import report
 import results
-import run as study
 import schedule
 
 
@@ -38,9 +35,7 @@ def test_jobs_need_only_earlier_ones_and_have_unique_names_and_outputs(name, tmp
 def test_commands_use_only_existing_flags(tmp_path):
     for job in plan.Plan(plan.SCALES["full"], tmp_path).jobs:
         program, *arguments = job.command
-        flag_values = flags.FlagValues()
-        importlib.import_module(program.removesuffix(".py")).define_flags(flag_values)
-        assert flag_values([program, *arguments]) == [program]
+        assert programs.options(program.removesuffix(".py"), *arguments)
 
 
 def test_the_full_study_covers_the_paper(tmp_path):
@@ -159,11 +154,8 @@ def test_the_output_of_an_interrupted_job_is_removed_unless_it_resumes(tmp_path)
 def miniature(tmp_path_factory):
     """Runs a miniature study and returns the directory of its report."""
     folder = tmp_path_factory.mktemp("study")
-    flag_values = flags.FlagValues()
-    study.define_flags(flag_values)
     given = ("--scale=miniature", f"--output_dir={folder}/out", f"--report_dir={folder}/report")
-    flag_values(["run.py", *given])
-    study.main(flag_values)
+    programs.run("run", *given)
     return folder / "report"
 
 
