@@ -18,7 +18,7 @@ def top_k_predictions(predictions: np.ndarray, k: int) -> tuple[np.ndarray, np.n
 
     Args:
         predictions: finite scores `[B, C]`.
-        k: entries per video, at most C; larger values mean C.
+        k: entries per video; values above C mean C.
 
     Returns:
         `(classes, scores)`, int32 and float32 arrays `[B, k]`.
