@@ -119,7 +119,10 @@ class PredictionParts:
         return sum(metadata["num_videos"] for _, metadata in self._finished())
 
     def keep_finished(self) -> None:
-        """Logs how to resume with the finished parts after an error; removes them if all are empty."""
+        """Keeps the finished parts after an error, unless they are all empty.
+
+        Logs how to resume with them.
+        """
         if self.num_videos():
             finished = sum(1 for _ in self._finished())
             logging.info(

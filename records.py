@@ -202,8 +202,8 @@ def masked_crc32c(data: bytes) -> int:
 
 # --- Wire format of Example and SequenceExample ---------------------------------------------------
 #
-# The functions here return views into the bytes of a serialized proto. They parse only the layout
-# that the usual writers of `tf.train.Example` and `tf.train.SequenceExample` produce, and leave any
+# The functions here parse the layout that the usual writers of `tf.train.Example` and
+# `tf.train.SequenceExample` produce, and return views into the serialized bytes. They leave any
 # other layout to the protobuf library, with the same result. Messages and fields are named as in
 # tensorflow/core/example/*.proto.
 
