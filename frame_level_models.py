@@ -19,6 +19,9 @@ import registry
 import utils
 
 
+# --- Base class -----------------------------------------------------------------------------------
+
+
 class FrameLevelModel(keras.Model):
     """Base of the models that classify frames: a subclass implements `encode`.
 
@@ -172,6 +175,9 @@ class FrameLevelModel(keras.Model):
         return 2 * copies * num_frames * sum(self.feature_sizes)
 
 
+# --- Sampling of frames ---------------------------------------------------------------------------
+
+
 def inside_video(frame_indices, num_frames):
     """1 for frame_indices inside a video and 0 past its end: float32 `[B, S]`, of `[B or 1, S]`."""
     return ops.cast(frame_indices < num_frames[:, None], "float32")
@@ -237,6 +243,86 @@ def normalize(frames, frame_weights, norms=None):
         frame_weights = ops.max(frame_weights, axis=1)
     norms = layers.inverse_norms(frames) if norms is None else norms
     return layers.QuantizedFrames(frames, norms * ops.cast(frame_weights > 0, "float32"))
+
+
+# --- Encoder of streams ---------------------------------------------------------------------------
+
+
+class StreamEncoder(keras.layers.Layer):
+    """Pools the frames of each stream by itself and reduces the results to one hidden vector.
+
+        x = BN(frames),  h = V [pool_1(x_1), ..., pool_S(x_S)] + b
+
+    and, with `gating`, context gating of h. A stream is one feature (late fusion) or all features
+    side by side (early fusion). The order of the frames plays no role.
+
+    Args:
+        stream_sizes: sequence of int. Size of each stream; their sum is D.
+        poolings: list of layers, one per stream, called with `[B, T, size]` frames and the frame
+            weights.
+        hidden_size: int. Size of h.
+        hidden_fan_in: int. The initial V is normal with standard deviation `1 / sqrt` of it.
+        gating: bool. Whether context gating follows.
+
+    Input shape: `QuantizedFrames` and their weights `[B, T]`, or, in prediction, `[B, N, T]` for N
+    samplings. Output shape: `[B, hidden_size]` or `[B * N, hidden_size]`.
+    """
+
+    def __init__(
+        self, stream_sizes, poolings, *, hidden_size, hidden_fan_in, gating, name="encoder"
+    ):
+        super().__init__(name=name)
+        self.stream_sizes = tuple(stream_sizes)
+        self.poolings = poolings
+        self.input_norm = layers.BatchNorm(name="input_norm")
+        self.hidden = layers.Linear(
+            hidden_size,
+            initializer=layers.scaled_normal(hidden_fan_in),
+            name="hidden",
+        )
+        self.hidden_gating = layers.ContextGating(name="hidden_gating") if gating else None
+
+    def fold(self):
+        """Moves the normalisation of the frames into the assignments, for prediction."""
+        scale, offset = self.input_norm.affine()
+        start = 0
+        for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
+            pooling.assignment.fold_input(scale[start : start + size], offset[start : start + size])
+            start += size
+
+    def call(self, frames, frame_weights, training=False):
+        """The hidden vector, `[B, hidden_size]` or `[B * N, hidden_size]`."""
+        frames = self.input_norm(frames, frame_weights, training=training)
+        pooled, start = [], 0
+        for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
+            stream = frames.entries(start, size)
+            pooled.append(pooling(stream, frame_weights, training=training))
+            start += size
+        hidden = self.hidden(ops.concatenate(pooled, axis=-1))
+        if self.hidden_gating is None:
+            return hidden
+        return self.hidden_gating(hidden, training=training)
+
+
+def per_stream(name, text, num_streams):
+    """Numbers of a setting per stream, as "64,32": a list of one int of at least 1 per stream.
+
+    The last number also serves all further streams; numbers beyond the streams are not used.
+
+    Raises:
+        InputError: if the text holds anything else.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise utils.InputError(
+            f"{name} must be integers separated by commas, one per stream. Received: {text!r}"
+        ) from None
+    utils.check_at_least(1, **{name: min(numbers)})
+    return [*numbers, *numbers[-1:] * num_streams][:num_streams]
+
+
+# --- Models ---------------------------------------------------------------------------------------
 
 
 @registry.register
@@ -378,60 +464,60 @@ class GruModel(FrameLevelModel):
         return 10 * self.stack.units + copies * num_frames * sum(self.feature_sizes)
 
 
-class StreamEncoder(keras.layers.Layer):
-    """Pools the frames of each stream by itself and reduces the results to one hidden vector.
+@registry.register
+class SoftBoFModel(FrameLevelModel):
+    """Soft bag of features: a histogram of soft assignments to many clusters, per feature.
 
-        x = BN(frames),  h = V [pool_1(x_1), ..., pool_S(x_S)] + b
-
-    and, with `gating`, context gating of h. A stream is one feature (late fusion) or all features
-    side by side (early fusion). The order of the frames plays no role.
+    With the default of 4000 and 500 clusters it is the paper's Soft-BoF-4k; its Soft-BoF-8k has
+    `soft_bof_cluster_size="8000,1000"`. The order of the frames plays no role.
 
     Args:
-        stream_sizes: sequence of int. Size of each stream; their sum is D.
-        poolings: list of layers, one per stream, called with `[B, T, size]` frames and the frame
-            weights.
-        hidden_size: int. Size of h.
-        hidden_fan_in: int. The initial V is normal with standard deviation `1 / sqrt` of it.
-        gating: bool. Whether context gating follows.
+        iterations: int. Frames sampled of each video, in training and in prediction; 0 takes all.
+        soft_bof_cluster_size: str. Clusters of each feature, separated by commas; the last number
+            also serves all further features.
+        soft_bof_hidden_size: int. Units of the hidden layer that the histograms are reduced to.
+        gating: bool. Whether context gating of the hidden layer follows.
+        moe_l2: float. Weight of the L2 penalty, half the sum of squares of gates and experts.
 
-    Input shape: `QuantizedFrames` and their weights `[B, T]`, or, in prediction, `[B, N, T]` for N
-    samplings. Output shape: `[B, hidden_size]` or `[B * N, hidden_size]`.
+    Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
 
+    takes_quantized_frames = True
+    sample_by_count = True
+
     def __init__(
-        self, stream_sizes, poolings, *, hidden_size, hidden_fan_in, gating, name="encoder"
+        self,
+        *,
+        iterations=300,
+        soft_bof_cluster_size="4000,500",
+        soft_bof_hidden_size=1024,
+        gating=False,
+        moe_l2=1e-6,
+        **kwargs,
     ):
-        super().__init__(name=name)
-        self.stream_sizes = tuple(stream_sizes)
-        self.poolings = poolings
-        self.input_norm = layers.BatchNorm(name="input_norm")
-        self.hidden = layers.Linear(
-            hidden_size,
-            initializer=layers.scaled_normal(hidden_fan_in),
-            name="hidden",
+        super().__init__(iterations=iterations, moe_l2=moe_l2, **kwargs)
+        utils.check_at_least(1, soft_bof_hidden_size=soft_bof_hidden_size)
+        sizes = self.feature_sizes
+        clusters = per_stream("soft_bof_cluster_size", soft_bof_cluster_size, len(sizes))
+        self.clusters = clusters
+        self.encoder = StreamEncoder(
+            sizes,
+            [
+                nonlocal_vlad.SoftBagOfFeatures(count, name=f"soft_bof_{number}")
+                for number, count in enumerate(clusters)
+            ],
+            hidden_size=soft_bof_hidden_size,
+            hidden_fan_in=clusters[0],
+            gating=gating,
         )
-        self.hidden_gating = layers.ContextGating(name="hidden_gating") if gating else None
 
-    def fold(self):
-        """Moves the normalisation of the frames into the assignments, for prediction."""
-        scale, offset = self.input_norm.affine()
-        start = 0
-        for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
-            pooling.assignment.fold_input(scale[start : start + size], offset[start : start + size])
-            start += size
+    def encode(self, frames, frame_weights, training):
+        """Hidden layer over the histograms, `[B, soft_bof_hidden_size]`."""
+        return self.encoder(frames, frame_weights, training=training)
 
-    def call(self, frames, frame_weights, training=False):
-        """The hidden vector, `[B, hidden_size]` or `[B * N, hidden_size]`."""
-        frames = self.input_norm(frames, frame_weights, training=training)
-        pooled, start = [], 0
-        for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
-            stream = frames.entries(start, size)
-            pooled.append(pooling(stream, frame_weights, training=training))
-            start += size
-        hidden = self.hidden(ops.concatenate(pooled, axis=-1))
-        if self.hidden_gating is None:
-            return hidden
-        return self.hidden_gating(hidden, training=training)
+    def floats_per_video(self, num_frames, num_samplings):
+        """Some copies of the assignments of the frames; a sampling adds little."""
+        return 3 * num_frames * max(self.clusters)
 
 
 @registry.register
@@ -595,77 +681,3 @@ class EFNLNetVLADModel(LFNLNetVLADModel):
             moe_num_mixtures=moe_num_mixtures,
             **kwargs,
         )
-
-
-@registry.register
-class SoftBoFModel(FrameLevelModel):
-    """Soft bag of features: a histogram of soft assignments to many clusters, per feature.
-
-    With the default of 4000 and 500 clusters it is the paper's Soft-BoF-4k; its Soft-BoF-8k has
-    `soft_bof_cluster_size="8000,1000"`. The order of the frames plays no role.
-
-    Args:
-        iterations: int. Frames sampled of each video, in training and in prediction; 0 takes all.
-        soft_bof_cluster_size: str. Clusters of each feature, separated by commas; the last number
-            also serves all further features.
-        soft_bof_hidden_size: int. Units of the hidden layer that the histograms are reduced to.
-        gating: bool. Whether context gating of the hidden layer follows.
-        moe_l2: float. Weight of the L2 penalty, half the sum of squares of gates and experts.
-
-    Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
-    """
-
-    takes_quantized_frames = True
-    sample_by_count = True
-
-    def __init__(
-        self,
-        *,
-        iterations=300,
-        soft_bof_cluster_size="4000,500",
-        soft_bof_hidden_size=1024,
-        gating=False,
-        moe_l2=1e-6,
-        **kwargs,
-    ):
-        super().__init__(iterations=iterations, moe_l2=moe_l2, **kwargs)
-        utils.check_at_least(1, soft_bof_hidden_size=soft_bof_hidden_size)
-        sizes = self.feature_sizes
-        clusters = per_stream("soft_bof_cluster_size", soft_bof_cluster_size, len(sizes))
-        self.clusters = clusters
-        self.encoder = StreamEncoder(
-            sizes,
-            [
-                nonlocal_vlad.SoftBagOfFeatures(count, name=f"soft_bof_{number}")
-                for number, count in enumerate(clusters)
-            ],
-            hidden_size=soft_bof_hidden_size,
-            hidden_fan_in=clusters[0],
-            gating=gating,
-        )
-
-    def encode(self, frames, frame_weights, training):
-        """Hidden layer over the histograms, `[B, soft_bof_hidden_size]`."""
-        return self.encoder(frames, frame_weights, training=training)
-
-    def floats_per_video(self, num_frames, num_samplings):
-        """Some copies of the assignments of the frames; a sampling adds little."""
-        return 3 * num_frames * max(self.clusters)
-
-
-def per_stream(name, text, num_streams):
-    """Numbers of a setting per stream, as "64,32": a list of one int of at least 1 per stream.
-
-    The last number also serves all further streams; numbers beyond the streams are not used.
-
-    Raises:
-        InputError: if the text holds anything else.
-    """
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise utils.InputError(
-            f"{name} must be integers separated by commas, one per stream. Received: {text!r}"
-        ) from None
-    utils.check_at_least(1, **{name: min(numbers)})
-    return [*numbers, *numbers[-1:] * num_streams][:num_streams]
