@@ -89,7 +89,7 @@ class FrameLevelModel(keras.Model):
         if frame_indices is None:
             frame_indices = self.draw_frame_indices(num_frames, 1, self.sampling_seed)
         num_samplings = 1 if frame_indices is None else frame_indices.shape[1]
-        # Norms are copied wherever frames are copied.
+        # The norms must be copied if the frames are.
         if inverse_norms is not None and not self.sample_by_count:
             inverse_norms, _ = self.sample(inverse_norms, num_frames, frame_indices)
         frames, frame_weights = self.sample(frames, num_frames, frame_indices)
@@ -116,7 +116,7 @@ class FrameLevelModel(keras.Model):
             training: bool. Whether batch normalization uses the statistics of the batch.
 
         Returns:
-            Float vectors of any size E, `[B, E]`; `[B * N, E]` for weights `[B, N, T]`.
+            Float vectors of any size, `[B, size]`; `[B * N, size]` for weights `[B, N, T]`.
         """
         raise NotImplementedError
 
@@ -226,7 +226,7 @@ def _scaled_floor(uniform, limits):
 
 
 def take_frames(frames, frame_indices, num_samplings=1):
-    """Copies the frames at some indices.
+    """Copies frames by their indices.
 
     Args:
         frames: `[B, T, D]` or `[B, T]`.
@@ -248,7 +248,7 @@ def count_frames(frame_indices, weights, length):
     Args:
         frame_indices: int32 `[B, S]`.
         weights: float32 `[B, S]`.
-        length: int. T.
+        length: int or int tensor. T.
 
     Returns:
         float32 `[B, T]`.

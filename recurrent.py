@@ -212,7 +212,7 @@ class GRUStack(keras.layers.Layer):
 
 
 def _orthogonal(shape, dtype=None):
-    """Initializes recurrent matrices in float32, since the initializer cannot use bfloat16."""
+    """Initializes recurrent matrices in float32, because QR decomposition lacks bfloat16."""
     return ops.cast(keras.initializers.Orthogonal()(shape, dtype="float32"), dtype)
 
 

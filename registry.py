@@ -132,7 +132,7 @@ def hyperparameters(name: str, classifier: str | None = None) -> dict[str, Hyper
     own = _own_hyperparameters(model_class(name))
     if CLASSIFIER_ARGUMENT not in own:
         return own
-    of_default = hyperparameters(str(own[CLASSIFIER_ARGUMENT].default))
+    of_default = hyperparameters(own[CLASSIFIER_ARGUMENT].default)
     of_classifier = hyperparameters(classifier) if classifier else of_default
     kept = {key: own[key] for key in own if key in of_classifier or key not in of_default}
     return {**of_classifier, **kept}
@@ -243,12 +243,12 @@ def _check_positive_integers(name, values):
         raise InputError(f"{name} must be positive integers. Received: {list(values)}")
 
 
-def _own_hyperparameters(cls: type[keras.Model]) -> dict[str, Hyperparameter]:
+def _own_hyperparameters(cls):
     """Returns the hyperparameters that a class and its bases declare, by name.
 
     The most derived default applies, and so does the most derived description.
     """
-    found: dict[str, Hyperparameter] = {}
+    found = {}
     for ancestor in inspect.getmro(cls):
         if "__init__" not in vars(ancestor):
             continue
