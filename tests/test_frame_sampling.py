@@ -251,7 +251,15 @@ def test_a_run_longer_than_the_batch_counts_every_frame_once():
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("random_frames", [True, False])
-@pytest.mark.parametrize("name", SMALL_COUNTING_MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LFNLNetVLADModel",
+        "SoftBoFModel",
+        pytest.param("LFNLNetRVLADModel", marks=pytest.mark.slow),
+        pytest.param("EFNLNetVLADModel", marks=pytest.mark.slow),
+    ],
+)
 def test_counting_sampled_frames_predicts_as_copying_them(
     name, random_frames, training, monkeypatch
 ):

@@ -240,6 +240,7 @@ def test_netvlad_model_takes_any_number_of_features(name, feature_sizes, streams
     assert_close(call(model, *make_videos()), expected)
 
 
+@pytest.mark.slow
 def test_netvlad_model_of_256_clusters_equals_its_formula():
     clusters = {"netvlad_cluster_size": "256", "nonlocal_embedding": "16"}
     model = build("EFNLNetVLADModel", **{**SMALL_NETVLAD, **clusters})

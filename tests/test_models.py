@@ -28,8 +28,18 @@ from small_models import (
 )
 
 VARIANTS = pytest.mark.parametrize("variant", ["small", "changed"])
-EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
-EVERY_FRAME_LEVEL_MODEL = pytest.mark.parametrize("name", FRAME_LEVEL_MODELS)
+
+
+def marked(name, *values):
+    """Returns a parameter of tests, slow for the models that only set defaults of another one."""
+    is_relative = name in ("EFNLNetVLADModel", "LFNLNetRVLADModel")
+    return pytest.param(name, *values, marks=[pytest.mark.slow] if is_relative else [])
+
+
+EVERY_MODEL = pytest.mark.parametrize("name", [marked(name) for name in MODELS])
+EVERY_FRAME_LEVEL_MODEL = pytest.mark.parametrize(
+    "name", [marked(name) for name in FRAME_LEVEL_MODELS]
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -219,7 +229,7 @@ def hyperparameters_of_its_own(name):
 
 @pytest.mark.parametrize(
     ("name", "parameter"),
-    [(name, parameter) for name in MODELS for parameter in hyperparameters_of_its_own(name)],
+    [marked(name, key) for name in MODELS for key in hyperparameters_of_its_own(name)],
 )
 def test_every_hyperparameter_has_an_effect(name, parameter):
     # The kind of sampling matters only where frames are sampled.
@@ -257,7 +267,15 @@ def test_inference_with_sampling_depends_only_on_the_state_of_the_seed(name, sam
     assert np.any(first != second)
 
 
-@pytest.mark.parametrize("name", ["MoeModel", "DbofModel", "GruModel", "LFNLNetVLADModel"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MoeModel",
+        "DbofModel",
+        pytest.param("GruModel", marks=pytest.mark.slow),
+        pytest.param("LFNLNetVLADModel", marks=pytest.mark.slow),
+    ],
+)
 def test_fit_with_cross_entropy_lowers_the_loss(name):
     model = build(name)
     inputs, labels = make_inputs(name, (5, 2, 8, 1, 4, 6)), make_labels(6)
