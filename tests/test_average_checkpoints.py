@@ -279,6 +279,7 @@ def test_a_resumed_run_has_the_same_moving_averages(video_data, tmp_path):
         assert np.any(average != weights[path])
 
 
+@pytest.mark.slow
 def test_eval_of_moving_averages_has_its_own_history(trained_with_averages, frame_data):
     data = (f"--train_dir={trained_with_averages}", f"--eval_data_pattern={frame_data}")
     plain, smooth = programs.evaluate(*data), programs.evaluate(*data, "--use_ema")

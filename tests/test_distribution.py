@@ -224,7 +224,7 @@ def test_workers_stop_and_resume_together(data, tmp_path):
     assert saved >= 20
     assert saved % 20 == 0
 
-    # A machine that will be taken away tells only its own worker.
+    # SIGTERM reaches only the worker on the machine that will be taken away.
     chief, other = start_workers(*command)
     wait_for_step(chief, saved + 5)
     other.send_signal(signal.SIGTERM)

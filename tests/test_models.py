@@ -1,4 +1,4 @@
-"""What every registered model must do; a new model joins the tables in small_models.py."""
+"""Properties of every registered model; a new model joins the tables in small_models.py."""
 
 import inspect
 import json
