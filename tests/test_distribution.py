@@ -357,10 +357,10 @@ def test_replicas_draw_different_random_numbers_from_equal_states():
     [
         ("MoeModel", {"optimizer": "Adam", "ema_decay": 0.9}),
         ("DbofModel", {}),
-        ("LstmModel", {}),
-        ("GruModel", {}),
-        pytest.param("SoftBoFModel", {}, marks=pytest.mark.slow),
-        pytest.param("EFNLNetVLADModel", {}, marks=pytest.mark.slow),
+        *(
+            pytest.param(name, {}, marks=pytest.mark.slow)
+            for name in ("LstmModel", "GruModel", "SoftBoFModel", "EFNLNetVLADModel")
+        ),
     ],
 )
 def test_the_training_step_compiles_as_a_whole_as_tpus_require(name, settings):
