@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import registry
@@ -106,6 +107,13 @@ MODELS = list(registry.models())
 FRAME_LEVEL_MODELS = [name for name, model in registry.models().items() if model.frame_level]
 # One model of each kind, for what does not depend on the settings in which its relatives differ.
 FAMILIES = ["MoeModel", "DbofModel", "LstmModel", "GruModel", "LFNLNetVLADModel", "SoftBoFModel"]
+# Models that only set other defaults of LFNLNetVLADModel. Their tests are slow tests.
+RELATIVES = ["EFNLNetVLADModel", "LFNLNetRVLADModel"]
+
+
+def marked(name, *values, slow=tuple(RELATIVES)):
+    """Returns a parameter of tests, marked as slow for the models in `slow`."""
+    return pytest.param(name, *values, marks=[pytest.mark.slow] if name in slow else [])
 
 
 def build(name, variant="small", *, num_classes=NUM_CLASSES, feature_sizes=FEATURE_SIZES, **other):

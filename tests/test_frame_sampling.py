@@ -17,6 +17,7 @@ from model_references import (
     call,
     make_videos,
 )
+from small_models import marked
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -251,15 +252,7 @@ def test_a_run_longer_than_the_batch_counts_every_frame_once():
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("random_frames", [True, False])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "LFNLNetVLADModel",
-        "SoftBoFModel",
-        pytest.param("LFNLNetRVLADModel", marks=pytest.mark.slow),
-        pytest.param("EFNLNetVLADModel", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("name", [marked(name) for name in SMALL_COUNTING_MODELS])
 def test_counting_sampled_frames_predicts_as_copying_them(
     name, random_frames, training, monkeypatch
 ):

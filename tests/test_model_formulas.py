@@ -30,6 +30,7 @@ from model_references import (
     reference_netvlad_model,
     reference_soft_bof_model,
 )
+from small_models import marked
 
 BOTH_MODES = pytest.mark.parametrize("training", [False, True])
 
@@ -188,7 +189,7 @@ def test_gru_model_classifies_the_states_of_all_layers_after_the_last_real_frame
 
 
 @BOTH_MODES
-@pytest.mark.parametrize("name", NETVLAD_MODELS)
+@pytest.mark.parametrize("name", [marked(name) for name in NETVLAD_MODELS])
 def test_netvlad_models_equal_their_formula(name, training):
     streams, mixtures, scale = NETVLAD_MODELS[name]
     model = build(name, **SMALL_NETVLAD)
@@ -208,7 +209,7 @@ def test_netvlad_model_with_another_pairwise_function_equals_its_formula(pairwis
     assert_close(call(model, *make_videos()), expected)
 
 
-@pytest.mark.parametrize("name", NETVLAD_MODELS)
+@pytest.mark.parametrize("name", [marked(name) for name in NETVLAD_MODELS])
 def test_without_block_and_gating_it_is_plain_netvlad(name):
     streams, _, _ = NETVLAD_MODELS[name]
     off = {"nonlocal_block": False, "gating": False, "moe_prob_gating": False}
@@ -219,6 +220,7 @@ def test_without_block_and_gating_it_is_plain_netvlad(name):
     assert_close(call(model, *make_videos()), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "feature_sizes", "streams"),
     [
@@ -268,7 +270,7 @@ def permuted(frames, num_frames):
 
 
 @BOTH_MODES
-@pytest.mark.parametrize("name", SMALL_COUNTING_MODELS)
+@pytest.mark.parametrize("name", [marked(name) for name in SMALL_COUNTING_MODELS])
 def test_the_order_of_the_frames_does_not_change_predictions(name, training):
     model, videos = build(name, **SMALL_COUNTING_MODELS[name]), make_videos()
     expected = call(model, *videos, training)

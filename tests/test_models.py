@@ -17,23 +17,19 @@ from small_models import (
     FRAME_LEVEL_MODELS,
     MODELS,
     NUM_CLASSES,
+    RELATIVES,
     SMALL,
     D,
     build,
     build_once,
     make_inputs,
     make_labels,
+    marked,
     predict,
     shared,
 )
 
 VARIANTS = pytest.mark.parametrize("variant", ["small", "changed"])
-
-
-def marked(name, *values):
-    """Returns a parameter of tests, slow for the models that only set defaults of another one."""
-    is_relative = name in ("EFNLNetVLADModel", "LFNLNetRVLADModel")
-    return pytest.param(name, *values, marks=[pytest.mark.slow] if is_relative else [])
 
 
 EVERY_MODEL = pytest.mark.parametrize("name", [marked(name) for name in MODELS])
@@ -229,7 +225,11 @@ def hyperparameters_of_its_own(name):
 
 @pytest.mark.parametrize(
     ("name", "parameter"),
-    [marked(name, key) for name in MODELS for key in hyperparameters_of_its_own(name)],
+    [
+        marked(name, key, slow=[*FAMILIES[2:], *RELATIVES])
+        for name in MODELS
+        for key in hyperparameters_of_its_own(name)
+    ],
 )
 def test_every_hyperparameter_has_an_effect(name, parameter):
     # The kind of sampling matters only where frames are sampled.
