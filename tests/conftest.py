@@ -1,9 +1,11 @@
 """Data and trained models that several test files use; they leave them as they are."""
 
 import pytest
+from absl import logging
 
 import layers
 import programs
+import record_readers
 import sample_records
 
 
@@ -43,3 +45,18 @@ def trained_netvlad(tmp_path_factory, frame_data):
         train_dir, frame_data, "--max_steps=120", "--export_model_steps=60", "--num_epochs=20"
     )
     return train_dir
+
+
+@pytest.fixture(scope="session")
+def record_files(tmp_path_factory):
+    """Glob of eleven frame-level files of unequal size, 75 videos in total."""
+    counts = [7, 1, 12, 5, 9, 3, 20, 2, 6, 4, 6]
+    return record_readers.write_files(tmp_path_factory.mktemp("record_files"), counts)
+
+
+@pytest.fixture
+def logged_warnings(monkeypatch):
+    """The text of the warnings that are logged."""
+    logged = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: logged.append(text % values))
+    return logged
