@@ -291,17 +291,22 @@ def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[st
 
 def _value(name, kind, flag_values):
     value = flag_values[name].value
-    if isinstance(value, str) and value.startswith("~/"):
-        return os.path.expanduser(value)  # The shell leaves ~ alone in --flag=~/path.
+    if isinstance(value, str):
+        return _expand_home(value)
     if not kind.is_list or value is None:
         return value
     try:
-        return tuple(kind.base(entry) for entry in value)
+        return tuple(kind.base(_expand_home(entry)) for entry in value)
     except ValueError:
         expected = {int: "integers, for example 1024,128", float: "numbers, for example 2,1,1"}
         raise InputError(
             f"--{name} must be {expected[kind.base]}. Received: {','.join(value)}"
         ) from None
+
+
+def _expand_home(text):
+    """Expands ~/ in paths, also after commas; the shell expands it only at the start of a word."""
+    return re.sub(r"(?<![^,])~(?=/)", lambda _: os.path.expanduser("~"), text)
 
 
 def _take_environment(field, values):
