@@ -122,7 +122,7 @@ def average(options: AverageOptions) -> dict:
     with files.atomic_directory(options.output_dir) as partial:
         means = mean_of(paths, _STATISTICS if options.batch_norm == "last" else ())
         if options.train_data_pattern:
-            reader = config.data.reader(files.expand_patterns(options.train_data_pattern), options)
+            reader = config.data.reader(options.train_data_pattern, options)
             means |= recomputed_statistics(model, config, means, reader, options.batch_norm_batches)
         _check_finite(means, "the mean or the statistics")
         weights = {name: value for name, value in means.items() if name.startswith("weights/")}
@@ -185,7 +185,8 @@ def _best_steps(train_dir, count, steps):
 def _exactly(count, steps, train_dir, what):
     if len(steps) < count:
         raise InputError(
-            f"{count} {what} were requested, but {train_dir} has {len(steps)}: {comma_separated(steps)}."
+            f"{count} {what} were requested, but {train_dir} has {len(steps)}: "
+            f"{comma_separated(steps)}."
         )
     return steps
 

@@ -13,7 +13,8 @@ import dataclasses
 import importlib.metadata
 import os
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -22,6 +23,9 @@ import losses
 import registry
 from options import Options, option
 from utils import InputError, comma_separated
+
+if TYPE_CHECKING:
+    import readers
 
 FILE_NAME = "model_flags.json"
 
@@ -74,13 +78,19 @@ class DataConfig:
         for name in ("feature_names", "feature_sizes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
-    def reader(self, paths: list[str], options: ReadOptions = ReadOptions()) -> Any:
-        """Returns a `readers.RecordReader` of record files.
+    def reader(
+        self, paths: str | Sequence[str], options: ReadOptions = ReadOptions()
+    ) -> "readers.RecordReader":
+        """Returns a reader of record files.
 
         Args:
-            paths: record files; `files.expand_patterns` lists those that match globs.
+            paths: record files, or globs in one comma-separated string.
             options: how to read them.
+
+        Raises:
+            InputError: if a glob matches no file.
         """
+        import files
         import readers
 
         reader = (
@@ -89,7 +99,7 @@ class DataConfig:
             else readers.YT8MAggregatedFeatureReader
         )
         return reader(
-            paths,
+            files.expand_patterns(paths) if isinstance(paths, str) else paths,
             feature_names=self.feature_names,
             feature_sizes=self.feature_sizes,
             num_classes=self.num_classes,
@@ -135,7 +145,10 @@ class RunConfig(Options):
         group="data",
     )
     feature_sizes: tuple[int, ...] = option(
-        (1024, 128), "Sizes of the features, in the order of --feature_names.", group="data"
+        (1024, 128),
+        "Sizes of the features, in the order of --feature_names.",
+        group="data",
+        above=0,
     )
     max_frames: int = option(
         300, "Largest number of frames of a video to use.", group="data", above=0

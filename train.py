@@ -26,7 +26,6 @@ from absl import logging
 import checkpoints
 import distribution
 import eval_util
-import files
 import layers
 from run_config import RunConfig, TrainOptions
 from trainer import Trainer
@@ -76,7 +75,7 @@ def train(
         raise InputError(
             f"--frame_features={options.frame_features} does not fit: {config.model} takes {level}."
         )
-    reader = config.data.reader(files.expand_patterns(options.train_data_pattern), options)
+    reader = config.data.reader(options.train_data_pattern, options)
     # Fail on bad data before creating anything.
     next(reader.read_file(reader.paths[0]), None)
 

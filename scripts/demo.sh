@@ -6,12 +6,12 @@ demo="$(realpath -m "${1:-$(dirname "$0")/../demo}")"
 cd "$(dirname "$0")/.."
 . scripts/environment.sh requirements.txt
 
-echo "== 1. Generating YouTube-8M records of invented videos"
+echo "== 1. Generating YouTube-8M records of generated videos"
 python make_sample_data.py --output_dir="$demo/data" --overwrite \
   --num_videos=12000 --num_eval_videos=2000 --num_classes=120 --feature_sizes=64,16 \
   --min_frames=20 --max_frames=60
 
-echo "== 2. Training a mixture of experts on the mean of the frames, the simple way"
+echo "== 2. Training a mixture of experts on the mean of the frames"
 python train.py --flagfile=recipes/small_moe.flags --train_dir="$demo/small_moe" \
   --train_data_pattern="$demo/data/train*.tfrecord" --start_new_model --log_steps=100
 python eval.py --train_dir="$demo/small_moe" \
@@ -23,7 +23,7 @@ python train.py --flagfile=recipes/small_lfnl_netvlad.flags --train_dir="$demo/s
 python eval.py --train_dir="$demo/small_lfnl_netvlad" \
   --eval_data_pattern="$demo/data/validate*.tfrecord" --run_once
 
-echo "== 4. Averaging its last checkpoints, with batch normalisation computed anew"
+echo "== 4. Averaging its last checkpoints, and recomputing their batch normalization statistics"
 rm -rf "$demo/averaged" "$demo/exported"
 python average_checkpoints.py --train_dir="$demo/small_lfnl_netvlad" --num_last=3 \
   --train_data_pattern="$demo/data/train*.tfrecord" --batch_norm_batches=80 \
@@ -41,12 +41,12 @@ python inference.py --exported_model="$demo/exported" \
 
 cat <<END
 
-Done. What there is now:
+Done. Results:
   $demo/data/                   the videos: train*, validate*, test*.tfrecord, vocabulary.csv
   $demo/small_lfnl_netvlad/     the model: checkpoints and model_flags.json; eval/metrics.json
-  $demo/small_moe/              the simple model, likewise
+  $demo/small_moe/              the simple model, with the same files
   $demo/averaged/               the mean of the model's last checkpoints
-  $demo/exported/               both in one graph, which needs TensorFlow alone
-  $demo/predictions.csv         the 20 best classes of each test video, by that graph
+  $demo/exported/               both in one graph, which needs only TensorFlow
+  $demo/predictions.csv         the 20 best classes of each test video, predicted by that graph
 To see the curves: tensorboard --logdir=$demo
 END

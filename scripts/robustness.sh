@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tries hard to break the programs and prints what held: damaged files, crashes, full disks.
+# Tries to break the programs with corrupt files, crashes and full disks, and prints the results.
 # scripts/test.sh runs a quick part of it.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,6 +1,6 @@
 """Plots of the study, each for a light and a dark page.
 
-A plot is 5 inches wide, so that its text stays readable on a phone.
+Plots are 5 inches wide, so their text is readable on a phone.
 """
 
 import matplotlib
@@ -17,15 +17,19 @@ _PAGE = {
     "light": {"back": "#fcfcfb", "text": "#1f1e1b", "soft": "#5f5e58", "line": "#d9d8d2"},
     "dark": {"back": "#1a1a19", "text": "#f2f1ec", "soft": "#b3b2a9", "line": "#3d3d39"},
 }
-# The paper's models have colours of their own, everything else is grey.
+# The paper's models have distinct colors, all other models are gray.
 _COLORS = {
     "light": ("#2a78d6", "#eb6834", "#4a3aa7", "#1baf7a", "#c98500", "#d1437f"),
     "dark": ("#5598e7", "#f0814f", "#9085e9", "#2cbd8b", "#d9a022", "#e87ba4"),
 }
 _MARKERS = "osD^vP"
-_GREY_MARKERS = {
-    **{"logistic": "x", "moe": "*", "dbof": "p"},
-    **{"lstm": "d", "netvlad": "<", "lfnl_dot": ">"},
+_GRAY_MARKERS = {
+    "logistic": "x",
+    "moe": "*",
+    "dbof": "p",
+    "lstm": "d",
+    "netvlad": "<",
+    "lfnl_dot": ">",
 }
 _WIDTH = 5.0
 
@@ -47,9 +51,9 @@ def write(results, folder):
 
 
 def gap_and_size(results, mode):
-    """GAP of the world `bag` against the size of the weights."""
+    """GAP in the world `bag` against the size of the weights."""
     table = results.gap
-    by_model = table[(table.world == "bag") & (table.treatment == "last")].groupby("subject")["gap"]
+    by_model = table[(table.world == "bag") & (table.variant == "last")].groupby("subject")["gap"]
     deviations, gap = by_model.std().fillna(0), by_model.mean()
     sizes = results.sizes.set_index("subject")["mib"]
     figure, axes = plt.subplots(figsize=(_WIDTH, 4.6), layout="constrained")
@@ -73,7 +77,7 @@ def gap_and_size(results, mode):
 
 
 def curves(results, mode):
-    """GAP while training, the mean over the seeds."""
+    """GAP during training, mean over the seeds."""
     table = results.curves[results.curves.world == "bag"]
     means = table.groupby(["subject", "step"])["gap"].mean()
     figure, axes = plt.subplots(figsize=(_WIDTH, 4.6), layout="constrained")
@@ -85,9 +89,9 @@ def curves(results, mode):
     return figure
 
 
-def ingredients(results, mode):
-    """GAP of every model, in one panel per world and ingredient."""
-    means = results.ingredients.groupby(["world", "ingredient", "subject"])["gap"]
+def factors(results, mode):
+    """GAP of every model, in one panel per world and factor."""
+    means = results.factors.groupby(["world", "factor", "subject"])["gap"]
     deviations, means = means.std().fillna(0), means.mean()
     panels = list(dict.fromkeys(key[:2] for key in means.index))
     counts = [len(_models(means[panel].index)) for panel in panels]
@@ -115,21 +119,21 @@ def ingredients(results, mode):
         axes.set_yticks(range(len(names)), [_title(name) for name in names])
         axes.set_title("{}: {}".format(*panel), loc="left", fontsize=10, fontweight="bold")
         axes.set_ylim(-0.6, len(names) - 0.4)
-    all_axes[-1, 0].set_xlabel("GAP of the classes that need it")
+    all_axes[-1, 0].set_xlabel("GAP of the classes with the factor")
     return figure
 
 
 def reliability(results, mode):
-    """Share of true labels by predicted probability."""
+    """Fraction of positive labels by predicted probability."""
     figure, axes = plt.subplots(figsize=(_WIDTH, 5.4), layout="constrained")
     axes.plot([0, 1], [0, 1], color=_PAGE[mode]["soft"], linewidth=1, linestyle=":")
     for name in _models(results.reliability.subject.unique()):
         table = results.reliability[results.reliability.subject == name]
         look = {**_look(name, mode), "markersize": 4}
         axes.plot(
-            table.mean_prediction, table.share_true, linewidth=1.2, **look, label=_title(name)
+            table.mean_prediction, table.fraction_true, linewidth=1.2, **look, label=_title(name)
         )
-    axes.set(xlabel="predicted probability", ylabel="share that was true", aspect="equal")
+    axes.set(xlabel="predicted probability", ylabel="fraction of positives", aspect="equal")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -138,13 +142,13 @@ def reliability(results, mode):
 PLOTS = {
     "gap_and_size": gap_and_size,
     "curves": curves,
-    "ingredients": ingredients,
+    "factors": factors,
     "reliability": reliability,
 }
 
 
 def _models(names):
-    """Those of the names that are models, in the plan's order."""
+    """Filters the models among the names, and returns them in the plan's order."""
     return [name for name in plan.MODELS if name in names]
 
 
@@ -153,11 +157,11 @@ def _title(name):
 
 
 def _look(name, mode):
-    """Colour and marker of a model; both differ, for those who do not see the colours."""
+    """Color and marker of a model. Markers differ too, for color-blind readers."""
     if name in plan.SIX:
         number = plan.SIX.index(name)
         return {"color": _COLORS[mode][number], "marker": _MARKERS[number]}
-    return {"color": _PAGE[mode]["soft"], "marker": _GREY_MARKERS[name]}
+    return {"color": _PAGE[mode]["soft"], "marker": _GRAY_MARKERS[name]}
 
 
 def _style(mode):

@@ -1,14 +1,13 @@
-"""Writes what the study found: tables beside the paper's, claims and verdicts, plots, an HTML page.
+"""Writes the study's report: tables next to the paper's, claims with verdicts, plots, and a log.
 
-The report is a list of blocks, which are written as Markdown and as HTML.
+The report is a list of Markdown blocks and tables. An HTML page is converted from it.
 """
 
 import base64
-import dataclasses
-import html
 import pathlib
 import re
 
+import markdown
 import pandas as pd
 
 import files
@@ -17,59 +16,44 @@ import plots
 from results import Results
 
 FOLDER = "study"
+TITLE = "Study: what each idea of the paper contributes"
 LOG = pathlib.Path(__file__).parent / "log.md"
 
-# GAP@20 of the paper's Tables 1 to 4, on its own validation split of YouTube-8M, and MB in float32.
+# GAP@20 in the paper's Tables 1 to 4, on its own validation split of YouTube-8M, and MB in float32.
 PAPER_SINGLE = dict(zip(plan.SIX, (0.8703, 0.8687, 0.8674, 0.8525, 0.8512, 0.8568), strict=True))
 PAPER_AVERAGED = dict(zip(plan.SIX, (0.8716, 0.8704, 0.8704, 0.8574, 0.8563, 0.8612), strict=True))
 PAPER_SIZE = dict(zip(plan.SIX, (593, 478, 427, 109, 143, 243), strict=True))
-PAPER_COMBINATIONS = (0.8752, 0.8778, 0.8782, 0.8800, 0.8820, 0.8839, 0.8842)
+PAPER_ENSEMBLES = (0.8752, 0.8778, 0.8782, 0.8800, 0.8820, 0.8839, 0.8842)
 PAPER_SAMPLINGS = {1: 0.8842, 5: 0.8846, 10: 0.8847}
 
-# Loss or gain of GAP that does not count.
+# Differences of GAP up to this count as equal.
 TOLERANCE = 0.005
 
-TREATMENTS = {
+VARIANTS = {
     "last": "last checkpoint",
-    "last_recomputed": "last, batch norm anew",
-    "averaged": "averaged, batch norm anew",
+    "last_recomputed": "last, batch norm recomputed",
+    "averaged": "averaged, batch norm recomputed",
     "averaged_mean_bn": "averaged, mean batch norm",
     "averaged_last_bn": "averaged, last batch norm",
     "ema": "moving average",
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Heading:
-    """A heading of a section."""
-
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """A plot, by the name of its files, and what it shows."""
-
-    name: str
-    caption: str
-
-
 class Scores:
-    """GAP by seed of whatever was evaluated."""
+    """GAP by seed of all models and ensembles."""
 
     def __init__(self, results):
-        keys = ["world", "subject", "treatment", "seed"]
+        keys = ["world", "subject", "variant", "seed"]
         self._gap = results.gap.set_index(keys)["gap"].sort_index()
 
-    def by_seed(self, subject, treatment="last", world="bag"):
-        """`pandas.Series` of GAP by seed; None if it was not run."""
-        key = (world, subject, treatment)
-        return self._gap.loc[key] if key in self._gap.index else None
+    def by_seed(self, subject, variant="last", world="bag"):
+        """`pandas.Series` of GAP by seed; empty if it was not run."""
+        key = (world, subject, variant)
+        return self._gap.loc[key] if key in self._gap.index else pd.Series(dtype=float)
 
-    def table(self, subjects, treatment="last"):
+    def table(self, subjects, variant="last"):
         """`pandas.DataFrame` of GAP in the world `bag`: seeds by subjects."""
-        by_subject = {subject: self.by_seed(subject, treatment) for subject in subjects}
-        return pd.DataFrame(by_subject)
+        return pd.DataFrame({subject: self.by_seed(subject, variant) for subject in subjects})
 
     def text(self, *key, **more):
         """Mean and standard deviation over the seeds."""
@@ -77,11 +61,11 @@ class Scores:
 
 
 def spread(values):
-    """Mean and standard deviation of a series as text; a dash for None."""
-    if values is None or not len(values):
+    """Formats mean and standard deviation of a series; a dash if it is empty."""
+    if not len(values):
         return "-"
     deviation = f" ± {values.std():.4f}" if len(values) > 1 else ""
-    mean = round(values.mean(), 4) + 0.0  # without the sign of a rounded -0.00001
+    mean = round(values.mean(), 4) + 0.0  # Without the sign of a rounded -0.00001.
     return f"{mean:.4f}{deviation}"
 
 
@@ -89,86 +73,92 @@ def write(report_dir):
     """Writes study.md, study/index.html and the plots from the numbers in the folder study.
 
     Args:
-        report_dir: `pathlib.Path`. Where study.md goes.
+        report_dir: `pathlib.Path`. Directory for study.md.
     """
     folder = report_dir / FOLDER
     results = Results.load(folder)
     plots.write(results, folder)
-    blocks = make_blocks(results)
-    with files.atomic_write(str(report_dir / "study.md")) as file:
-        file.write(to_markdown(blocks))
-    with files.atomic_write(str(folder / "index.html")) as file:
-        file.write(to_html(blocks, folder))
+    text = to_markdown(results)
+    for path, content in (
+        (report_dir / "study.md", text),
+        (folder / "index.html", to_html(text, folder)),
+    ):
+        with files.atomic_write(str(path)) as file:
+            file.write(content)
 
 
-def make_blocks(results):
-    """The report: `Heading`s, paragraphs (str), tables (`pandas.DataFrame`) and `Figure`s."""
+def to_markdown(results):
+    """Returns the report as Markdown."""
     scores, scale = Scores(results), results.scale
-    return [
+    blocks = [
         "**These numbers come from generated videos, not from YouTube-8M.** They show what each "
-        "idea of the paper brings in small worlds whose labels need known ingredients; they do not "
-        "tell how the models rank on real data.",
+        "idea of the paper contributes in small worlds whose labels depend on known factors. They "
+        "do not predict how the models rank on real data.",
+        f"# {TITLE}",
         _setting(results.setting, scale),
-        Heading("What holds"),
-        "M1 to M6 are the paper's models, as numbered in Table 1. Differences of GAP are taken "
-        "seed by seed, with mean and standard deviation over the seeds. All seeds have the same "
-        "videos, so that the deviation is that of training alone. An advantage holds if the mean "
-        "is above two standard deviations, and its opposite if it is as far below 0. "
-        f'"Not below" and "no gain" hold if less than {TOLERANCE} is lost or gained, two standard '
-        'deviations included, and "within 0.0005" if every seed is. Of the worlds, `relational` '
-        "was chosen for what a non-local block can learn there (see the log).",
-        claims(scores, scale),
-        Heading("Table 1: single models"),
-        "GAP@20 of the last checkpoint; mean and standard deviation over the seeds. Gated NetVLAD "
-        "is LFNL-NetVLAD without the non-local block; with a dot product, the block weighs by "
-        "products instead of a softmax (embedded Gaussian). What is said of the paper, here and "
-        "below, is on YouTube-8M.",
-        singles(results, scores),
-        Figure(
+        "## Claims",
+        "M1 to M6 are the paper's models, as numbered in Table 1. Differences of GAP are computed "
+        "per seed; the table shows their mean and standard deviation over the seeds. All seeds use "
+        "the same videos, so the deviation is due to training only. An advantage holds if its mean "
+        "exceeds two standard deviations. The opposite holds if the mean is that far below 0. "
+        '"Not below" and "no gain" hold if the loss or gain, including two standard deviations, is '
+        f'at most {TOLERANCE}, and "within 0.0005" if this is true of every seed. The world '
+        "`relational` was selected for what a non-local block can learn there (see the log).",
+        _table(claims(scores, scale)),
+        "## Table 1: single models",
+        "GAP@20 of the last checkpoint: mean and standard deviation over the seeds. Gated NetVLAD "
+        "is LFNL-NetVLAD without the non-local block. In the dot product variant, the weights of "
+        "the block are dot products instead of a softmax (embedded Gaussian). The paper's numbers, "
+        "here and below, are on YouTube-8M.",
+        _table(singles(results, scores)),
+        _figure(
             "gap_and_size",
-            "GAP of the world bag against the size of the weights in float32; bars are a standard "
-            "deviation.",
+            "GAP in the world bag against the size of the weights in float32. Bars show one "
+            "standard deviation.",
         ),
-        Figure(
+        _figure(
             "curves",
-            "GAP on the test videos of the world bag while training, mean over the seeds.",
+            "GAP on the test videos of the world bag during training, mean over the seeds.",
         ),
-        Heading("What the labels need"),
-        "GAP of the classes that one ingredient tells apart, each group by itself. A model that "
-        "cannot tell siblings apart still finds the pair, and one of two is right.",
-        ingredients(results),
-        Figure(
-            "ingredients",
-            "GAP of the classes that need an ingredient; bars are a standard deviation, dotted "
-            "lines the class prior.",
+        "## GAP by factor",
+        "GAP on the classes with each factor, evaluated separately. A model that cannot "
+        "distinguish the classes of a pair can still recognize the pair and be right half of the "
+        "time.",
+        _table(factors(results)),
+        _figure(
+            "factors",
+            "GAP on the classes with each factor. Bars show one standard deviation, dotted lines "
+            "the class prior.",
         ),
-        Heading("Table 2: averaged checkpoints"),
-        f"In the world `bag`, as all that follows. The last {plan.AVERAGED_CHECKPOINTS} of "
-        f"{plan.CHECKPOINTS} checkpoints. The fair control is the last checkpoint with its batch "
-        "normalisation computed anew as well.",
-        averages(scores, scale),
-        Heading("Table 3: ensembles"),
-        "Averaged checkpoints; the plain mean of the predictions. The best member is that of each "
-        "seed.",
-        combinations(scores, scale),
-        Heading("Table 4: samplings"),
+        "## Table 2: averaged checkpoints",
+        "This section and all following ones are on the world `bag`. Averages are of the last "
+        f"{plan.AVERAGED_CHECKPOINTS} of {plan.CHECKPOINTS} checkpoints. The fair baseline is the "
+        "last checkpoint with recomputed batch normalization statistics.",
+        _table(averages(scores, scale)),
+        "## Table 3: ensembles",
+        "Mean of the predictions of models with averaged checkpoints. The best member is "
+        "determined per seed.",
+        _table(ensembles(scores, scale)),
+        "## Table 4: samplings",
         f"The last ensemble of Table 3. Its models sample 32 of {plan.MIN_FRAMES} to "
-        f"{plan.MAX_FRAMES} frames, but a GRU takes all. Without sampling every frame counts once.",
-        samplings(scores, scale),
-        Heading("Export"),
-        "The last ensemble as one graph. Sizes include the graph itself. The speed is that of "
-        "eval.py with one thread and nothing beside it, start and reading included; what larger "
-        "models gain is in docs/performance.md.",
-        exports(results, scores),
-        Heading("Reliability of the probabilities"),
-        Figure(
+        f"{plan.MAX_FRAMES} frames, except the GRU, which reads all frames. Without sampling, "
+        "every frame counts once.",
+        _table(samplings(scores, scale)),
+        "## Export",
+        "The last ensemble of Table 3 as a single graph. Sizes on disk include the graph. Speed is "
+        "that of eval.py with one thread and no other job running, including startup and reading. "
+        "docs/performance.md reports how much larger models gain.",
+        _table(exports(results, scores)),
+        "## Reliability of the probabilities",
+        _figure(
             "reliability",
-            "Share of classes that were true, by predicted probability, in the world bag. On the "
-            "diagonal, predictions can be taken as probabilities.",
+            "Fraction of positive labels by predicted probability, in the world bag. On the "
+            "diagonal, predictions are calibrated probabilities.",
         ),
-        Heading("Log"),
-        LOG.read_text().strip(),
+        "## Log",
+        LOG.read_text(),
     ]
+    return "\n\n".join(blocks)
 
 
 def _setting(setting, scale):
@@ -177,29 +167,29 @@ def _setting(setting, scale):
     versions = ", ".join(f"{name} {number}" for name, number in setting["versions"].items())
     return (
         f"Command: `{command}`, {setting['date']}, on {setting['cores']} cores of "
-        f"{setting['processor']}, {versions}, matrix products in {setting['products']}. "
-        f"{scale.num_videos} training and {scale.num_test_videos} "
-        f"test videos of {plan.MIN_FRAMES} to {plan.MAX_FRAMES} frames, {plan.NUM_CLASSES} "
-        f"classes, features of {plan.FEATURE_SIZES.replace(',', ' and ')} values. The paper's "
-        f"models have a quarter of its widths; all see {scale.max_steps} batches of "
-        f"{plan.BATCH_SIZE} videos, with Adam and a learning rate of {plan.LEARNING_RATE} "
-        f"({plan.LEARNING_RATE_OF_THE_MEAN} in the two models of the mean), "
-        f"multiplied by {plan.LEARNING_RATE_DECAY} after every 1/{plan.LEARNING_RATE_DECAYS} of "
-        "training. Figures are of the split `test`; recipes were chosen by another, `validate`. "
-        "docs/sample_data.md describes the worlds: in `bag`, labels need words, the order of "
-        "frames or the sound alone; in `relational`, most need a relation between residuals; "
-        "`unrelated` is the same world with that relation taken out."
+        f"{setting['processor']}, {versions}, matmul precision {setting['matmul_precision']}. "
+        f"{scale.num_videos} training and {scale.num_test_videos} test videos of "
+        f"{plan.MIN_FRAMES} to {plan.MAX_FRAMES} frames, {plan.NUM_CLASSES} classes, features of "
+        f"{plan.FEATURE_SIZES.replace(',', ' and ')} values. The paper's models have a quarter of "
+        f"its widths. All models are trained on {scale.max_steps} batches of {plan.BATCH_SIZE} "
+        f"videos, with Adam and a learning rate of {plan.LEARNING_RATE} "
+        f"({plan.LEARNING_RATE_OF_MEAN_MODELS} for the two models of the mean) that is multiplied "
+        f"by {plan.LEARNING_RATE_DECAY} after every 1/{plan.LEARNING_RATE_DECAYS} of training. "
+        "Metrics are on the split `test`; recipes were selected on `validate`. "
+        "docs/sample_data.md describes the worlds. In `bag`, labels depend on words, the order of "
+        "frames, or only the sound. In `relational`, most depend on a relation between residuals. "
+        "`unrelated` is the same world without that relation."
     )
 
 
 def verdict(differences, expected="above"):
-    """Whether differences of GAP by seed are as expected.
+    """Decides whether differences of GAP by seed are as expected.
 
     Args:
         differences: `pandas.Series`.
-        expected: str. `above`: the mean is above 0 by two standard deviations. `not below` or `no
-            gain`: it is within `TOLERANCE` of 0 on that side, two standard deviations included.
-            `equal`: all are within 0.0005.
+        expected: str. `above`: the mean is at least two standard deviations above 0. `not below`
+            or `no gain`: it is within `TOLERANCE` of 0 on that side, including two standard
+            deviations. `equal`: all differences are within 0.0005.
     """
     if len(differences) == 1:
         return "one seed, no verdict"
@@ -216,72 +206,63 @@ def verdict(differences, expected="above"):
 
 
 def claims(scores, scale):
-    """What the paper makes one expect, the difference measured, and whether it holds."""
-    rows = []
-
-    def add(claim, differences, expected="above"):
-        if differences is not None:
-            rows.append(
-                {
-                    "claim": claim,
-                    "difference": spread(differences),
-                    "verdict": verdict(differences, expected),
-                }
-            )
-
-    def gain(better, worse):
-        return None if better is None or worse is None else better - worse
-
-    of_the_mean = [name for name in plan.MEAN_POOLED if name in scale.worlds["bag"]]
-    if of_the_mean:
-        best = scores.table(of_the_mean).max(axis=1)
-        for name in scale.members:
-            add(
-                f"{_short([name])} above the best model of the mean",
-                gain(scores.by_seed(name), best),
-            )
-    anew = "last_recomputed" in scale.averages
-    control = "last_recomputed" if anew else "last"
-    for name in scale.members:
-        add(
-            f"averaged checkpoints of {_short([name])} above the last one"
-            + (", batch norm anew in both" if anew else ""),
-            gain(scores.by_seed(name, "averaged"), scores.by_seed(name, control)),
-        )
-    add(
-        "moving average of the weights above the last checkpoint, mean of the models",
-        gain(*(scores.table(scale.members, which).mean(axis=1) for which in ("ema", "last"))),
+    """Claims that the paper's results suggest, the measured differences, and verdicts."""
+    return pd.DataFrame(
+        {
+            "claim": claim,
+            "difference": spread(differences),
+            "verdict": verdict(differences, *expected),
+        }
+        for claim, differences, *expected in _claims(scores, scale)
+        if differences.notna().any()
     )
-    for names in scale.combinations:
-        add(
-            f"{_short(names)} together above the best of them",
-            gain(
-                scores.by_seed("+".join(names), "samplings1"),
-                scores.table(names, "averaged").max(axis=1),
-            ),
+
+
+def _claims(scores, scale):
+    """Yields claims, differences of GAP by seed (NaN if not run) and `verdict`'s `expected`."""
+    members, largest = scale.members, "+".join(scale.ensembles[-1])
+    best_mean_model = scores.table(plan.MEAN_MODELS).max(axis=1)
+    for name in members:
+        yield (
+            f"{_short([name])} above the best model of the mean",
+            scores.by_seed(name) - best_mean_model,
         )
-    everyone = "+".join(scale.combinations[-1])
-    add(
+    recomputed = "last_recomputed" in scale.averages
+    for name in members:
+        yield (
+            f"averaged checkpoints of {_short([name])} above the last one"
+            + (", batch norm recomputed in both" if recomputed else ""),
+            scores.by_seed(name, "averaged")
+            - scores.by_seed(name, "last_recomputed" if recomputed else "last"),
+        )
+    yield (
+        "moving average of the weights above the last checkpoint, mean over the models",
+        scores.table(members, "ema").mean(axis=1) - scores.table(members).mean(axis=1),
+    )
+    for names in scale.ensembles:
+        yield (
+            f"{_short(names)} together above the best of them",
+            scores.by_seed("+".join(names), "samplings1")
+            - scores.table(names, "averaged").max(axis=1),
+        )
+    yield (
         "10 samplings not below 1",
-        gain(scores.by_seed(everyone, "samplings10"), scores.by_seed(everyone, "samplings1")),
+        scores.by_seed(largest, "samplings10") - scores.by_seed(largest, "samplings1"),
         "not below",
     )
-    exported = [scores.by_seed(everyone, f"exported_{dtype}") for dtype in plan.EXPORT_DTYPES]
-    add("bfloat16 within 0.0005 of float32", exported[1] - exported[0], "equal")
-    for world, expected, what in (
-        ("bag", "above", "above NetVLAD without the block"),
-        ("relational", "above", "above NetVLAD without the block"),
-        ("unrelated", "no gain", "no gain over NetVLAD without the block"),
-    ):
-        plain = scores.by_seed("netvlad", world=world)
-        for name in ("lfnl_netvlad", "lfnl_dot"):
-            title = {"lfnl_netvlad": "embedded Gaussian", "lfnl_dot": "dot product"}[name]
-            add(
-                f"non-local block, {title}: {what} ({world})",
-                gain(scores.by_seed(name, world=world), plain),
-                expected,
+    yield (
+        "bfloat16 within 0.0005 of float32",
+        scores.by_seed(largest, "exported_bfloat16") - scores.by_seed(largest, "exported_float32"),
+        "equal",
+    )
+    for world in ("bag", "relational", "unrelated"):
+        claim = "no gain over" if world == "unrelated" else "above"
+        for name, block in (("lfnl_netvlad", "embedded Gaussian"), ("lfnl_dot", "dot product")):
+            yield (
+                f"non-local block, {block}: {claim} NetVLAD without the block ({world})",
+                scores.by_seed(name, world=world) - scores.by_seed("netvlad", world=world),
+                claim.removesuffix(" over"),
             )
-    return pd.DataFrame(rows)
 
 
 def singles(results, scores):
@@ -305,21 +286,21 @@ def singles(results, scores):
     return pd.DataFrame(rows).fillna("-")
 
 
-def ingredients(results):
-    """GAP by ingredient."""
-    table = results.ingredients
-    share = table.groupby(["world", "ingredient"])["labels"].mean()
-    rows = []
-    for name in ("prior", *plan.MODELS):
-        row = {"model": _title(name)}
-        for (world, ingredient), labels in share.items():
-            chosen = table[
-                (table.world == world) & (table.ingredient == ingredient) & (table.subject == name)
-            ]
-            row[f"{world}: {ingredient} ({labels:.0%} of labels)"] = spread(chosen["gap"])
-        if set(row.values()) - {row["model"], "-"}:
-            rows.append(row)
-    return pd.DataFrame(rows)
+def factors(results):
+    """GAP by factor."""
+    fractions = results.factors.groupby(["world", "factor"])["label_fraction"].mean()
+    gap = results.factors.groupby(["subject", "world", "factor"])["gap"].agg(spread)
+    return pd.DataFrame(
+        {
+            "model": _title(name),
+            **{
+                f"{world}: {factor} ({fraction:.0%} of labels)": gap.get((name, world, factor), "-")
+                for (world, factor), fraction in fractions.items()
+            },
+        }
+        for name in ("prior", *plan.MODELS)
+        if name in gap.index
+    )
 
 
 def averages(scores, scale):
@@ -328,9 +309,9 @@ def averages(scores, scale):
         {
             "model": _title(name),
             **{
-                title: scores.text(name, treatment)
-                for treatment, title in TREATMENTS.items()
-                if scores.by_seed(scale.members[0], treatment) is not None
+                title: scores.text(name, variant)
+                for variant, title in VARIANTS.items()
+                if len(scores.by_seed(scale.members[0], variant))
             },
             "paper": f"{PAPER_SINGLE[name]:.4f} → {PAPER_AVERAGED[name]:.4f}",
         }
@@ -338,14 +319,14 @@ def averages(scores, scale):
     )
 
 
-def combinations(scores, scale):
+def ensembles(scores, scale):
     """Table 3."""
     paper = {
         tuple(plan.SIX[number - 1] for number in numbers): gap
-        for numbers, gap in zip(plan.COMBINATIONS, PAPER_COMBINATIONS, strict=True)
+        for numbers, gap in zip(plan.ENSEMBLES, PAPER_ENSEMBLES, strict=True)
     }
     rows = []
-    for names in scale.combinations:
+    for names in scale.ensembles:
         members = scores.table(names, "averaged")
         best = [name for name in names if name in set(members.idxmax(axis=1))]
         rows.append(
@@ -361,11 +342,11 @@ def combinations(scores, scale):
 
 def samplings(scores, scale):
     """Table 4."""
-    everyone = "+".join(scale.combinations[-1])
+    largest = "+".join(scale.ensembles[-1])
     return pd.DataFrame(
         {
             "samplings": str(number) if number else "none, every frame once",
-            "GAP": scores.text(everyone, f"samplings{number}"),
+            "GAP": scores.text(largest, f"samplings{number}"),
             "paper": _number(PAPER_SAMPLINGS.get(number)),
         }
         for number in plan.SAMPLINGS
@@ -373,13 +354,13 @@ def samplings(scores, scale):
 
 
 def exports(results, scores):
-    """float32 against bfloat16."""
-    everyone = "+".join(results.scale.combinations[-1])
+    """Exported ensembles in float32 and bfloat16."""
+    largest = "+".join(results.scale.ensembles[-1])
     by_dtype = results.exported.groupby("dtype")[["mib", "videos_per_second"]].mean()
     return pd.DataFrame(
         {
             "weights": dtype,
-            "GAP": scores.text(everyone, f"exported_{dtype}"),
+            "GAP": scores.text(largest, f"exported_{dtype}"),
             "MiB on disk": f"{by_dtype.mib[dtype]:.2f}",
             "videos/s": f"{by_dtype.videos_per_second[dtype]:.0f}",
         }
@@ -388,12 +369,12 @@ def exports(results, scores):
 
 
 def _short(names, separator=" + "):
-    """Models by their numbers in the paper, as M1 + M4."""
+    """Formats models as their numbers in the paper, such as M1 + M4."""
     return separator.join(f"M{plan.SIX.index(name) + 1}" for name in names)
 
 
 def _title(name):
-    """A model's title, with the paper's number if it has one."""
+    """Title of a model, with its number in the paper if it has one."""
     if name == "prior":
         return "class prior"
     return (f"{_short([name])} " if name in plan.SIX else "") + plan.MODELS[name].title
@@ -403,26 +384,17 @@ def _number(value, style=".4f"):
     return "-" if value is None else format(value, style)
 
 
-def to_markdown(blocks):
-    """The report as Markdown."""
-    parts = []
-    for block in blocks:
-        if isinstance(block, Heading):
-            parts.append(f"## {block.text}")
-        elif isinstance(block, Figure):
-            parts.append(
-                f'<picture><source media="(prefers-color-scheme: dark)" '
-                f'srcset="{FOLDER}/{block.name}_dark.png">'
-                f'<img alt="{block.caption}" src="{FOLDER}/{block.name}_light.png" width="600">'
-                f"</picture>\n\n*{block.caption}*"
-            )
-        elif isinstance(block, pd.DataFrame):
-            lines = [block.columns, ["---"] * len(block.columns), *block.to_numpy()]
-            parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
-        else:
-            parts.append(block)
-    return "\n\n".join(
-        [parts[0], "# The study: what each idea of the paper brings", *parts[1:], ""]
+def _table(table):
+    lines = [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _figure(name, caption):
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" '
+        f'srcset="{FOLDER}/{name}_dark.png">'
+        f'<img alt="{caption}" src="{FOLDER}/{name}_light.png" width="600">'
+        f"</picture>\n\n*{caption}*"
     )
 
 
@@ -441,64 +413,35 @@ th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem;
   position: sticky; left: 0; background: var(--back); }
-figure { margin: 1.5rem 0; } img { width: 100%; max-width: 40rem; height: auto; }
-figcaption { color: var(--soft); font-size: .875rem; }
-.first { background: var(--mark); padding: .8rem 1rem; border-radius: .4rem; }
+img { width: 100%; max-width: 40rem; height: auto; }
+em { color: var(--soft); font-size: .875rem; font-style: normal; }
+body > p:first-of-type { background: var(--mark); padding: .8rem 1rem; border-radius: .4rem; }
 code { overflow-wrap: anywhere; }
 @media (max-width: 40rem) { th, td { padding: .3rem .4rem; white-space: normal; }
   th:first-child, td:first-child { min-width: 7rem; } }
 """
 
 
-def to_html(blocks, folder):
-    """The report as one self-contained HTML page."""
-    first, *others = blocks
-    title = "The study: what each idea of the paper brings"
-    body = "\n".join(_block_to_html(block, folder) for block in others)
+def to_html(text, folder):
+    """Converts the Markdown report to a self-contained HTML page.
+
+    Args:
+        text: str. Markdown.
+        folder: `pathlib.Path`. Folder with the plots.
+    """
+
+    def embed(match):
+        return (
+            f'"data:image/png;base64,{base64.b64encode((folder / match[1]).read_bytes()).decode()}"'
+        )
+
+    body = markdown.markdown(text, extensions=["tables"]).replace(" ± ", "\N{NO-BREAK SPACE}± ")
+    body = body.replace("<table>", '<div class="scroll"><table>').replace(
+        "</table>", "</table></div>"
+    )
+    body = re.sub(rf'"{FOLDER}/(\w+\.png)"', embed, body)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f'<p class="first">{_inline(first)}</p>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n'
+        f"<title>{TITLE}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
-
-
-def _block_to_html(block, folder):
-    if isinstance(block, Heading):
-        return f"<h2>{html.escape(block.text)}</h2>"
-    if isinstance(block, Figure):
-        light, dark = (_embedded(folder / f"{block.name}_{mode}.png") for mode in plots.MODES)
-        return (
-            f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-            f'<img alt="{html.escape(block.caption)}" src="{light}"></picture>'
-            f"<figcaption>{html.escape(block.caption)}</figcaption></figure>"
-        )
-    if isinstance(block, pd.DataFrame):
-        head = "".join(f"<th>{_inline(name)}</th>" for name in block.columns)
-        rows = "".join(
-            f"<tr>{''.join(f'<td>{_inline(str(value))}</td>' for value in row)}</tr>"
-            for row in block.to_numpy()
-        )
-        return (
-            f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div>"
-        )
-    paragraphs = re.split(r"\n\n+", block)
-    return "\n".join(_paragraph(text) for text in paragraphs)
-
-
-def _paragraph(text):
-    if not text.startswith("- "):
-        return f"<p>{_inline(text)}</p>"
-    items = re.split(r"^- ", text, flags=re.MULTILINE)[1:]
-    return f"<ul>{''.join(f'<li>{_inline(item)}</li>' for item in items)}</ul>"
-
-
-def _inline(text):
-    text = text.replace(" ± ", "\N{NO-BREAK SPACE}± ")
-    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text))
-    return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
-
-
-def _embedded(path):
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,4 +1,4 @@
-"""Gathers what the jobs of the study wrote into tables."""
+"""Collects the outputs of the study's jobs into tables."""
 
 import csv
 import dataclasses
@@ -18,7 +18,7 @@ import plan
 import run_config
 from utils import InputError
 
-# Edges of the bins in which predicted probabilities are compared with what was true.
+# Edges of the bins of predicted probability.
 _RELIABILITY_BINS = np.concatenate([[0.0, 0.01, 0.02, 0.05], np.linspace(0.1, 1.0, 10)])
 _SIZE_OF_FLOAT = 4
 
@@ -28,22 +28,21 @@ class Results:
     """All numbers of the study.
 
     Attributes:
-        gap: `pandas.DataFrame` with the columns world, seed, subject (a model, or models joined by
-            +), treatment and gap: one row per evaluation.
-        curves: world, seed, subject, step, gap: one row per checkpoint.
-        ingredients: world, seed, subject, ingredient, labels (share of all labels), gap: GAP of
-            the classes that differ in one ingredient.
-        reliability: subject, mean_prediction, share_true, count: one row per bin of predicted
-            probability, over all seeds of the world `bag`.
+        gap: `pandas.DataFrame` with one row per evaluation: world, seed, subject (a model, models
+            of an ensemble joined by +, or `prior`), variant (see `plan.AVERAGES`), gap.
+        curves: one row per checkpoint: world, seed, subject, step, gap.
+        factors: GAP of the classes with each factor: world, seed, subject, factor, label_fraction
+            (of all labels), gap.
+        reliability: one row per bin of predicted probability, over all seeds of the world `bag`:
+            subject, mean_prediction, fraction_true, count.
         sizes: subject, mib: size of the weights in float32.
-        exported: seed, dtype, mib, videos_per_second: files of the exported ensemble on disk.
-        setting: dict: name of the scale, date, cores, processor, versions, products (type of the
-            matrix products).
+        exported: seed, dtype, mib, videos_per_second: size on disk and speed of exported ensembles.
+        setting: dict: scale, date, cores, processor, versions, matmul_precision.
     """
 
     gap: pd.DataFrame
     curves: pd.DataFrame
-    ingredients: pd.DataFrame
+    factors: pd.DataFrame
     reliability: pd.DataFrame
     sizes: pd.DataFrame
     exported: pd.DataFrame
@@ -51,11 +50,11 @@ class Results:
 
     @property
     def scale(self):
-        """The `plan.Scale` that was run."""
+        """The `plan.Scale` of the study."""
         return plan.SCALES[self.setting["scale"]]
 
     def save(self, folder):
-        """Writes one CSV file per table, with six digits, and setting.json.
+        """Writes a CSV file per table, with six digits, and setting.json.
 
         Args:
             folder: `pathlib.Path`.
@@ -68,13 +67,13 @@ class Results:
 
     @classmethod
     def load(cls, folder):
-        """What `save` wrote.
+        """Reads the files that `save` wrote.
 
         Args:
             folder: `pathlib.Path`.
 
         Raises:
-            InputError: if it is not there.
+            InputError: if a file is missing.
         """
         _, setting = files.read_description(str(folder), _SETTING, "study/run.py", "report_dir")
         tables = {name: pd.read_csv(folder / f"{name}.csv") for name in _TABLES}
@@ -86,7 +85,7 @@ _SETTING = "setting.json"
 
 
 def collect(steps, scale_name):
-    """The `Results` of a plan whose jobs are done.
+    """Collects the `Results` of a plan whose jobs are done.
 
     Args:
         steps: `plan.Plan`.
@@ -95,87 +94,88 @@ def collect(steps, scale_name):
     Raises:
         InputError: if a training ended early.
     """
-    gap, curves, ingredients, probabilities, sizes = [], [], [], [], {}
+    gap, curves, factors, probabilities, sizes = [], [], [], [], {}
     for world, names in steps.scale.worlds.items():
         labels = _labels(steps, world)
         for seed in steps.scale.seeds:
             key = {"world": world, "seed": seed}
             for name in names:
-                run, named = steps.model_dir(world, seed, name), {**key, "subject": name}
+                run, row = steps.model_dir(world, seed, name), {**key, "subject": name}
                 history = _history(run, steps.scale.steps)
-                curves += [
-                    {**named, "step": entry["step"], "gap": entry["gap"]} for entry in history
-                ]
-                gap.append({**named, "treatment": "last", "gap": history[-1]["gap"]})
-                if name not in sizes:
-                    model = run_config.RunConfig.load(str(run)).build_model()
-                    sizes[name] = model.count_params() * _SIZE_OF_FLOAT / 2**20
+                curves += [{**row, "step": entry["step"], "gap": entry["gap"]} for entry in history]
+                gap.append({**row, "variant": "last", "gap": history[-1]["gap"]})
+                sizes[name] = sizes.get(name) or _weights_mib(run)
                 predicted = _predictions(steps.predictions(world, seed, name), labels)
-                ingredients += [
-                    {**named, **row} for row in _gap_by_ingredient(predicted, labels, steps, world)
-                ]
+                factors += [{**row, **of} for of in _gap_by_factor(predicted, labels, steps, world)]
                 if world == "bag":
                     probabilities.append((name, predicted))
-            prior = {**key, "subject": "prior"}
-            gap.append({**prior, "treatment": "last", "gap": history[-1]["class_prior_gap"]})
-            by_ingredient = _gap_by_ingredient(None, labels, steps, world)
-            ingredients += [{**prior, **row} for row in by_ingredient]
+            row = {**key, "subject": "prior"}
+            gap.append({**row, "variant": "last", "gap": history[-1]["class_prior_gap"]})
+            factors += [{**row, **of} for of in _gap_by_factor(None, labels, steps, world)]
         if world == "bag":
-            reliability = list(_reliability(probabilities, labels))
-    treated, exported = _evaluations(steps)
+            reliability = _reliability(probabilities, labels)
     return Results(
-        gap=pd.DataFrame([*gap, *treated]),
+        gap=pd.DataFrame([*gap, *_gap_of_variants(steps)]),
         curves=pd.DataFrame(curves),
-        ingredients=pd.DataFrame(ingredients),
-        reliability=pd.DataFrame(reliability),
+        factors=pd.DataFrame(factors),
+        reliability=reliability,
         sizes=pd.DataFrame({"subject": sizes.keys(), "mib": sizes.values()}),
-        exported=pd.DataFrame(exported),
+        exported=pd.DataFrame(_exported(steps)),
         setting={
-            **{"scale": scale_name, "date": str(datetime.date.today())},
-            **{"cores": os.cpu_count(), "processor": _processor()},
+            "scale": scale_name,
+            "date": str(datetime.date.today()),
+            "cores": os.cpu_count(),
+            "processor": _processor(),
             **setting(),
         },
     )
 
 
 def _history(run, steps):
-    """Metrics of the checkpoints of a run at the given steps.
+    """Returns the metrics of a run's checkpoints at the given steps.
 
-    A training that was stopped in between has one more, where it was stopped.
+    An interrupted training has additional checkpoints.
     """
     by_step = {entry["step"]: entry for entry in files.read_json(str(run / "eval/metrics.json"))}
     if steps[-1] not in by_step:
         raise InputError(
-            f"the training in {run} ended at step {max(by_step)} of {steps[-1]}, as if it had been "
-            "told to stop. Remove that directory and start again."
+            f"the training in {run} was interrupted at step {max(by_step)} of {steps[-1]}. "
+            "Remove that directory and run the study again."
         )
     return [by_step[step] for step in steps]
 
 
-def _evaluations(steps):
-    """Rows of the tables `gap` and `exported` from all that was treated in some way."""
-    gap, exported = [], []
-    for one in steps.evaluations:
-        summary = files.read_json(str(one.metrics))
-        gap.append(
-            {
-                **{"world": "bag", "seed": one.seed, "subject": one.subject},
-                **{"treatment": one.treatment, "gap": summary["gap"]},
+def _weights_mib(run):
+    model = run_config.RunConfig.load(str(run)).build_model()
+    return model.count_params() * _SIZE_OF_FLOAT / 2**20
+
+
+def _gap_of_variants(steps):
+    for evaluation in steps.evaluations:
+        yield {
+            "world": "bag",
+            "seed": evaluation.seed,
+            "subject": evaluation.subject,
+            "variant": evaluation.variant,
+            "gap": files.read_json(str(evaluation.metrics))["gap"],
+        }
+
+
+def _exported(steps):
+    for evaluation in steps.evaluations:
+        if evaluation.variant.startswith("exported_"):
+            dtype = evaluation.variant.removeprefix("exported_")
+            yield {
+                "seed": evaluation.seed,
+                "dtype": dtype,
+                "mib": _size(steps.export_dir(evaluation.seed, dtype)) / 2**20,
+                "videos_per_second": files.read_json(str(evaluation.metrics))["videos_per_second"],
             }
-        )
-        if one.treatment.startswith("exported_"):
-            dtype = one.treatment.removeprefix("exported_")
-            mib = _size(steps.export_dir(one.seed, dtype)) / 2**20
-            rate = summary["videos_per_second"]
-            exported.append(
-                {"seed": one.seed, "dtype": dtype, "mib": mib, "videos_per_second": rate}
-            )
-    return gap, exported
 
 
 def setting():
-    """What figures depend on beside the commands: versions, and the type of matrix products."""
-    return {"versions": run_config.versions(), "products": layers.resolve_compute_dtype()}
+    """Returns what results depend on in addition to the commands."""
+    return {"versions": run_config.versions(), "matmul_precision": layers.resolve_compute_dtype()}
 
 
 def _processor():
@@ -188,7 +188,7 @@ def _processor():
 
 
 def _labels(steps, world):
-    """Labels of all test videos of a world: a dict from id to bool `[C]`."""
+    """Maps the id of every test video of a world to its labels, bool `[C]`."""
     run = steps.model_dir(world, steps.scale.seeds[0], steps.scale.worlds[world][0])
     batches = run_config.RunConfig.load(str(run)).reader(steps.data(world)).batches(1024)
     return {
@@ -199,7 +199,7 @@ def _labels(steps, world):
 
 
 def _predictions(path, labels):
-    """Probabilities in a prediction file with all classes, in the order of the labels: `[N, C]`."""
+    """Reads a prediction file with all classes, in the order of `labels`: `[N, C]`."""
     predicted = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
@@ -208,36 +208,31 @@ def _predictions(path, labels):
     return np.stack([predicted[video_id] for video_id in labels])
 
 
-def _gap_by_ingredient(predicted, labels, steps, world):
-    """Rows of the table `ingredients`; without predictions, for the class prior."""
-    table = pd.read_csv(steps.output_dir / "data" / world / "vocabulary.csv")
+def _gap_by_factor(predicted, labels, steps, world):
+    """Yields columns of the table `factors`; for the class prior if `predicted` is None."""
+    vocabulary = pd.read_csv(steps.output_dir / "data" / world / "vocabulary.csv")
     labels = np.stack(list(labels.values()))
-    for ingredient, classes in table.groupby("WikiDescription")["Index"]:
+    for factor, classes in vocabulary.groupby("WikiDescription")["Index"]:
         chosen = labels[:, classes]
         if predicted is None:
             gap = eval_util.class_prior_gap(chosen.sum(axis=0), len(chosen))
         else:
             gap = eval_util.calculate_gap(predicted[:, classes], chosen)
-        yield {"ingredient": ingredient, "labels": chosen.sum() / labels.sum(), "gap": gap}
+        yield {"factor": factor, "label_fraction": chosen.sum() / labels.sum(), "gap": gap}
 
 
 def _reliability(probabilities, labels):
     labels = np.stack(list(labels.values())).ravel()
+    tables = []
     for subject in dict.fromkeys(name for name, _ in probabilities):
         predicted = np.stack([array.ravel() for name, array in probabilities if name == subject])
         true = np.broadcast_to(labels, predicted.shape).ravel()
-        predicted = predicted.ravel()
-        place = np.digitize(predicted, _RELIABILITY_BINS[1:-1])
-        counts = np.bincount(place, minlength=len(_RELIABILITY_BINS) - 1)
-        predictions, trues = (np.bincount(place, part, len(counts)) for part in (predicted, true))
-        for count, prediction, positive in zip(counts, predictions, trues, strict=True):
-            if count:
-                yield {
-                    "subject": subject,
-                    "mean_prediction": prediction / count,
-                    "share_true": positive / count,
-                    "count": count,
-                }
+        predicted = predicted.ravel().astype(np.float64)
+        bins = np.digitize(predicted, _RELIABILITY_BINS[1:-1])
+        table = pd.DataFrame({"mean_prediction": predicted, "fraction_true": true}).groupby(bins)
+        tables.append(table.mean().assign(count=table.size()))
+        tables[-1].insert(0, "subject", subject)
+    return pd.concat(tables)
 
 
 def _size(folder):

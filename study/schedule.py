@@ -1,6 +1,5 @@
-"""Runs jobs that are not done yet, several at a time."""
+"""Runs the jobs of a plan, several at a time, and skips those that are done."""
 
-import concurrent.futures
 import hashlib
 import json
 import os
@@ -8,16 +7,16 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
-from absl import logging
-from progress import Progress
+from program import Progress
 
 import files
 import plan
 from utils import InputError
 
-# One thread a job, and no GPU: results do not depend on what there is, and jobs run side by side.
-_ONE_THREAD = {
+# One thread per job and no GPU, so that results do not depend on the hardware or on other jobs.
+_ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "-1",
     "OMP_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
@@ -26,17 +25,17 @@ _ONE_THREAD = {
 
 
 class Runner:
-    """Runs the jobs of a plan that are not done, several at a time.
+    """Runs the jobs of a plan, several at a time, and skips those that are done.
 
-    A job is done when its output is there, its marker holds its key, and those that it needs are
-    done. The key depends on the commands of the job and of those before it, and on `setting`. So
-    another flag or another version of a library runs it, and all that follow, anew.
+    A job is done if it succeeded with its present key, its output exists, and the jobs it needs are
+    done. The key is a hash of the command, the keys of the needed jobs and `setting`. A changed
+    flag or library version therefore reruns a job and everything that depends on it.
 
     Args:
-        jobs: list of `plan.Job`, each after those it needs.
-        output_dir: path. Markers go to its folder `jobs`, logs to `logs`.
-        num_parallel: int. Jobs that run at the same time.
-        setting: what else the outputs depend on, as JSON can hold it.
+        jobs: list of `plan.Job`, each after the jobs it needs.
+        output_dir: path. For jobs.json, the states of the jobs, and the folder `logs`.
+        num_parallel: int. Number of jobs that run at the same time.
+        setting: everything else that the outputs depend on, JSON-serializable.
     """
 
     def __init__(self, jobs, output_dir, num_parallel, setting=None):
@@ -47,118 +46,96 @@ class Runner:
         for job in jobs:
             parts = [job.command, [self._keys[name] for name in job.needs], setting]
             self._keys[job.name] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        self._processes = set()
-        self._stopping = False
+        path = self._output_dir / "jobs.json"
+        self._states = files.read_json(str(path)) if path.exists() else {}
+        self._running = {}
+        self._stopped = False
 
     def run(self):
-        """Runs them.
+        """Runs the jobs that are not done.
 
-        SIGTERM is passed on, so that a training saves where it is and goes on next time.
+        SIGTERM is passed on, so that trainings save a checkpoint and the next run resumes them.
 
         Raises:
-            InputError: if one fails, naming its log. Those that run then come to their end.
+            InputError: if a job fails; names its log. Jobs that are running finish first.
             SystemExit: after SIGTERM.
         """
-        before = signal.signal(signal.SIGTERM, self._stop)
+        done = self._find_done()
+        waiting = [job for job in self._jobs if job.name not in done]
+        waiting.sort(key=lambda job: job.alone)  # Timed jobs come last.
+        previous = signal.signal(signal.SIGTERM, self._stop)
         try:
-            self._run(self._waiting())
+            with Progress(len(self._jobs), "job", initial=len(done)) as progress:
+                while waiting or self._running:
+                    self._start_jobs(waiting, done)
+                    time.sleep(0.1)
+                    for job in self._finished_jobs():
+                        done.add(job.name)
+                        progress.advance()
+                        progress.report(f"{len(done)} of {len(self._jobs)} jobs: {job.name}")
         finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _run(self, waiting):
-        finished = {job.name for job in self._jobs} - {job.name for job in waiting}
-        total = round(sum(job.cost for job in self._jobs))
-        spent = total - sum(job.cost for job in waiting)
-        if finished:
-            logging.info("%d of %d jobs are done already", len(finished), len(self._jobs))
-        running = {}
-        with (
-            concurrent.futures.ThreadPoolExecutor(self._num_parallel) as pool,
-            Progress(total, "estimated s", round(spent)) as progress,
-        ):
-            while waiting or running:
-                while job := self._next(waiting, running.values(), finished):
-                    waiting.remove(job)
-                    running[pool.submit(self._run_job, job)] = job
-                done, _ = concurrent.futures.wait(
-                    running, return_when=concurrent.futures.FIRST_COMPLETED
-                )
-                for future in done:
-                    job = running.pop(future)
-                    future.result()
-                    finished.add(job.name)
-                    spent += job.cost
-                    progress.advance_to(round(spent))
-                    progress.report(f"{len(finished)} of {len(self._jobs)} jobs: {job.name}")
+            for process in self._running:
+                process.wait()
+            signal.signal(signal.SIGTERM, previous)
 
     def _stop(self, *_):
-        self._stopping = True
-        for process in list(self._processes):
-            process.terminate()
-        sys.exit("stopped by SIGTERM; started again, the study goes on")
+        self._stopped = True
 
-    def _waiting(self):
-        """Jobs that are not done, or need one that is not, in order."""
-        waiting = {}
+    def _find_done(self):
+        """Names of the jobs that are done."""
+        done = set()
         for job in self._jobs:
-            if not self._is_done(job) or any(name in waiting for name in job.needs):
-                waiting[job.name] = job
-        return list(waiting.values())
+            succeeded = self._states.get(job.name) == f"done {self._keys[job.name]}"
+            if succeeded and job.output.exists() and done.issuperset(job.needs):
+                done.add(job.name)
+        return done
 
-    def _next(self, waiting, running, finished):
-        """The first job that can start now, or None; one that runs alone waits for all others."""
-        running = list(running)
-        if len(running) >= self._num_parallel or any(job.alone for job in running):
-            return None
-        others = [job for job in waiting if not job.alone] or ([] if running else waiting)
-        return next((job for job in others if finished.issuperset(job.needs)), None)
+    def _start_jobs(self, waiting, done):
+        """Starts the jobs that can run now, and removes them from `waiting`."""
+        for job in list(waiting):
+            full = self._running and (job.alone or len(self._running) >= self._num_parallel)
+            if not full and done.issuperset(job.needs):
+                waiting.remove(job)
+                self._start(job)
 
-    def _run_job(self, job):
-        started = self._marker(job, "started")
-        is_continuous = job.resumes and _content(started) == self._keys[job.name]
-        if os.path.lexists(job.output) and not is_continuous:
+    def _start(self, job):
+        resumes = job.resumes and self._keys[job.name] in self._states.get(job.name, "")
+        if os.path.lexists(job.output) and not resumes:
             files.remove(str(job.output))
-        _write(started, self._keys[job.name])
-        job.output.parent.mkdir(parents=True, exist_ok=True)
-        log = self._output_dir / "logs" / f"{job.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "w") as file:
-            command = [sys.executable, *job.command]
-            file.write(f"{' '.join(command)}\n")
-            file.flush()
-            status = self._status(command, file)
-        if self._stopping:
-            return
-        if status:
-            last = log.read_text().rstrip().rpartition("\n")[-1]
-            raise InputError(f"{job.name} failed: {last} (see {log})")
-        _write(self._marker(job, "done"), self._keys[job.name])
+        self._set_state(job, "started")
+        for path in (self._log(job), job.output):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, *job.command]
+        with open(self._log(job), "w") as log:
+            print(*command, file=log, flush=True)
+            process = subprocess.Popen(
+                command,
+                cwd=plan.ROOT,
+                env={**os.environ, **_ENVIRONMENT},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self._running[process] = job
 
-    def _status(self, command, log):
-        """Exit status of a command."""
-        environment = {**os.environ, **_ONE_THREAD}
-        with subprocess.Popen(
-            command, cwd=plan.ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
-        ) as process:
-            self._processes.add(process)
-            if self._stopping:
+    def _finished_jobs(self):
+        """Yields the jobs that succeeded since the last call."""
+        if self._stopped:
+            for process in self._running:
                 process.terminate()
-            status = process.wait()
-        self._processes.discard(process)
-        return status
+            sys.exit("stopped by SIGTERM; run the study again to resume it")
+        for process in list(self._running):
+            if process.poll() is not None:
+                job = self._running.pop(process)
+                if process.returncode:
+                    last_line = self._log(job).read_text().rstrip().rpartition("\n")[-1]
+                    raise InputError(f"{job.name} failed: {last_line} (see {self._log(job)})")
+                self._set_state(job, "done")
+                yield job
 
-    def _is_done(self, job):
-        return _content(self._marker(job, "done")) == self._keys[job.name] and job.output.exists()
+    def _log(self, job):
+        return self._output_dir / "logs" / f"{job.name}.log"
 
-    def _marker(self, job, kind):
-        return self._output_dir / "jobs" / f"{job.name}.{kind}"
-
-
-def _content(path):
-    return path.read_text() if path.exists() else None
-
-
-def _write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_write(str(path)) as file:
-        file.write(text)
+    def _set_state(self, job, state):
+        self._states[job.name] = f"{state} {self._keys[job.name]}"
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        files.write_json(str(self._output_dir / "jobs.json"), self._states)

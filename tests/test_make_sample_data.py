@@ -1,4 +1,4 @@
-"""Claims about the sample data: their format, their story and how the program refuses bad input."""
+"""Tests of the sample data: record format, generative model, and rejection of bad input."""
 
 import itertools
 import pathlib
@@ -6,9 +6,9 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 
 import make_sample_data
+import programs
 import sample_world
 import utils
 from utils import InputError
@@ -24,7 +24,8 @@ SMALL = {
 
 
 def make(directory, **changes):
-    return make_sample_data.make_sample_data(str(directory), **{**SMALL, **changes})
+    options = make_sample_data.SampleOptions(output_dir=str(directory), **{**SMALL, **changes})
+    return make_sample_data.make_sample_data(options)
 
 
 def file_bytes(directory):
@@ -81,7 +82,7 @@ def test_frame_records_hold_one_byte_string_per_frame_and_feature(frame_examples
     assert len(lengths) > 5
 
 
-def test_feature_values_are_centred_and_rarely_clipped():
+def test_feature_values_are_centered_and_rarely_clipped():
     _, videos = generated(300)
     stored = np.concatenate([video.features["rgb"] for video in videos])
     values = utils.dequantize(stored.astype(np.float32))
@@ -119,7 +120,7 @@ def test_labels_are_one_to_five_distinct_classes_of_the_vocabulary(frame_example
         assert set(labels) <= set(range(12))
 
 
-def test_labels_number_about_three_and_follow_a_zipf_law():
+def test_videos_have_about_three_labels_that_follow_a_zipf_distribution():
     _, videos = generated(4000, num_classes=100, sizes=(2, 2), max_frames=10)
     counts = np.bincount([label for video in videos for label in video.labels], minlength=100)
     assert 2.8 < counts.sum() / 4000 < 3.2
@@ -129,11 +130,11 @@ def test_labels_number_about_three_and_follow_a_zipf_law():
     assert counts[0] > counts[1] > counts[4] > counts[20]
 
 
-def test_a_tenth_of_the_labels_is_noise():
+def test_a_tenth_of_the_labels_are_noise():
     world = sample_world.World(0, 1000, (2, 2))
     rng = np.random.default_rng(0)
-    shown = sample_world._draw_classes(world, rng, np.full(5000, 10))
-    labels = sample_world._draw_labels(world, rng, shown)
+    shown = sample_world._sample_classes(world, rng, np.full(5000, 10))
+    labels = sample_world._sample_labels(world, rng, shown)
     kept = sum(len(set(row) & set(true)) for row, true in zip(labels, shown.tolist(), strict=True))
     assert 0.89 < kept / (shown >= 0).sum() < 0.93
     assert 0.93 < kept / sum(map(len, labels)) < 0.97
@@ -143,8 +144,8 @@ def test_every_class_of_a_video_gets_a_frame_and_lengths_add_up():
     world = sample_world.World(0, 30, (2, 2))
     rng = np.random.default_rng(0)
     num_frames = rng.integers(1, 9, size=500)
-    shown = sample_world._draw_classes(world, rng, num_frames)
-    classes, lengths = sample_world._draw_runs(world, rng, shown, num_frames)
+    shown = sample_world._sample_classes(world, rng, num_frames)
+    classes, lengths = sample_world._sample_runs(world, rng, shown, num_frames)
     assert (lengths.sum(axis=1) == num_frames).all()
     assert (lengths[:, 1::2][shown >= 0] >= 1).all()
     assert (lengths[:, 1::2][shown < 0] == 0).all()
@@ -162,19 +163,19 @@ def test_scenes_of_different_classes_share_words():
     assert np.median([len(owners) for owners in classes_of_word[background:]]) >= 3
 
 
-def test_sound_is_the_class_word_in_about_half_of_the_runs():
+def test_about_half_of_the_runs_have_the_sound_of_their_class():
     world = sample_world.World(0, 10, (4, 16))
     classes = np.full(2000, 7)
     rng = np.random.default_rng(0)
-    sound = sample_world._draw_frames(world, rng, classes, np.ones(2000, int))[1]
+    sound = sample_world._sample_frames(world, rng, classes, np.ones(2000, int))[1]
     values = utils.dequantize(sound.astype(np.float32))
     distances = np.linalg.norm(values[:, None] - world.words[1], axis=2)
-    share = np.mean(distances.argmin(axis=1) == world.sounds[0][7])
-    assert 0.4 < share < 0.6
+    fraction = np.mean(distances.argmin(axis=1) == world.sounds[0][7])
+    assert 0.4 < fraction < 0.6
 
 
 def gap(scores, labels):
-    """GAP@20 of a batch, `[B, C]` both."""
+    """GAP@20 of a batch; both arguments are `[B, C]`."""
     top = np.argsort(-scores, axis=1)[:, :20]
     order = np.argsort(-np.take_along_axis(scores, top, axis=1).ravel())
     hits = np.take_along_axis(labels, top, axis=1).ravel()[order]
@@ -182,14 +183,14 @@ def gap(scores, labels):
 
 
 def linear_gap(inputs, labels, train):
-    """GAP@20 of ridge regression on the videos that it was not fitted to."""
+    """GAP@20 of ridge regression on the videos it was not fitted to."""
     inputs = np.hstack([inputs, np.ones((len(inputs), 1))])
     gram = inputs[:train].T @ inputs[:train] + np.eye(inputs.shape[1])
     weights = np.linalg.solve(gram, inputs[:train].T @ labels[:train])
     return gap(inputs[train:] @ weights, labels[train:])
 
 
-def test_frames_tell_more_than_their_mean_and_the_mean_more_than_the_prior():
+def test_frames_are_more_informative_than_their_mean_and_the_mean_more_than_the_prior():
     world, videos = generated(3000, num_classes=80, sizes=(48, 6))
     table = world.words[0]
     labels, means = np.zeros((3000, 80)), np.zeros((3000, 48))
@@ -207,7 +208,7 @@ def test_frames_tell_more_than_their_mean_and_the_mean_more_than_the_prior():
     assert by_mean + 0.1 < by_words < 0.9
 
 
-def test_equal_arguments_give_equal_bytes_and_another_seed_gives_others(frame_dir, tmp_path):
+def test_equal_arguments_give_equal_bytes_and_another_seed_different_ones(frame_dir, tmp_path):
     make(tmp_path / "same")
     make(tmp_path / "other", seed=1)
     first, other = file_bytes(frame_dir), file_bytes(tmp_path / "other")
@@ -216,7 +217,7 @@ def test_equal_arguments_give_equal_bytes_and_another_seed_gives_others(frame_di
     assert all(first[name] != other[name] for name in first)
 
 
-def test_videos_do_not_depend_on_shards_or_on_how_many_follow(frame_examples, tmp_path):
+def test_videos_do_not_depend_on_shards_or_num_videos(frame_examples, tmp_path):
     make(tmp_path, num_videos=45, shards=7)
     found = records(tmp_path, "train", tf.train.SequenceExample)
     assert found == frame_examples["train"][:45]
@@ -287,7 +288,7 @@ def test_the_summary_counts_what_was_written(tmp_path):
     assert 1 <= summary.labels_per_video <= 5
 
 
-def test_existing_records_are_refused_unless_overwriting(tmp_path):
+def test_existing_records_are_rejected_without_overwrite(tmp_path):
     make(tmp_path, shards=8)
     before = file_bytes(tmp_path)
     with pytest.raises(InputError, match=r"already holds sample data.*--overwrite"):
@@ -300,7 +301,7 @@ def test_existing_records_are_refused_unless_overwriting(tmp_path):
     ]
 
 
-def test_overwriting_leaves_foreign_files_alone(tmp_path):
+def test_overwriting_keeps_other_files(tmp_path):
     (tmp_path / "train_notes.txt").write_text("mine")
     make(tmp_path)
     make(tmp_path, overwrite=True)
@@ -320,75 +321,67 @@ def test_an_interrupted_file_does_not_appear(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_videos": 0}, "num_videos must be at least 1. Received: 0"),
-        ({"num_eval_videos": 0}, "num_eval_videos must be at least 1"),
-        ({"num_classes": 0}, "num_classes must be at least 1"),
-        ({"max_frames": 0, "min_frames": None}, "max_frames must be at least 1"),
-        ({"shards": 0}, "shards must be at least 1"),
-        ({"seed": -1}, "seed must be at least 0"),
-        ({"min_frames": 13}, "min_frames must not be above max_frames. Received: 13 and 12"),
-        ({"shards": 101}, "shards must not be more than num_videos.* Received: 101 and 100"),
-        ({"level": "segment"}, "level must be one of frame, video. Received: 'segment'"),
-        ({"feature_names": ("rgb",)}, "as many feature_names as feature_sizes.* rgb and 8, 4"),
+        ({"num_videos": 0}, "num_videos must be 1 or more. Received: 0"),
+        ({"num_eval_videos": 0}, "num_eval_videos must be 1 or more"),
+        ({"num_classes": 0}, "num_classes must be above 0"),
+        ({"max_frames": 0, "min_frames": None}, "max_frames must be 1 or more"),
+        ({"shards": 0}, "shards must be 1 or more"),
+        ({"seed": -1}, "seed must be 0 or more"),
+        ({"min_frames": 13}, "min_frames must not be above --max_frames. Received: 13 and 12"),
+        ({"shards": 101}, "shards must not be more than --num_videos.* Received: 101 and 100"),
+        ({"level": "segment"}, "level must be one of frame, video. Received: segment"),
+        ({"feature_names": ("rgb",)}, "as many --feature_names as --feature_sizes.* rgb and 8, 4"),
         ({"feature_names": ("rgb", "rgb")}, "feature_names must be distinct names"),
         ({"feature_names": (), "feature_sizes": ()}, "feature_names must be distinct names"),
-        ({"feature_sizes": (8, 0)}, "feature_sizes must be at least 1. Received: 8, 0"),
+        ({"feature_sizes": (8, 0)}, "feature_sizes must be above 0. Received: 0"),
     ],
 )
-def test_bad_arguments_are_named_before_anything_is_written(tmp_path, changes, message):
+def test_bad_arguments_are_reported_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         make(tmp_path / "new", **changes)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+def test_a_directory_that_cannot_be_created_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write to the directory '.*file/inside'"):
         make(tmp_path / "file" / "inside")
 
 
-def parsed(*arguments):
-    flag_values = flags.FlagValues()
-    make_sample_data.define_flags(flag_values)
-    flag_values(["make_sample_data.py", *arguments])
-    return flag_values
-
-
 def test_the_program_obeys_its_flags(tmp_path, frame_dir):
-    make_sample_data.main(
-        parsed(
-            f"--output_dir={tmp_path}",
-            "--num_videos=100",
-            "--num_eval_videos=20",
-            "--num_classes=12",
-            "--feature_sizes=8,4",
-            "--max_frames=12",
-            "--min_frames=3",
-        )
+    programs.run(
+        "make_sample_data",
+        f"--output_dir={tmp_path}",
+        "--num_videos=100",
+        "--num_eval_videos=20",
+        "--num_classes=12",
+        "--feature_sizes=8,4",
+        "--max_frames=12",
+        "--min_frames=3",
     )
     assert file_bytes(tmp_path) == file_bytes(frame_dir)
 
 
-def test_the_program_asks_for_an_output_directory():
+def test_the_program_requires_an_output_directory():
     with pytest.raises(InputError, match="--output_dir must be given"):
-        make_sample_data.main(parsed())
+        programs.run("make_sample_data")
 
 
-def siblings_of(name, ingredient, num_classes=84):
-    """A world and its classes, in pairs `[P, 2]`, that have an ingredient."""
-    world = sample_world.World(3, num_classes, (24, 6), sample_world.STORIES[name])
-    return world, np.flatnonzero(world.has(ingredient)).reshape(-1, 2)
+def pairs_with_factor(name, factor, num_classes=84):
+    """Returns a world and the pairs of classes with a factor, `[P, 2]`."""
+    world = sample_world.World(3, num_classes, (24, 6), sample_world.WORLDS[name])
+    return world, np.flatnonzero(world.has_factor(factor)).reshape(-1, 2)
 
 
-def draw_runs(world, label, runs=400, length=9):
-    """Runs of one class without noise: words and values of every feature, `[R, T]` and more."""
+def sample_runs(world, label, runs=400, length=9):
+    """Samples noiseless runs of a class: words `[R, T]` and values `[R, T, D]` of every feature."""
     rng = np.random.default_rng(0)
     classes, lengths = np.full(runs, label), np.full(runs, length)
-    noise, sample_world.FRAME_NOISE = sample_world.FRAME_NOISE, 0.0
+    noise, sample_world.NOISE_SCALE = sample_world.NOISE_SCALE, 0.0
     try:
-        features = sample_world._draw_frames(world, rng, classes, lengths)
+        features = sample_world._sample_frames(world, rng, classes, lengths)
     finally:
-        sample_world.FRAME_NOISE = noise
+        sample_world.NOISE_SCALE = noise
     values = [utils.dequantize(feature.astype(np.float32)) for feature in features]
     nearest = [
         np.argmin(((value[:, None] - table) ** 2).sum(-1), axis=1).reshape(runs, length)
@@ -397,69 +390,69 @@ def draw_runs(world, label, runs=400, length=9):
     return nearest, [value.reshape(runs, length, -1) for value in values]
 
 
-def test_siblings_in_order_show_the_same_two_scenes_the_other_way_round():
-    world, pairs = siblings_of("bag", "order")
-    (words, sounds), _ = draw_runs(world, pairs[0, 0])
-    (sibling_words, sibling_sounds), _ = draw_runs(world, pairs[0, 1])
+def test_order_pairs_show_the_same_two_scenes_in_opposite_order():
+    world, pairs = pairs_with_factor("bag", "order")
+    (words, sounds), _ = sample_runs(world, pairs[0, 0])
+    (other_words, other_sounds), _ = sample_runs(world, pairs[0, 1])
     first, second = set(words[:, :5].ravel()), set(words[:, 5:].ravel())
     assert first != second
-    assert set(sibling_words[:, :5].ravel()) == second
-    assert set(sibling_words[:, 5:].ravel()) == first
-    common = [np.bincount(part.ravel()).argmax() for part in (sounds, sibling_sounds)]
+    assert set(other_words[:, :5].ravel()) == second
+    assert set(other_words[:, 5:].ravel()) == first
+    common = [np.bincount(part.ravel()).argmax() for part in (sounds, other_sounds)]
     assert common[0] == common[1]
 
 
-def test_siblings_in_sound_look_alike_and_are_always_heard():
-    world, pairs = siblings_of("bag", "sound")
-    (words, sounds), _ = draw_runs(world, pairs[0, 0])
-    (sibling_words, sibling_sounds), _ = draw_runs(world, pairs[0, 1])
-    assert set(words.ravel()) == set(sibling_words.ravel())
-    assert len(set(sounds.ravel())) == len(set(sibling_sounds.ravel())) == 1
-    assert sounds[0, 0] != sibling_sounds[0, 0]
+def test_sound_pairs_share_words_and_always_have_their_own_sound():
+    world, pairs = pairs_with_factor("bag", "sound")
+    (words, sounds), _ = sample_runs(world, pairs[0, 0])
+    (other_words, other_sounds), _ = sample_runs(world, pairs[0, 1])
+    assert set(words.ravel()) == set(other_words.ravel())
+    assert len(set(sounds.ravel())) == len(set(other_sounds.ravel())) == 1
+    assert sounds[0, 0] != other_sounds[0, 0]
 
 
 @pytest.mark.parametrize(("name", "related"), [("relational", 1.0), ("unrelated", 0.0)])
-def test_siblings_in_relation_differ_in_the_product_of_two_lights(name, related):
-    world, pairs = siblings_of(name, "relation")
+def test_relation_pairs_differ_in_the_product_of_two_shift_signs(name, related):
+    world, pairs = pairs_with_factor(name, "relation")
     for label, sign in zip(pairs[0], (1, -1), strict=True):
-        (words, _), (values, _) = draw_runs(world, label)
+        (words, _), (values, _) = sample_runs(world, label)
         both = sorted(set(words.ravel()))
         assert len(both) == 2
-        light = np.sign((values - world.words[0][words]) @ world.light)
-        by_word = np.stack([np.where(words == word, light, 0).sum(axis=1) for word in both], axis=1)
+        signs = np.sign((values - world.words[0][words]) @ world.shift)
+        by_word = np.stack([np.where(words == word, signs, 0).sum(axis=1) for word in both], axis=1)
         by_word = np.sign(by_word[(by_word != 0).all(axis=1)])
-        # A light by itself tells nothing.
+        # The shift of one word carries no label information.
         assert abs(by_word.mean(axis=0)).max() < 0.15
         assert abs(by_word.prod(axis=1).mean() - sign * related) < 0.15
 
 
-def test_every_relation_of_the_study_has_a_scene_of_its_own():
-    world, pairs = siblings_of("relational", "relation", num_classes=160)
+def test_every_relation_of_the_study_has_its_own_scene():
+    world, pairs = pairs_with_factor("relational", "relation", num_classes=160)
     scenes = {tuple(sorted(set(world.scenes[first].ravel()))) for first, _ in pairs}
     assert len(scenes) == len(pairs)
 
 
-def test_the_unrelated_world_is_the_relational_one_but_for_lights():
-    worlds = [siblings_of(name, "relation")[0] for name in ("relational", "unrelated")]
+def test_the_unrelated_world_is_the_relational_one_except_for_shift_signs():
+    worlds = [pairs_with_factor(name, "relation")[0] for name in ("relational", "unrelated")]
     assert (worlds[0].scenes == worlds[1].scenes).all()
     assert (worlds[0].words[0] == worlds[1].words[0]).all()
-    assert (worlds[0].light == worlds[1].light).all()
+    assert (worlds[0].shift == worlds[1].shift).all()
 
 
-def test_an_odd_class_has_no_sibling_and_needs_words():
-    world = sample_world.World(0, 3, (8, 4), sample_world.STORIES["relational"])
-    assert sample_world.INGREDIENTS[world.ingredients[2]] == "words"
+def test_an_unpaired_last_class_needs_words():
+    world = sample_world.World(0, 3, (8, 4), sample_world.WORLDS["relational"])
+    assert sample_world.FACTORS[world.factors[2]] == "words"
     generator = sample_world.Generator(world, 0, ("rgb", "audio"), 2, 5)
     assert set(next(generator.videos("train")).labels) <= {0, 1, 2}
 
 
-def test_the_vocabulary_names_the_ingredients(tmp_path):
+def test_the_vocabulary_lists_the_factors(tmp_path):
     make(tmp_path, world="bag")
     lines = (tmp_path / "vocabulary.csv").read_text().splitlines()[1:]
     named = [line.rpartition(",")[-1] for line in lines]
     assert named == [*["words"] * 4, *["order"] * 2, *["words"] * 4, *["sound"] * 2]
 
 
-def test_an_unknown_world_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"world must be one of .*relational.*'flat'"):
+def test_an_unknown_world_is_rejected(tmp_path):
+    with pytest.raises(InputError, match=r"world must be one of .*relational.* flat"):
         make(tmp_path, world="flat")

@@ -1,7 +1,6 @@
-"""The study: its plan is sound, it goes on where it stopped, and a miniature of it learns."""
+"""Tests of the study: its plan, its scheduler, its report, and a miniature run."""
 
 import dataclasses
-import importlib
 import pathlib
 import re
 import sys
@@ -9,7 +8,6 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from absl import flags
 
 import files
 import programs
@@ -21,12 +19,11 @@ import plan
 import plots
 import report
 import results
-import run as study
 import schedule
 
 
 @pytest.mark.parametrize("name", list(plan.SCALES))
-def test_every_job_needs_earlier_ones_and_has_an_output_and_a_name_of_its_own(name, tmp_path):
+def test_jobs_need_only_earlier_ones_and_have_unique_names_and_outputs(name, tmp_path):
     jobs = plan.Plan(plan.SCALES[name], tmp_path).jobs
     seen = set()
     for job in jobs:
@@ -35,18 +32,16 @@ def test_every_job_needs_earlier_ones_and_has_an_output_and_a_name_of_its_own(na
     assert len(seen) == len({job.output for job in jobs}) == len(jobs)
 
 
-def test_commands_have_only_flags_that_exist(tmp_path):
+def test_commands_use_only_existing_flags(tmp_path):
     for job in plan.Plan(plan.SCALES["full"], tmp_path).jobs:
         program, *arguments = job.command
-        flag_values = flags.FlagValues()
-        importlib.import_module(program.removesuffix(".py")).define_flags(flag_values)
-        assert flag_values([program, *arguments]) == [program]
+        assert programs.options(program.removesuffix(".py"), *arguments)
 
 
-def test_the_full_study_has_what_the_paper_has(tmp_path):
+def test_the_full_study_covers_the_paper(tmp_path):
     scale = plan.SCALES["full"]
     assert scale.members == plan.SIX
-    assert [len(names) for names in scale.combinations] == [2, 2, 2, 3, 4, 5, 6]
+    assert [len(names) for names in scale.ensembles] == [2, 2, 2, 3, 4, 5, 6]
     assert len(scale.seeds) >= 3
     steps = plan.Plan(scale, tmp_path)
     trained = [job.name for job in steps.jobs if job.command[0] == "train.py"]
@@ -88,7 +83,7 @@ def test_jobs_run_once_and_again_when_their_command_or_an_earlier_one_changes(tm
     assert runs_of(first, second, third) == [4, 4, 3]
 
 
-def test_sigterm_is_passed_on_and_what_it_ends_is_not_done(tmp_path):
+def test_sigterm_is_passed_on_and_stopped_jobs_are_not_done(tmp_path):
     script = """
 import os, pathlib, signal, sys, time
 output = pathlib.Path(sys.argv[1])
@@ -100,14 +95,14 @@ if not output.exists():
 output.write_text("resumed")
 """
     one = job(tmp_path, "one", script, resumes=True)
-    with pytest.raises(SystemExit, match="started again, the study goes on"):
+    with pytest.raises(SystemExit, match="run the study again to resume it"):
         schedule.Runner([one], tmp_path / "state", 1).run()
     assert one.output.read_text() == ""
     schedule.Runner([one], tmp_path / "state", 1).run()
     assert one.output.read_text() == "resumed"
 
 
-def test_jobs_run_side_by_side_but_a_timed_one_runs_alone(tmp_path):
+def test_jobs_run_in_parallel_but_a_timed_one_runs_alone(tmp_path):
     script = """
 import pathlib, sys, time
 output = pathlib.Path(sys.argv[1])
@@ -127,7 +122,7 @@ running.unlink()
     assert max(map(len, beside.values())) == 2
 
 
-def test_a_failing_job_names_its_log_and_is_tried_again(tmp_path):
+def test_a_failing_job_is_reported_with_its_log_and_runs_again(tmp_path):
     script = (
         COUNT_RUNS + "; import pathlib; sys.exit('no luck' if pathlib.Path('{}').exists() else 0)"
     )
@@ -143,13 +138,13 @@ def test_a_failing_job_names_its_log_and_is_tried_again(tmp_path):
     assert runs_of(second) == [1]
 
 
-def test_what_an_interrupted_job_left_is_removed_unless_it_resumes(tmp_path):
+def test_the_output_of_an_interrupted_job_is_removed_unless_it_resumes(tmp_path):
     script = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); "
     script += "p.write_text(p.read_text() + 'b' if p.exists() else 'a')"
     for resumes, content in ((True, "ab"), (False, "a")):
         one = job(tmp_path, f"resumes_{resumes}", script, resumes=resumes)
         runner = schedule.Runner([one], tmp_path / "state", 1)
-        schedule._write(runner._marker(one, "started"), runner._keys[one.name])
+        runner._set_state(one, "started")
         one.output.write_text("a")
         runner.run()
         assert one.output.read_text() == content
@@ -157,18 +152,15 @@ def test_what_an_interrupted_job_left_is_removed_unless_it_resumes(tmp_path):
 
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory):
-    """Directory of the report of a miniature study."""
+    """Runs a miniature study and returns the directory of its report."""
     folder = tmp_path_factory.mktemp("study")
-    flag_values = flags.FlagValues()
-    study.define_flags(flag_values)
     given = ("--scale=miniature", f"--output_dir={folder}/out", f"--report_dir={folder}/report")
-    flag_values(["run.py", *given])
-    study.main(flag_values)
+    programs.run("run", *given)
     return folder / "report"
 
 
-def test_nothing_makes_a_miniature_clearly_worse(miniature):
-    gap = pd.read_csv(miniature / "study" / "gap.csv").set_index(["subject", "treatment"])["gap"]
+def test_no_technique_clearly_lowers_the_gap_of_a_miniature(miniature):
+    gap = pd.read_csv(miniature / "study" / "gap.csv").set_index(["subject", "variant"])["gap"]
     ensemble = "lfnl_netvlad+soft_bof_4k"
     members = [gap[name, "averaged"] for name in ensemble.split("+")]
     for name in ensemble.split("+"):
@@ -179,7 +171,7 @@ def test_nothing_makes_a_miniature_clearly_worse(miniature):
     assert abs(gap[ensemble, "exported_bfloat16"] - gap[ensemble, "exported_float32"]) < 0.002
 
 
-def test_the_report_says_first_that_the_data_are_generated(miniature):
+def test_the_report_starts_by_saying_that_the_data_are_generated(miniature):
     text = (miniature / "study.md").read_text()
     assert "generated videos, not from YouTube-8M" in text.splitlines()[0]
     for number in range(1, 5):
@@ -189,27 +181,27 @@ def test_the_report_says_first_that_the_data_are_generated(miniature):
     assert page.count("<img ") == 4
 
 
-def test_the_report_is_what_its_numbers_say():
+def test_the_report_in_docs_matches_its_numbers():
     docs = programs.ROOT / "docs"
     folder = docs / report.FOLDER
-    blocks = report.make_blocks(results.Results.load(folder))
-    assert report.to_markdown(blocks) == (docs / "study.md").read_text()
-    assert report.to_html(blocks, folder) == (folder / "index.html").read_text()
+    text = report.to_markdown(results.Results.load(folder))
+    assert text == (docs / "study.md").read_text()
+    assert report.to_html(text, folder) == (folder / "index.html").read_text()
 
 
 def scores_of(**gap):
-    """`report.Scores` of the world `bag` for three seeds, by subject and treatment, as a__last."""
+    """`report.Scores` in the world `bag`; arguments are GAP by seed, named subject__variant."""
     rows = []
     for key, values in gap.items():
-        subject, treatment = key.split("__")
+        subject, variant = key.split("__")
         rows += [
-            {"world": "bag", "seed": seed, "subject": subject, "treatment": treatment, "gap": value}
+            {"world": "bag", "seed": seed, "subject": subject, "variant": variant, "gap": value}
             for seed, value in enumerate(values)
         ]
     return report.Scores(SimpleNamespace(gap=pd.DataFrame(rows)))
 
 
-def test_an_ensemble_is_compared_with_the_best_member_of_every_seed():
+def test_an_ensemble_is_compared_with_the_best_member_per_seed():
     scale = dataclasses.replace(
         plan.SCALES["full"], worlds={"bag": ("lfnl_netvlad", "soft_bof_4k")}
     )
@@ -231,11 +223,11 @@ def test_an_ensemble_is_compared_with_the_best_member_of_every_seed():
         "0.0200 ± 0.0000",
         "holds",
     )
-    table = report.combinations(scores, scale)
+    table = report.ensembles(scores, scale)
     assert table["best member"].tolist() == ["0.5900 ± 0.0173 (M1 or M4)"]
 
 
-def test_numbers_of_the_study_in_the_readme_are_those_of_the_report():
+def test_numbers_of_the_study_in_the_readme_match_the_report():
     section = (programs.ROOT / "README.md").read_text().split("## The study")[1].split("\n## ")[0]
     header, _, *rows = [line for line in section.splitlines() if line.startswith("|")]
     written = (programs.ROOT / "docs" / "study.md").read_text()
@@ -248,11 +240,11 @@ def test_no_two_models_have_the_same_marker():
     assert len(set(markers)) == len(markers)
 
 
-def test_a_training_that_was_told_to_stop_is_named(tmp_path):
+def test_an_interrupted_training_is_reported(tmp_path):
     (tmp_path / "eval").mkdir()
     history = [{"step": step} for step in (5, 7, 10)]
     files.write_json(str(tmp_path / "eval" / "metrics.json"), history[:2])
-    with pytest.raises(InputError, match="ended at step 7 of 10"):
+    with pytest.raises(InputError, match="interrupted at step 7 of 10"):
         results._history(tmp_path, (5, 10))
     files.write_json(str(tmp_path / "eval" / "metrics.json"), history)
     assert results._history(tmp_path, (5, 10)) == [{"step": 5}, {"step": 10}]
