@@ -60,3 +60,52 @@ def logged_warnings(monkeypatch):
     logged = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: logged.append(text % values))
     return logged
+
+
+@pytest.fixture(scope="session")
+def trained_moe(tmp_path_factory, video_data):
+    """Train directory of a video-level MoeModel with --ema_decay, of the steps 90 and 180."""
+    train_dir = tmp_path_factory.mktemp("trained_moe") / "run"
+    programs.run(
+        "train",
+        "--model=MoeModel",
+        "--moe_prob_gating",
+        f"--train_dir={train_dir}",
+        f"--train_data_pattern={video_data}",
+        *programs.SMALL_DATA,
+        "--batch_size=20",
+        "--num_epochs=20",
+        "--export_model_steps=90",
+        "--base_learning_rate=0.02",
+        "--ema_decay=0.9",
+    )
+    return train_dir
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, trained):
+    """Exported DbofModel in bfloat16, without sampling, with a frozen graph."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    programs.run(
+        "export_model",
+        f"--train_dir={trained}",
+        f"--output_dir={folder}",
+        "--num_samplings=0",
+        "--top_k=3",
+        "--frozen_graph",
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_sampling(tmp_path_factory, trained):
+    """Exported DbofModel in float32, averaged over five samplings."""
+    folder = tmp_path_factory.mktemp("exported_sampling") / "model"
+    programs.run(
+        "export_model",
+        f"--train_dir={trained}",
+        f"--output_dir={folder}",
+        "--num_samplings=5",
+        "--dtype=float32",
+    )
+    return folder

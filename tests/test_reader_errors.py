@@ -77,7 +77,7 @@ def test_a_missing_frame_level_feature_is_reported_with_those_present(tmp_path):
     path = write_videos(tmp_path / "a", make_videos(1))
     assert error_of(frame_reader(path, {"rgb": 8, "depth": 4})) == (
         f"feature 'depth' is not in record 0 of {path} (byte 0), which has: audio, rgb. Set "
-        "--feature_names and --feature_sizes to what the data have."
+        "--feature_names and --feature_sizes to match the data."
     )
 
 
@@ -100,7 +100,7 @@ def test_a_label_out_of_range_is_reported_with_its_video(tmp_path, label):
 def test_drop_remainder_rejects_a_batch_larger_than_the_data(tmp_path):
     path = write_videos(tmp_path / "a", make_videos(5))
     message = error_of(frame_reader(path), 6, drop_remainder=True, num_epochs=None)
-    expected = f"--batch_size=6 is larger than the data: 5 videos in 1 files, as {path}"
+    expected = f"--batch_size=6 is larger than the data: 5 videos in 1 files, such as {path}"
     assert message == expected
 
 
@@ -109,7 +109,7 @@ def test_files_without_a_video_are_rejected(tmp_path, num_epochs):
     for name in ("a", "b"):
         write_records(tmp_path / name, [])
     message = error_of(frame_reader(tmp_path / "?"), num_epochs=num_epochs)
-    assert message == f"no video in 2 files, as {tmp_path}/a"
+    assert message == f"no video in 2 files, such as {tmp_path}/a"
 
 
 def test_labels_that_are_not_integers_are_rejected(tmp_path):
@@ -160,17 +160,17 @@ CORRUPT_FRAMES = {
     ),
     "no id": (
         raw_frame_record({"labels": int64_feature([1])}, rgb=[bytes_feature(b"abcd")]),
-        "it has no 'id' (nor 'video_id') of one string. It has: labels",
+        "it has no 'id' or 'video_id' that holds exactly one string. It has: labels",
     ),
     "two ids": (
         raw_frame_record({"id": bytes_feature(b"a", b"b")}, rgb=[bytes_feature(b"abcd")]),
-        "it has no 'id' (nor 'video_id') of one string. It has: id",
+        "it has no 'id' or 'video_id' that holds exactly one string. It has: id",
     ),
     "integer id": (
         raw_frame_record({"id": int64_feature([5])}, rgb=[bytes_feature(b"abcd")]),
-        "it has no 'id' (nor 'video_id') of one string. It has: id",
+        "it has no 'id' or 'video_id' that holds exactly one string. It has: id",
     ),
-    "no record": (b"\x0a\xff\xff", "it is not a record of YouTube-8M: "),
+    "no record": (b"\x0a\xff\xff", "it is not a YouTube-8M record: "),
 }
 CORRUPT_VECTORS = {
     "NaN": (
@@ -189,9 +189,10 @@ CORRUPT_VECTORS = {
     ),
     "no id": (
         video_record("abc", [1], "name", mean_rgb=[1.0, 2.0]),
-        "it has no 'id' (nor 'video_id') of one string. It has: labels, mean_rgb, name",
+        "it has no 'id' or 'video_id' that holds exactly one string. It has: labels, mean_rgb, "
+        "name",
     ),
-    "no record": (b"\x0a\xff\xff", "it is not a record of YouTube-8M: "),
+    "no record": (b"\x0a\xff\xff", "it is not a YouTube-8M record: "),
 }
 
 

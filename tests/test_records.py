@@ -211,7 +211,7 @@ def test_one_corrupt_record_more_than_allowed_is_rejected(tmp_path):
     message = error_of(path, allowed=2)
     assert message.startswith(f"record 4 of {path} (byte 104): its content")
     assert re.search(
-        r"2 \w+ records were skipped before.*--skip_corrupt_records .* above 2\.$", message
+        r"2 corrupt records were skipped before.*--skip_corrupt_records .* above 2\.$", message
     )
 
 
@@ -277,10 +277,10 @@ def test_bytes_read_add_up_to_the_size_even_of_a_corrupt_file(path):
     log = records.CorruptRecordLog(1)
     with records.TFRecordFile(path, log) as file:
         file.read()
-        assert file.take_bytes_read() == 36
-        assert file.take_bytes_read() == 0
+        assert file.pop_bytes_read() == 36
+        assert file.pop_bytes_read() == 0
         file.read()
-        assert file.take_bytes_read() == 30
+        assert file.pop_bytes_read() == 30
         assert file.read() is None
-        assert file.take_bytes_read() == 66
+        assert file.pop_bytes_read() == 66
     assert log.count == 1
