@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import checkpoints
 import documents
 import eval_util
 import export_model
-import files
 import frame_level_models
 import programs
 import registry
 import sample_records
 from predictor import ExportedPredictor, Predictor, read_manifest
+from run_config import RunConfig
 from utils import InputError
 
 NUM_CLASSES = 10
@@ -53,21 +54,17 @@ def largest_difference(one, other):
 def in_process(train_dirs, pattern, **options):
     predictor = Predictor([str(path) for path in train_dirs], **options)
     predictor.restore()
-    return in_batches(predictor.predict, reader_of(predictor.data, pattern))
+    return in_batches(predictor.predict, predictor.data.reader(pattern))
 
 
 def of_export(export_dir, pattern):
     predictor = ExportedPredictor(str(export_dir))
-    return in_batches(predictor.predict, reader_of(predictor.data, pattern))
-
-
-def reader_of(data, pattern):
-    return data.reader(files.expand_patterns(pattern))
+    return in_batches(predictor.predict, predictor.data.reader(pattern))
 
 
 def gap_of(predictions, data, pattern):
     """Returns the GAP of predictions by video."""
-    batches = reader_of(data, pattern).batches(16)
+    batches = data.reader(pattern).batches(16)
     labels = {
         video: row
         for batch in batches
@@ -78,20 +75,15 @@ def gap_of(predictions, data, pattern):
     )
 
 
-@pytest.fixture(scope="module")
-def trained_gru(tmp_path_factory, frame_data):
-    train_dir = tmp_path_factory.mktemp("gru") / "run"
-    programs.run(
-        "train",
-        "--model=GruModel",
-        "--gru_cells=8",
-        f"--train_dir={train_dir}",
-        f"--train_data_pattern={frame_data}",
-        *programs.SMALL_DATA,
-        "--batch_size=16",
-        "--max_steps=2",
-        "--base_learning_rate=0.01",
+def untrained_run(train_dir, model, **hyperparameters):
+    """Writes a train directory with the initial weights of a model, as of step 1."""
+    config = RunConfig(
+        model, hyperparameters=hyperparameters, num_classes=NUM_CLASSES, feature_sizes=(8, 4)
     )
+    keras.utils.set_random_seed(0)
+    weights = checkpoints.weights(config.build_model())
+    config.save(str(train_dir))
+    checkpoints.new_manager(str(train_dir), tf.train.Checkpoint(weights=weights)).save(1)
     return train_dir
 
 
@@ -149,7 +141,7 @@ def test_a_video_level_model_predicts_the_same_in_both_signatures(
 def test_bfloat16_changes_predictions_and_gap_only_slightly(trained_netvlad, frame_data, tmp_path):
     predictor = Predictor([str(trained_netvlad)], num_samplings=0)
     predictor.restore()
-    expected = in_batches(predictor.predict, reader_of(predictor.data, frame_data))
+    expected = in_batches(predictor.predict, predictor.data.reader(frame_data))
     export(tmp_path / "model", f"--train_dir={trained_netvlad}", "--num_samplings=0")
     found = of_export(tmp_path / "model", frame_data)
     assert 0 < largest_difference(found, expected) < 2e-2
@@ -263,14 +255,13 @@ def test_the_manifest_states_origin_settings_and_size(exported, trained):
     assert manifest["parameters"] == sum(weight.size for weight in weights.values())
 
 
-def test_equal_weights_have_equal_digests(exported_sampling, trained, tmp_path):
-    digest = json.loads((exported_sampling / "manifest.json").read_text())["digest"]
-    again = export(tmp_path / "again", f"--train_dir={trained}", "--dtype=float32")
-    older = export(
-        tmp_path / "older", f"--train_dir={trained}", "--dtype=float32", "--checkpoint=40"
-    )
-    assert again["digest"] == digest != older["digest"]
-    assert older["models"][0]["step"] == 40
+def test_equal_weights_have_equal_digests(trained_moe, tmp_path):
+    given = (f"--train_dir={trained_moe}", "--dtype=float32")
+    first = export(tmp_path / "first", *given)
+    again = export(tmp_path / "again", *given, "--top_k=3", "--num_samplings=5")
+    older = export(tmp_path / "older", *given, "--checkpoint=90")
+    assert first["digest"] == again["digest"] != older["digest"]
+    assert older["models"][0]["step"] == 90
 
 
 def test_moving_averages_and_class_names_can_be_exported(trained_moe, video_data, tmp_path):
@@ -300,7 +291,7 @@ def test_a_frozen_graph_predicts_the_same(exported, exported_predictions, frame_
     predict = wrapped.prune([frames, num_frames], predictions)
     frozen = in_batches(
         lambda inputs: predict(tf.constant(inputs["frames"]), tf.constant(inputs["num_frames"])),
-        reader_of(read_manifest(str(exported))[1], frame_data),
+        read_manifest(str(exported))[1].reader(frame_data),
     )
     assert largest_difference(frozen, exported_predictions) < 1e-6
 
@@ -309,14 +300,13 @@ def test_a_frozen_graph_predicts_the_same(exported, exported_predictions, frame_
 
 
 @pytest.mark.slow
-def test_an_ensemble_is_the_weighted_mean_of_its_members(
-    trained, trained_gru, frame_data, tmp_path
-):
-    train_dirs = [trained, trained_gru]
-    given = (f"--train_dirs={trained},{trained_gru}", "--weights=3,1", "--num_samplings=0")
+def test_an_ensemble_is_the_weighted_mean_of_its_members(trained, frame_data, tmp_path):
+    gru = untrained_run(tmp_path / "gru", "GruModel", gru_cells=8)
+    train_dirs = [trained, gru]
+    given = (f"--train_dirs={trained},{gru}", "--weights=3,1", "--num_samplings=0")
     manifest = export(tmp_path / "model", *given, "--dtype=float32")
     assert [model["weight"] for model in manifest["models"]] == [0.75, 0.25]
-    assert [model["step"] for model in manifest["models"]] == [100, 2]
+    assert [model["step"] for model in manifest["models"]] == [100, 1]
     one, other = (in_process([path], frame_data, num_samplings=0) for path in train_dirs)
     expected = {video: 0.75 * one[video] + 0.25 * other[video] for video in one}
     found = of_export(tmp_path / "model", frame_data)
@@ -324,7 +314,7 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members(
     direct = programs.predictions(
         tmp_path / "p.csv",
         NUM_CLASSES,
-        train_dirs=f"{trained},{trained_gru}",
+        train_dirs=f"{trained},{gru}",
         weights="3,1",
         num_samplings=0,
         input_data_pattern=frame_data,
@@ -337,21 +327,21 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members(
 
 @pytest.mark.slow
 def test_fitted_weights_favor_the_better_model_and_every_member_is_logged(
-    trained, trained_gru, frame_data, tmp_path, caplog
+    trained, frame_data, tmp_path, caplog
 ):
+    untrained = untrained_run(tmp_path / "run", "FrameLevelLogisticModel")
     caplog.set_level("INFO", logger="absl")
     manifest = export(
         tmp_path / "model",
-        f"--train_dirs={trained_gru},{trained}",
+        f"--train_dirs={untrained},{trained}",
         "--fit_weights",
         f"--eval_data_pattern={frame_data}",
     )
     weights = [model["weight"] for model in manifest["models"]]
     assert sum(weights) == pytest.approx(1)
     assert min(weights) >= 0
-    # The GRU is hardly trained.
     assert weights[1] > 0.8
-    members = [f"{train_dir}: GAP@20" for train_dir in (trained_gru, trained)]
+    members = [f"{train_dir}: GAP@20" for train_dir in (untrained, trained)]
     for text in ("equal weights: GAP@20", *members, "fitted"):
         assert text in caplog.text
 
@@ -365,17 +355,9 @@ def test_a_model_of_plain_keras_layers_is_exported(frame_data, tmp_path, monkeyp
     ]
     monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
     exec(compile(code, "my_models.py", "exec"), {"__name__": "my_models"})
-    programs.run(
-        "train",
-        "--model=AttentionModel",
-        f"--train_dir={tmp_path / 'run'}",
-        f"--train_data_pattern={frame_data}",
-        *programs.SMALL_DATA,
-        "--batch_size=16",
-        "--max_steps=3",
-    )
-    expected = in_process([tmp_path / "run"], frame_data)
-    export(tmp_path / "model", f"--train_dir={tmp_path / 'run'}")
+    train_dir = untrained_run(tmp_path / "run", "AttentionModel")
+    expected = in_process([train_dir], frame_data)
+    export(tmp_path / "model", f"--train_dir={train_dir}")
     assert largest_difference(of_export(tmp_path / "model", frame_data), expected) < 5e-3
 
 
@@ -394,22 +376,14 @@ def test_layers_without_names_can_be_restored_repeatedly(frame_data, tmp_path, m
         def encode(self, frames, frame_weights, training):
             return self.hidden(keras.ops.sum(frames, axis=1))
 
-    programs.run(
-        "train",
-        "--model=UnnamedModel",
-        f"--train_dir={tmp_path / 'run'}",
-        f"--train_data_pattern={frame_data}",
-        *programs.SMALL_DATA,
-        "--batch_size=16",
-        "--max_steps=2",
-    )
-    predictor = Predictor([str(tmp_path / "run")] * 2)
+    train_dir = untrained_run(tmp_path / "run", "UnnamedModel")
+    predictor = Predictor([str(train_dir)] * 2)
     results = []
     for _ in range(2):
         predictor.restore()
-        results.append(in_batches(predictor.predict, reader_of(predictor.data, frame_data)))
+        results.append(in_batches(predictor.predict, predictor.data.reader(frame_data)))
     assert largest_difference(*results) == 0
-    export(tmp_path / "model", f"--train_dir={tmp_path / 'run'}", "--dtype=float32")
+    export(tmp_path / "model", f"--train_dir={train_dir}", "--dtype=float32")
     assert largest_difference(of_export(tmp_path / "model", frame_data), results[0]) < 1e-2
 
 
