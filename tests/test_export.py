@@ -1,4 +1,4 @@
-"""Exported models: what they predict, contain and reject, and that they need only TensorFlow."""
+"""Exported models: predictions, content, rejected input, and use with only TensorFlow."""
 
 import gc
 import glob

@@ -11,7 +11,7 @@ import programs
 import sample_records
 from utils import InputError
 
-# Runs inference.py and kills its process when it has predicted the file after three finished ones.
+# Runs inference.py and kills the process before it marks the fourth input file as finished.
 KILLED_RUN = """
 import os, signal, sys
 import inference

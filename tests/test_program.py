@@ -301,8 +301,8 @@ def test_a_flag_file_that_is_missing_is_an_error(monkeypatch):
 
 # --- Processes ---
 
-# Runs a program and prints whether TensorFlow has initialized its devices, after which it rejects
-# the setting.
+# Runs a program, then prints whether TensorFlow initialized its devices. After that, TensorFlow
+# rejects the setting.
 REPORTING = """
 import runpy, sys
 program = sys.argv[1]

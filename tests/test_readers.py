@@ -73,7 +73,7 @@ def test_features_are_concatenated_in_the_order_of_feature_names(tmp_path, names
     np.testing.assert_array_equal(batch.inputs["frames"], expected_batch(videos, names=names)[0])
 
 
-def test_video_level_features_stand_in_the_order_of_their_names(tmp_path):
+def test_video_level_features_are_concatenated_in_the_order_of_feature_names(tmp_path):
     path = one_record(tmp_path, video_record("a", [], one=[1.0], two=[2.0, 2.5], three=[3.0]))
     (batch,) = video_reader(path, {"three": 1, "one": 1, "two": 2}).batches(3)
     assert batch.inputs.tolist() == [[3.0, 1.0, 2.0, 2.5]]

@@ -31,7 +31,7 @@ def field(number, content, padding=0):
 
 
 def unknown_fields(rng):
-    """Returns, usually, nothing; else a field whose number and wire type no message here has."""
+    """Returns no bytes in most cases, else a field with an unknown number or wire type."""
     choices = [
         *[b""] * 40,
         field(4, b"x" * int(rng.integers(0, 20))),

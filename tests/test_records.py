@@ -1,4 +1,4 @@
-"""TFRecord files: intact ones are read as TensorFlow reads them, corrupt ones as far as intact."""
+"""Intact TFRecord files are read as TensorFlow reads them, corrupt ones as far as possible."""
 
 import gzip
 import re
