@@ -325,23 +325,22 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members(trained, frame_data, tm
     assert metrics["gap"] == pytest.approx(gap_of(found, data, frame_data), abs=1e-6)
 
 
-@pytest.mark.slow
 def test_fitted_weights_favor_the_better_model_and_every_member_is_logged(
-    trained, frame_data, tmp_path, caplog
+    trained_moe, video_data, tmp_path, caplog
 ):
-    untrained = untrained_run(tmp_path / "run", "FrameLevelLogisticModel")
+    untrained = untrained_run(tmp_path / "run", "LogisticModel")
     caplog.set_level("INFO", logger="absl")
     manifest = export(
         tmp_path / "model",
-        f"--train_dirs={untrained},{trained}",
+        f"--train_dirs={untrained},{trained_moe}",
         "--fit_weights",
-        f"--eval_data_pattern={frame_data}",
+        f"--eval_data_pattern={video_data}",
     )
     weights = [model["weight"] for model in manifest["models"]]
     assert sum(weights) == pytest.approx(1)
     assert min(weights) >= 0
     assert weights[1] > 0.8
-    members = [f"{train_dir}: GAP@20" for train_dir in (untrained, trained)]
+    members = [f"{train_dir}: GAP@20" for train_dir in (untrained, trained_moe)]
     for text in ("equal weights: GAP@20", *members, "fitted"):
         assert text in caplog.text
 
