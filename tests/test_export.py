@@ -255,6 +255,7 @@ def test_the_manifest_states_origin_settings_and_size(exported, trained):
     assert manifest["parameters"] == sum(weight.size for weight in weights.values())
 
 
+@pytest.mark.slow
 def test_equal_weights_have_equal_digests(trained_moe, tmp_path):
     given = (f"--train_dir={trained_moe}", "--dtype=float32")
     first = export(tmp_path / "first", *given)
@@ -325,6 +326,7 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members(trained, frame_data, tm
     assert metrics["gap"] == pytest.approx(gap_of(found, data, frame_data), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_fitted_weights_favor_the_better_model_and_every_member_is_logged(
     trained_moe, video_data, tmp_path, caplog
 ):
