@@ -17,7 +17,7 @@ import files
 import layers
 import losses
 import serving
-from ensemble import Ensemble, frozen_model, restore_frozen
+from ensemble import Ensemble, frozen_model, normalized_weights, restore_frozen
 from options import Options, option, same_option
 from readers import RecordReader
 from run_config import DataConfig, ReadOptions, RunConfig, TrainOptions
@@ -76,6 +76,8 @@ class ModelOptions(Options):
         super().__post_init__()
         if self.weights and not self.train_dirs:
             raise InputError("--weights needs --train_dirs, which is not given.")
+        if self.weights:
+            normalized_weights(self.weights, len(self.run_dirs))  # Fails before models are built.
         if self.checkpoint and self.train_dirs:
             raise InputError(
                 "--checkpoint selects a checkpoint of --train_dir; --train_dirs uses the newest of "
