@@ -3,12 +3,13 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from program import Progress
 
 import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 import checkpoints
@@ -22,9 +23,6 @@ from options import Options, option, same_option
 from readers import RecordReader
 from run_config import DataConfig, ReadOptions, RunConfig, TrainOptions
 from utils import InputError, comma_separated
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # The file in which an exported model states its origin and its input.
 MANIFEST = "manifest.json"
@@ -346,7 +344,7 @@ def evaluate(
     *,
     batch_size: int,
     top_k: int = 20,
-) -> tuple[dict[str, Any], "pd.DataFrame"]:
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """Computes the metrics of a model over all records of a reader.
 
     Args:
@@ -362,8 +360,6 @@ def evaluate(
     Raises:
         InputError: if no video has a label, or a prediction is not finite.
     """
-    import pandas as pd  # Takes time to import, which errors in flags should not wait for.
-
     metrics = eval_util.EvaluationMetrics(predictor.data.num_classes, top_k)
     label_loss = losses.get_loss(predictor.label_loss)
     start = time.perf_counter()
