@@ -385,11 +385,18 @@ def _parse(main, arguments):
         arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
         given = [argument.lstrip("-") for argument in arguments[1:] if argument.startswith("-")]
         if _HELP_FLAGS & set(given):
-            print(help_text(main, _model_in(arguments)))
+            _print(help_text(main, _model_in(arguments)))
             sys.exit(0)
         return _parse_flags(flags.FLAGS, arguments)
     except (InputError, OSError, flags.Error) as error:
         _exit_with(error)
+
+
+def _print(text):
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head`, for example, has read enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _model_in(arguments):
