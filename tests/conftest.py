@@ -1,5 +1,7 @@
 """Data and trained models that several test files use; they leave them as they are."""
 
+import gc
+
 import pytest
 from absl import logging
 
@@ -15,6 +17,13 @@ def float32_by_default():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layers, "has_native_bfloat16", lambda: False)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_models():
+    """Frees the models of each test file, which are reference cycles and large."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""The layers once more, as loops in float64 over the formulas: what their tests compare with.
+"""References for the layers: loops in float64 over their formulas.
 
-Every function is pure: weights come as a dict from path to array, so that tests can take its
-derivative by finite differences.
+Every function is pure. Weights are a dict from path to array, so tests can differentiate a function
+by finite differences.
 """
 
 import math
@@ -11,12 +11,12 @@ import numpy as np
 
 EPSILON = 1e-3
 
-# Weights whose gradient is 0: batch normalisation takes out again what they add to every row.
+# Weights whose gradient is 0: batch normalization removes what they add to every row.
 WITHOUT_EFFECT = {"DbofModel/input_norm/beta", "SoftBoFModel/encoder/input_norm/beta"}
 
 
 def weights_of(layer):
-    """Weights in float64 by path, without the name of the layer itself."""
+    """Returns the weights in float64 by path, without the name of the layer itself."""
     return {
         weight.path.partition("/")[2]: np.asarray(weight.value).astype(np.float64)
         for weight in layer.weights
@@ -32,7 +32,7 @@ def sub_weights(weights, name):
 
 
 def randomize(layer):
-    """Makes all weights random, so that none of them can be left out unnoticed."""
+    """Makes all weights random, so a formula that leaves one out gives another result."""
     rng = np.random.default_rng(4)
     for weight in layer.weights:
         if weight.name in ("gamma", "moving_variance"):
@@ -42,7 +42,7 @@ def randomize(layer):
 
 
 def keras_gru(layer, frames_shape):
-    """`keras.layers.GRU` with the weights of a built `recurrent.GRU`."""
+    """Returns a `keras.layers.GRU` with the weights of a built `recurrent.GRU`."""
     twin = keras.layers.GRU(
         layer.units, return_sequences=True, return_state=True, reset_after=False
     )
@@ -64,13 +64,13 @@ def softmax(scores):
 
 
 def unit_vector(values):
-    """The vector at length 1; 0 stays 0."""
+    """Scales a vector to norm 1; 0 stays 0."""
     length = math.sqrt(sum(value * value for value in values))
     return np.array([value / length if length else 0.0 for value in values])
 
 
 def linear(vector, kernel, bias=None):
-    """Each output: the sum of the inputs times their weights, plus bias."""
+    """Returns, for each output, the weighted sum of the inputs plus the bias."""
     return [
         sum(vector[i] * kernel[i, j] for i in range(len(vector)))
         + (0.0 if bias is None else bias[j])
@@ -79,7 +79,7 @@ def linear(vector, kernel, bias=None):
 
 
 def statistics(rows, counts=None):
-    """Mean and variance of every column of `rows`; row i counts `counts[i]` times."""
+    """Returns mean and variance of every column of `rows`; row i counts `counts[i]` times."""
     counts = np.ones(len(rows)) if counts is None else counts
     mean = sum(n * row for n, row in zip(counts, rows, strict=True)) / sum(counts)
     squares = [n * (row - mean) ** 2 for n, row in zip(counts, rows, strict=True)]
@@ -87,7 +87,7 @@ def statistics(rows, counts=None):
 
 
 def batch_norm(x, weights, training, row_weights=None):
-    """Batch normalisation of the last axis of `x`, with any number of axes before."""
+    """Normalizes the last axis of `x`, which any number of axes precede."""
     rows = np.reshape(x, (-1, np.shape(x)[-1]))
     if training:
         mean, variance = statistics(rows, None if row_weights is None else np.ravel(row_weights))
@@ -122,45 +122,49 @@ def nonlocal_block(x, weights, scale=None, pairwise="embedded_gaussian"):
     return np.array([_attended(video, weights, scale, pairwise) for video in x])
 
 
-def _attended(descriptors, weights, scale, pairwise):
-    """The descriptors of one video after the non-local block."""
-    values = [np.array(linear(descriptor, weights["g"])) for descriptor in descriptors]
-    queries, keys = descriptors, descriptors
+def _attended(vectors, weights, scale, pairwise):
+    """Returns the vectors of one video after they attended to each other."""
+    values = [np.array(linear(vector, weights["g"])) for vector in vectors]
+    queries, keys = vectors, vectors
     if pairwise != "gaussian":
-        queries = [linear(descriptor, weights["theta"]) for descriptor in descriptors]
-        keys = [linear(descriptor, weights["phi"]) for descriptor in descriptors]
+        queries = [linear(vector, weights["theta"]) for vector in vectors]
+        keys = [linear(vector, weights["phi"]) for vector in vectors]
     outputs = []
-    for descriptor, query in zip(descriptors, queries, strict=True):
-        shares = [scale * np.dot(query, key) for key in keys]
+    for vector, query in zip(vectors, queries, strict=True):
+        attention = [scale * np.dot(query, key) for key in keys]
         if pairwise == "dot_product":
-            shares = [product / len(keys) for product in shares]
+            attention = [product / len(keys) for product in attention]
         else:
-            shares = softmax(shares)
-        mean = sum(share * value for share, value in zip(shares, values, strict=True))
-        outputs.append(descriptor + linear(mean, weights["out"]))
+            attention = softmax(attention)
+        mean = sum(a * value for a, value in zip(attention, values, strict=True))
+        outputs.append(vector + linear(mean, weights["out"]))
     return outputs
 
 
 def netvlad(frames, frame_weights, weights, training, **block_options):
-    """NetVLAD; with centres and with a non-local block if there are weights of them."""
-    assigned = soft_assignment(frames, frame_weights, sub_weights(weights, "assignment"), training)
-    clusters = assigned.shape[-1]
-    descriptors = np.zeros((len(frames), clusters, frames.shape[-1]))
+    """NetVLAD, with centers and a non-local block if there are weights for them."""
+    assignments = soft_assignment(
+        frames, frame_weights, sub_weights(weights, "assignment"), training
+    )
+    clusters = assignments.shape[-1]
+    residuals = np.zeros((len(frames), clusters, frames.shape[-1]))
     for video in range(len(frames)):
         for k in range(clusters):
             center = weights["centers"][k] if "centers" in weights else 0.0
             for i, frame in enumerate(frames[video]):
                 n = frame_weights[video, i]
-                descriptors[video, k] += n * assigned[video, i, k] * (frame - center)
+                residuals[video, k] += n * assignments[video, i, k] * (frame - center)
     if "nonlocal_block/g" in weights:
         block = sub_weights(weights, "nonlocal_block")
-        descriptors = nonlocal_block(descriptors, block, **block_options)
+        residuals = nonlocal_block(residuals, block, **block_options)
     return np.array(
-        [unit_vector(np.concatenate([unit_vector(v) for v in video])) for video in descriptors]
+        [unit_vector(np.concatenate([unit_vector(v) for v in video])) for video in residuals]
     )
 
 
 def soft_bag_of_features(frames, frame_weights, weights, training):
-    assigned = soft_assignment(frames, frame_weights, sub_weights(weights, "assignment"), training)
-    counted = assigned * np.asarray(frame_weights)[..., None]
+    assignments = soft_assignment(
+        frames, frame_weights, sub_weights(weights, "assignment"), training
+    )
+    counted = assignments * np.asarray(frame_weights)[..., None]
     return np.array([unit_vector(sum(video)) for video in counted])

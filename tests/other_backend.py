@@ -1,12 +1,13 @@
-"""Runs models under JAX with the weights and inputs of a file: predicts, and takes gradients.
+"""Computes predictions and gradients of models under JAX, with weights and inputs from a file.
 
     KERAS_BACKEND=jax python other_backend.py INPUT.npz OUTPUT.npz
 
-A program of its own, as a process has one backend only. INPUT has `models` and `sizes` in JSON: the
-hyper-parameters of each model, and what else `registry.build_model` takes; `frames`, `num_frames`,
-`vectors` and `labels`; and every weight by its path. OUTPUT has for each model `NAME/predictions`
-and, of a step of training, `NAME/gradients/PATH`; `gru/own/NAME` and `gru/keras/NAME`, gradients
-of a recurrent layer and its twin of Keras; and `imported_tensorflow`.
+This is a program because a process has only one backend. INPUT has `models` and `sizes` in JSON,
+the hyperparameters of each model and the other arguments of `registry.build_model`; `frames`,
+`num_frames`, `vectors` and `labels`; and every weight by its path. OUTPUT has, for each model,
+`NAME/predictions` and the gradients of a training step, `NAME/gradients/PATH`; `gru/own/NAME` and
+`gru/keras/NAME`, gradients of a recurrent layer and of the same layer in Keras; and
+`imported_tensorflow`.
 """
 
 import json
@@ -26,7 +27,7 @@ import registry
 
 
 def main(input_path, output_path):
-    # Weights come from the file; random ones would take long to compile.
+    # The weights come from the file, and random initializers take long to compile.
     for kind in ("GlorotUniform", "Orthogonal", "RandomNormal"):
         getattr(keras.initializers, kind).__call__ = keras.initializers.Zeros.__call__
     with np.load(input_path) as file:
@@ -41,7 +42,7 @@ def main(input_path, output_path):
         if model.frame_level:
             inputs = {key: arrays[key] for key in ("frames", "num_frames")}
         results[f"{name}/predictions"] = predict(model, inputs)
-        model.iterations = 4  # A frame-level model samples frames in the step of training.
+        model.iterations = 4  # A frame-level model samples frames in the training step.
         gradients = training_gradients(model, inputs, arrays["labels"])
         for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
             results[f"{name}/gradients/{weight.path}"] = gradient
@@ -60,7 +61,7 @@ def predict(model, inputs):
 
 
 def training_gradients(model, inputs, labels):
-    """Gradient of the loss in a step of training, for each trainable weight."""
+    """Returns the gradient of the loss in a training step, for each trainable weight."""
     state = values(model.non_trainable_variables)
 
     @jax.jit
@@ -73,10 +74,10 @@ def training_gradients(model, inputs, labels):
 
 
 def gru_gradients():
-    """Of the same function through the project's GRU, and through that of Keras."""
+    """Returns the gradients of one function through the project's GRU and through that of Keras."""
     rng = np.random.default_rng(5)
     frames = rng.normal(size=(2, 5, 4)).astype(np.float32)
-    share = rng.normal(size=(2, 5, 3)).astype(np.float32)
+    factor = rng.normal(size=(2, 5, 3)).astype(np.float32)
     real = np.array([[True] * 5, [True] * 3 + [False] * 2])
     layer = recurrent.GRU(3)
     layer.build(frames.shape)
@@ -88,7 +89,7 @@ def gru_gradients():
 
         def total(weights, frames, gru=gru, masks=masks, state=state):
             (states, _), _ = gru.stateless_call(weights, state, frames, **masks)
-            return (states * share).sum()
+            return (states * factor).sum()
 
         gradients = jax.jit(jax.grad(total, argnums=(0, 1)))
         by_weight, found[f"gru/{name}/frames"] = gradients(values(gru.trainable_variables), frames)

@@ -25,6 +25,12 @@ SMALL_DBOF = (
     "--batch_size=16",
     *SMALL_DATA,
 )
+SMALL_LOGISTIC = (
+    "--model=LogisticModel",
+    "--base_learning_rate=0.01",
+    "--batch_size=16",
+    *SMALL_DATA,
+)
 SMALL_NETVLAD = (
     "--model=LFNLNetVLADModel",
     "--iterations=6",
@@ -64,6 +70,11 @@ def run_command(*arguments, cwd=ROOT):
 def run_small(train_dir, data, *more):
     """Trains a small DbofModel."""
     run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_DBOF, *more)
+
+
+def train_logistic(train_dir, data, *more):
+    """Trains a LogisticModel on video-level data: two weights, which compile in a moment."""
+    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_LOGISTIC, *more)
 
 
 def train_netvlad(train_dir, data, *more):

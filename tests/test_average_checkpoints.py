@@ -8,11 +8,13 @@ import tensorflow as tf
 
 import average_checkpoints
 import checkpoints
+import files
 import programs
 from run_config import RunConfig
 from utils import InputError
 
 STATISTICS = ("moving_mean", "moving_variance")
+SAVE_COUNTER = "save_counter/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def average(train_dir, output_dir, *more):
@@ -23,12 +25,19 @@ def average(train_dir, output_dir, *more):
 
 
 def expected_mean(train_dir, steps):
-    """Mean of the weights in float64, by path."""
+    """Returns the mean of the weights in float64, by path."""
     all_weights = [programs.weights_of(train_dir, str(step)) for step in steps]
     return {
         path: np.mean([np.float64(weights[path]) for weights in all_weights], axis=0)
         for path in all_weights[0]
     }
+
+
+def stored_values(path):
+    """Returns the variables of a checkpoint by name."""
+    reader = tf.train.load_checkpoint(str(path))
+    names = [name for name in reader.get_variable_to_shape_map() if "/.ATTRIBUTES/" in name]
+    return {name: reader.get_tensor(name) for name in names if name != SAVE_COUNTER}
 
 
 def test_weights_are_the_float64_mean(trained, tmp_path):
@@ -74,7 +83,7 @@ def test_checkpoints_are_chosen_by_step(trained, tmp_path, choice, steps):
     assert (tmp_path / "mean" / f"model.ckpt-{steps[-1]}.index").exists()
 
 
-def test_the_best_are_those_of_highest_gap(trained, tmp_path):
+def test_best_takes_the_checkpoints_of_highest_gap(trained, tmp_path):
     copy = tmp_path / "run"
     copy.mkdir()
     for path in trained.iterdir():
@@ -95,7 +104,7 @@ def test_the_mean_of_one_checkpoint_is_that_checkpoint(trained, tmp_path):
         np.testing.assert_array_equal(averaged[path], weight)
 
 
-def test_the_digest_tells_results_apart(trained, tmp_path):
+def test_digests_are_equal_only_for_equal_results(trained, tmp_path):
     digests = [
         average(trained, tmp_path / str(number), f"--num_last={count}")["digest"]
         for number, count in enumerate((2, 2, 3))
@@ -103,7 +112,7 @@ def test_the_digest_tells_results_apart(trained, tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_last_takes_the_statistics_of_the_last_checkpoint_and_warns(trained, tmp_path, caplog):
+def test_batch_norm_last_takes_the_last_statistics_and_warns(trained, tmp_path, caplog):
     average(trained, tmp_path / "mean", "--batch_norm=last")
     assert "can be worse than that checkpoint" in caplog.text
     averaged, last = programs.weights_of(tmp_path / "mean"), programs.weights_of(trained)
@@ -125,11 +134,12 @@ def test_recomputed_statistics_are_those_of_the_averaged_weights(trained, frame_
     for path, weight in averaged.items():
         if not path.endswith((*STATISTICS, "num_updates")):
             np.testing.assert_array_equal(weight, np.float32(mean[path]), err_msg=path)
-    # The input does not depend on weights: its statistics follow from all frames by themselves.
-    reader = RunConfig.load(str(trained)).reader(frame_data)
+    # Statistics of the input depend on no weight, so they follow from the frames.
+    data = RunConfig.load(str(trained)).data
+    reader = data.reader(files.expand_patterns(frame_data))
     frames = []
     for batch in reader.batches(40):
-        # Each video counts as much as another: as many frames are sampled of each.
+        # All videos count alike: the same number of frames is sampled from each.
         for video, count in zip(batch.inputs["frames"], batch.inputs["num_frames"], strict=True):
             values = video[:count] * (4 / 255) + 4 / 512 - 2
             values /= np.linalg.norm(values, axis=1, keepdims=True)
@@ -145,20 +155,13 @@ def test_recomputed_statistics_are_those_of_the_averaged_weights(trained, frame_
 def test_a_model_without_batch_norm_has_nothing_to_recompute(tmp_path, video_data, caplog):
     caplog.set_level("INFO", logger="absl")
     run = tmp_path / "run"
-    programs.run(
-        "train",
-        "--model=LogisticModel",
-        f"--train_dir={run}",
-        f"--train_data_pattern={video_data}",
-        *programs.SMALL_DATA,
-        "--max_steps=2",
-        "--export_model_steps=1",
-    )
+    programs.train_logistic(run, video_data, "--max_steps=2", "--export_model_steps=1")
     average(run, tmp_path / "mean", f"--train_data_pattern={video_data}")
     assert "nothing to recompute" in caplog.text
 
 
-def test_an_averaged_run_is_evaluated_predicted_and_trained_like_any(trained, frame_data, tmp_path):
+@pytest.mark.slow
+def test_an_averaged_run_can_be_evaluated_used_and_trained_further(trained, frame_data, tmp_path):
     averaged = tmp_path / "mean"
     average(trained, averaged, f"--train_data_pattern={frame_data}", "--batch_norm_batches=50")
     alone = programs.evaluate(f"--train_dir={trained}", f"--eval_data_pattern={frame_data}")
@@ -180,34 +183,34 @@ def test_an_averaged_run_is_evaluated_predicted_and_trained_like_any(trained, fr
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--num_last=4",), r"4 checkpoints were asked for, but .* has 3"),
+        (("--num_last=4",), r"4 checkpoints were requested, but .* has 3"),
         (("--num_last=0",), "--num_last must be above 0"),
-        (("--first_step=101",), "no checkpoint in .* is among those asked for"),
+        (("--first_step=101",), "has none of the requested checkpoints"),
         (("--checkpoints=41",), r"there is no checkpoint .*model\.ckpt-41"),
         (("--checkpoints=40,80,40",), "--checkpoints must be of different steps"),
         (("--num_last=2", "--first_step=40"), "exclude each other"),
-        (("--batch_norm=recompute",), "--train_data_pattern go together"),
-        (("--train_data_pattern=x", "--batch_norm=mean"), "go together"),
+        (("--batch_norm=recompute",), "--train_data_pattern belong together"),
+        (("--train_data_pattern=x", "--batch_norm=mean"), "belong together"),
         (("--train_data_pattern=/no/such",), "no file matches '/no/such'"),
     ],
 )
-def test_bad_choices_are_refused_and_leave_nothing(trained, tmp_path, arguments, message):
+def test_bad_choices_are_rejected_and_leave_nothing(trained, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         average(trained, tmp_path / "mean", *arguments)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_output_directory_that_exists_is_refused(trained, tmp_path):
+def test_an_existing_output_directory_is_rejected(trained, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="exists already"):
         average(trained, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_checkpoints_of_different_models_are_refused_naming_variables(
-    trained, frame_data, tmp_path
-):
-    programs.run_small(tmp_path / "other", frame_data, "--max_steps=1", "--dbof_hidden_size=9")
+def test_checkpoints_of_different_models_are_rejected_naming_variables(trained, tmp_path):
+    values = stored_values(trained / "model.ckpt-80")
+    values[checkpoints.stored_name("DbofModel/hidden/kernel")] = np.zeros([16, 9], np.float32)
+    average_checkpoints.write_checkpoint(values, str(tmp_path / "other"), 1)
     other = tmp_path / "other" / "model.ckpt-1"
     with pytest.raises(InputError, match="different models") as error:
         average(trained, tmp_path / "mean", f"--checkpoints={other},40")
@@ -215,13 +218,9 @@ def test_checkpoints_of_different_models_are_refused_naming_variables(
     assert not (tmp_path / "mean").exists()
 
 
-def test_a_checkpoint_that_is_not_finite_is_refused_by_name(trained, tmp_path):
-    model = checkpoints.load_model(str(trained), "40")
-    checkpoints.weights(model)["DbofModel/hidden/kernel"][0, 0].assign(np.nan)
-    values = {
-        checkpoints.stored_name(path): weight.numpy()
-        for path, weight in checkpoints.weights(model).items()
-    }
+def test_a_checkpoint_that_is_not_finite_is_rejected_by_name(trained, tmp_path):
+    values = stored_values(trained / "model.ckpt-40")
+    values[checkpoints.stored_name("DbofModel/hidden/kernel")][0, 0] = np.nan
     for step in (1, 2):
         average_checkpoints.write_checkpoint(dict(values), str(tmp_path), step)
     paths = [str(tmp_path / f"model.ckpt-{step}") for step in (1, 2)]
@@ -229,13 +228,24 @@ def test_a_checkpoint_that_is_not_finite_is_refused_by_name(trained, tmp_path):
         average_checkpoints.mean_of(paths)
 
 
-def test_names_inside_a_checkpoint_are_found_back():
+def test_names_inside_a_checkpoint_can_be_split_again():
     for path in ("a/b", "a.b/c", "a..S/b", "model/layer.1/kernel"):
         name = checkpoints.stored_name(path, "ema")
         assert checkpoints.split_stored_name(name) == ("ema", path)
 
 
-# Moving averages of the weights, by --ema_decay.
+# --- Moving averages of the weights, by --ema_decay -----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained_with_averages(tmp_path_factory, frame_data):
+    """Train directory of a DbofModel with --ema_decay and checkpoints of steps 50 and 100."""
+    train_dir = tmp_path_factory.mktemp("trained_with_averages") / "run"
+    programs.run_small(
+        *(train_dir, frame_data, "--ema_decay=0.9"),
+        *("--num_epochs=10", "--export_model_steps=50"),
+    )
+    return train_dir
 
 
 def ema_of(train_dir, checkpoint=None):
@@ -243,57 +253,49 @@ def ema_of(train_dir, checkpoint=None):
     return {path: weight.numpy() for path, weight in checkpoints.weights(model).items()}
 
 
-def test_moving_averages_begin_anew_from_averaged_weights(trained_netvlad, frame_data, tmp_path):
+@pytest.mark.slow
+def test_moving_averages_start_from_averaged_weights(trained_with_averages, frame_data, tmp_path):
     options = (f"--train_data_pattern={frame_data}", "--batch_norm_batches=5")
-    digests = [average(trained_netvlad, tmp_path / name, *options)["digest"] for name in "ab"]
-    assert digests[0] == digests[1]  # The frames that are sampled follow the seed.
+    digests = [average(trained_with_averages, tmp_path / name, *options)["digest"] for name in "ab"]
+    assert digests[0] == digests[1]  # The sampled frames follow from the seed.
     weights, averages = programs.weights_of(tmp_path / "a"), ema_of(tmp_path / "a")
     for path, weight in weights.items():
         np.testing.assert_array_equal(averages[path], weight, err_msg=path)
-    programs.train_netvlad(tmp_path / "a", frame_data, "--max_steps=122", "--num_epochs=20")
-    assert (tmp_path / "a" / "model.ckpt-122.index").exists()
-
-
-def test_moving_averages_follow_their_recurrence(frame_data, tmp_path):
-    programs.train_netvlad(
-        tmp_path, frame_data, "--max_steps=5", "--export_model_steps=1", "--ema_decay=0.4"
+    programs.run_small(
+        *(tmp_path / "a", frame_data, "--ema_decay=0.9"), *("--max_steps=102", "--num_epochs=20")
     )
-    for step in range(2, 6):
-        # (1 + step) / (10 + step) is below 0.4 up to step 4.
-        decay = min(0.4, (1 + step) / (10 + step))
-        before, after = ema_of(tmp_path, str(step - 1)), ema_of(tmp_path, str(step))
-        for path, weight in programs.weights_of(tmp_path, str(step)).items():
-            expected = decay * np.float64(before[path]) + (1 - decay) * np.float64(weight)
-            if path.endswith("num_updates"):
-                expected = step
-            np.testing.assert_allclose(after[path], expected, rtol=1e-5, atol=1e-7, err_msg=path)
+    assert (tmp_path / "a" / "model.ckpt-102.index").exists()
 
 
-def test_a_resumed_run_has_the_same_moving_averages(frame_data, tmp_path):
-    programs.train_netvlad(tmp_path / "unbroken", frame_data, "--max_steps=9")
+def test_a_resumed_run_has_the_same_moving_averages(video_data, tmp_path):
+    arguments = (video_data, "--ema_decay=0.9")
+    programs.train_logistic(tmp_path / "unbroken", *arguments, "--max_steps=9")
     for steps in (4, 9):
-        programs.train_netvlad(tmp_path / "resumed", frame_data, f"--max_steps={steps}")
+        programs.train_logistic(tmp_path / "resumed", *arguments, f"--max_steps={steps}")
     unbroken, resumed = ema_of(tmp_path / "unbroken"), ema_of(tmp_path / "resumed")
-    for path, weight in unbroken.items():
-        np.testing.assert_array_equal(weight, resumed[path], err_msg=path)
+    weights = programs.weights_of(tmp_path / "unbroken")
+    for path, average in unbroken.items():
+        np.testing.assert_array_equal(average, resumed[path], err_msg=path)
+        assert np.any(average != weights[path])
 
 
-def test_eval_of_moving_averages_has_its_own_history(trained_netvlad, frame_data):
-    data = (f"--train_dir={trained_netvlad}", f"--eval_data_pattern={frame_data}")
+@pytest.mark.slow
+def test_eval_of_moving_averages_has_its_own_history(trained_with_averages, frame_data):
+    data = (f"--train_dir={trained_with_averages}", f"--eval_data_pattern={frame_data}")
     plain, smooth = programs.evaluate(*data), programs.evaluate(*data, "--use_ema")
     assert plain["gap"] != smooth["gap"]
     assert smooth["gap"] > 2 * smooth["class_prior_gap"]
-    (kept,) = json.loads((trained_netvlad / "eval_ema" / "metrics.json").read_text())
+    (kept,) = json.loads((trained_with_averages / "eval_ema" / "metrics.json").read_text())
     assert kept == smooth
 
 
-def test_a_run_without_moving_averages_refuses_to_use_them(trained, frame_data):
+def test_a_run_without_moving_averages_cannot_use_them(trained, frame_data):
     with pytest.raises(InputError, match="not trained with --ema_decay"):
         programs.evaluate(
             f"--train_dir={trained}", f"--eval_data_pattern={frame_data}", "--use_ema"
         )
 
 
-def test_an_impossible_decay_is_refused(frame_data, tmp_path):
+def test_an_impossible_decay_is_rejected(video_data, tmp_path):
     with pytest.raises(InputError, match="ema_decay"):
-        programs.run_small(tmp_path, frame_data, "--ema_decay=1")
+        programs.train_logistic(tmp_path, video_data, "--ema_decay=1")

@@ -1,4 +1,4 @@
-"""The models need no TensorFlow: under JAX they predict the same, and can be trained."""
+"""The models do not need TensorFlow: under JAX they predict the same and can be trained."""
 
 import importlib.util
 import json
@@ -10,37 +10,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import documents
 import layer_references as references
 import registry
+from programs import ROOT
+from small_models import FAMILIES, SMALL
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("jax") is None, reason="JAX is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed"),
+]
 
 SIZES = {"num_classes": 3, "feature_sizes": (5, 2)}
-# Of these a model gets what it takes.
-SMALL = {
-    "iterations": 0,
-    "dbof_cluster_size": 8,
-    "dbof_hidden_size": 5,
-    "gru_cells": 4,
-    "lstm_cells": 4,
-    "netvlad_cluster_size": "4,3",
-    "netvlad_hidden_size": 5,
-    "nonlocal_embedding": "2,3",
-    "soft_bof_cluster_size": "6,4",
-    "soft_bof_hidden_size": 5,
-}
-EVERY_MODEL = pytest.mark.parametrize("name", list(registry.models()))
-
-
-def small(name):
-    return {key: SMALL[key] for key in registry.hyperparameters(name) if key in SMALL}
+EVERY_FAMILY = pytest.mark.parametrize("name", FAMILIES)
 
 
 def make_data():
-    """Inputs of both kinds of model, and labels, of four videos."""
+    """Returns inputs of both kinds of models, and labels, of four videos."""
     rng = np.random.default_rng(8)
     num_frames = np.array([4, 1, 6, 3], np.int32)
     return {
@@ -59,7 +44,7 @@ def run_under_jax(*arguments):
             **os.environ,
             "KERAS_BACKEND": "jax",
             "JAX_PLATFORMS": "cpu",
-            # Compiles in half of the time.
+            # Compiles in half the time.
             "XLA_FLAGS": "--xla_backend_optimization_level=1",
         },
         capture_output=True,
@@ -71,17 +56,17 @@ def run_under_jax(*arguments):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Of all models: what TensorFlow predicts, and all that `other_backend.py` gives."""
+    """Predictions of one model per family with TensorFlow, and results of `other_backend.py`."""
     data, weights, predictions = make_data(), {}, {}
-    for name in registry.models():
-        model = registry.build_model(name, **SIZES, **small(name))
+    for name in FAMILIES:
+        model = registry.build_model(name, **SIZES, **SMALL[name])
         references.randomize(model)
         weights |= {weight.path: np.asarray(weight.value) for weight in model.weights}
         inputs = {key: data[key] for key in ("frames", "num_frames")}
         inputs = inputs if model.frame_level else data["vectors"]
         predictions[f"{name}/tensorflow"] = model(tf.nest.map_structure(tf.constant, inputs))
     directory = tmp_path_factory.mktemp("jax")
-    models = {name: small(name) for name in registry.models()}
+    models = {name: SMALL[name] for name in FAMILIES}
     np.savez(
         directory / "input.npz",
         models=json.dumps(models),
@@ -89,19 +74,19 @@ def results(tmp_path_factory):
         **data,
         **weights,
     )
-    program = documents.ROOT / "tests" / "other_backend.py"
+    program = ROOT / "tests" / "other_backend.py"
     run_under_jax(program, directory / "input.npz", directory / "output.npz")
     with np.load(directory / "output.npz") as file:
         return {**predictions, **file}
 
 
-@EVERY_MODEL
+@EVERY_FAMILY
 def test_jax_predicts_as_tensorflow_with_the_same_weights(name, results):
     actual, expected = results[f"{name}/predictions"], results[f"{name}/tensorflow"]
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
 
 
-@EVERY_MODEL
+@EVERY_FAMILY
 def test_every_trainable_weight_gets_a_finite_gradient_under_jax(name, results):
     prefix = f"{name}/gradients/"
     gradients = {
@@ -116,7 +101,7 @@ def test_every_trainable_weight_gets_a_finite_gradient_under_jax(name, results):
 
 
 @pytest.mark.parametrize("name", ["frames", "kernel", "recurrent_kernel", "bias"])
-def test_the_gradient_of_the_gru_is_that_of_keras_under_jax(name, results):
+def test_the_gradient_of_the_gru_equals_that_of_keras_under_jax(name, results):
     own, of_keras = (results[f"gru/{whose}/{name}"] for whose in ("own", "keras"))
     np.testing.assert_allclose(own, of_keras, rtol=0, atol=1e-6 * np.abs(of_keras).max())
 
@@ -134,8 +119,8 @@ def test_the_training_step_is_measured_where_tensorflow_is_not_installed():
     small = ("--soft_bof_cluster_size=5", "--soft_bof_hidden_size=3", "--iterations=4")
     sizes = ("--num_classes=10", "--feature_sizes=8,4", "--max_frames=6", "--batch_size=4")
     completed = run_under_jax(
-        *("-c", code, documents.ROOT / "benchmarks" / "train_step.py"),
-        f"--flagfile={documents.ROOT / 'recipes' / 'soft_bof_4k.flags'}",
+        *("-c", code, ROOT / "benchmarks" / "train_step.py"),
+        f"--flagfile={ROOT / 'recipes' / 'soft_bof_4k.flags'}",
         *(*small, *sizes, "--rounds=1", "--steps=1", "--format=json"),
     )
     result = json.loads(completed.stdout)

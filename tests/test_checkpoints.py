@@ -1,12 +1,101 @@
-"""The list of a directory's checkpoints is believed only as far as it can be right."""
+"""Train directories: their lock, their list of checkpoints, and what killed processes leave."""
 
+import multiprocessing
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 
+import keras
 import pytest
+import tensorflow as tf
 
 import checkpoints
+import files
 import programs
 from utils import InputError
+
+# --- The lock -------------------------------------------------------------------------------------
+
+
+def _hold(train_dir, connection):
+    with checkpoints.training_lock(str(train_dir)):
+        connection.send("holds")
+        time.sleep(100)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of `tmp_path`."""
+    context = multiprocessing.get_context("spawn")  # Forking a process with threads may deadlock.
+    receiver, sender = context.Pipe()
+    process = context.Process(target=_hold, args=(tmp_path, sender))
+    process.start()
+    assert receiver.recv() == "holds"
+    yield process
+    process.kill()
+    process.join()
+
+
+@pytest.mark.slow
+def test_a_second_training_is_rejected_until_the_first_is_killed(holder, tmp_path, video_data):
+    before = sorted(os.listdir(tmp_path))
+    expected = f"another training is running in {tmp_path}: process {holder.pid} on "
+    for start in ((), ("--start_new_model",)):
+        with pytest.raises(InputError, match=expected + socket.gethostname()):
+            programs.train_logistic(tmp_path, video_data, "--max_steps=1", *start)
+    assert sorted(os.listdir(tmp_path)) == before
+
+    holder.kill()
+    holder.join()
+    assert (tmp_path / checkpoints.LOCK_FILE).exists()
+    with checkpoints.training_lock(str(tmp_path)):
+        text = (tmp_path / checkpoints.LOCK_FILE).read_text()
+    assert text == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def test_an_error_releases_the_lock(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyError), checkpoints.training_lock(str(tmp_path)):
+            raise KeyError
+
+
+def test_only_the_first_worker_takes_the_lock(tmp_path, monkeypatch):
+    with checkpoints.training_lock(str(tmp_path)):
+        workers = '"cluster": {"worker": ["a:1", "b:1"]}'
+        monkeypatch.setenv("TF_CONFIG", f'{{"task": {{"type": "worker", "index": 1}}, {workers}}}')
+        with checkpoints.training_lock(str(tmp_path)):
+            pass
+        for first in (
+            f'{{"task": {{"type": "worker", "index": 0}}, {workers}}}',
+            '{"task": {"type": "chief", "index": 0}, "cluster": {"chief": ["a:1"]}}',
+        ):
+            monkeypatch.setenv("TF_CONFIG", first)
+            with pytest.raises(InputError), checkpoints.training_lock(str(tmp_path)):
+                pass
+        monkeypatch.setenv(
+            "TF_CONFIG",
+            '{"task": {"type": "worker", "index": 0},'
+            ' "cluster": {"chief": ["a:1"], "worker": ["b:1"]}}',
+        )
+        with checkpoints.training_lock(str(tmp_path)):
+            pass
+
+
+def test_a_directory_that_cannot_be_created_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write to --train_dir .*/file/run: "):
+        programs.run(
+            "train",
+            f"--train_dir={tmp_path}/file/run",
+            "--train_data_pattern=x",
+            *programs.SMALL_DBOF,
+        )
+
+
+# --- Checkpoints ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -25,7 +114,7 @@ def test_a_directory_without_a_list_has_no_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "garbage {", "model_checkpoint_path: 5", b"\xff\xfe\x00"])
-def test_a_damaged_list_is_not_taken_for_none(run_dir, content):
+def test_a_damaged_list_does_not_pass_for_none(run_dir, content):
     content = content if isinstance(content, bytes) else content.encode()
     (run_dir / "checkpoint").write_bytes(content)
     with pytest.raises(InputError, match=r"is damaged\. .* has: model\.ckpt-100, "):
@@ -33,8 +122,8 @@ def test_a_damaged_list_is_not_taken_for_none(run_dir, content):
 
 
 @pytest.mark.parametrize("place", ["../other/model.ckpt-40", "{absolute}/model.ckpt-40"])
-def test_a_list_that_names_another_run_is_refused_and_harms_none(run_dir, frame_data, place):
-    # Training would remove these files when newer checkpoints come.
+def test_a_list_that_names_another_run_is_rejected_and_harms_neither(run_dir, frame_data, place):
+    # Training would remove these files once there are newer checkpoints.
     other = shutil.copytree(run_dir, run_dir.parent / "other")
     place = place.format(absolute=other)
     (run_dir / "checkpoint").write_text(
@@ -50,17 +139,70 @@ def test_a_list_that_names_another_run_is_refused_and_harms_none(run_dir, frame_
     assert sorted(path.name for path in other.iterdir()) == before
 
 
-def test_a_lost_checkpoint_is_not_taken_for_a_new_run(run_dir, frame_data):
+def test_a_run_with_a_lost_checkpoint_does_not_pass_for_a_new_one(run_dir, frame_data):
     for path in run_dir.glob("model.ckpt-100.*"):
         path.unlink()
     with pytest.raises(InputError, match=r"model\.ckpt-100, which is not there\. .* has: model"):
         programs.run_small(run_dir, frame_data)
 
 
-def test_what_an_interrupted_save_left_is_removed_when_training_goes_on(run_dir, frame_data):
+def test_remains_of_an_interrupted_save_are_removed_when_training_resumes(run_dir, frame_data):
     before = sorted(path.name for path in run_dir.iterdir())
     (run_dir / "model.ckpt-120_temp").mkdir()
     (run_dir / "model.ckpt-120_temp" / "part-00000-of-00001.data").write_text("half")
     (run_dir / "checkpoint.tmp0123456789abcdef").write_text("half")
     programs.run_small(run_dir, frame_data, "--max_steps=1")
     assert sorted(path.name for path in run_dir.iterdir()) == before
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path, wait):
+    folder = tmp_path / "run"
+    weight = keras.Variable(1.0)
+    optimizer = keras.optimizers.SGD()
+    manager = checkpoints.new_manager(str(folder), tf.train.Checkpoint(weight=weight.value))
+    model = keras.Sequential()
+    checkpoints.save(manager, model, optimizer, step=1, wait=True)
+    assert (folder / "model.ckpt-1.index").exists()
+    shutil.rmtree(folder)
+    folder.touch()
+    step = 2
+    if not wait:
+        # Written while training continues; the next save raises the error.
+        checkpoints.save(manager, model, optimizer, step)
+        step = 3
+    with pytest.raises(tf.errors.OpError, match="run"):
+        checkpoints.save(manager, model, optimizer, step, wait)
+
+
+# --- Unfinished files of killed processes ---------------------------------------------------------
+
+
+@pytest.fixture
+def dead_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_only_files_that_a_killed_process_left_unfinished_are_removed(tmp_path, dead_pid):
+    host = socket.gethostname()
+    abandoned = f"a.txt.{host}-{dead_pid}.partial"
+    kept = {
+        f"a.txt.{host}-{os.getppid()}.partial",  # It may still be writing.
+        f"a.txt.elsewhere-{dead_pid}.partial",
+        f"b.txt.{host}-{dead_pid}.partial",
+    }
+    for name in (abandoned, *kept):
+        (tmp_path / name).touch()
+    files.write_json(str(tmp_path / "a.txt"), 1)
+    assert set(os.listdir(tmp_path)) == {"a.txt", *kept}
+
+
+def test_a_directory_that_a_killed_process_left_unfinished_is_removed(tmp_path, dead_pid):
+    abandoned = tmp_path / f"a.{socket.gethostname()}-{dead_pid}.partial"
+    abandoned.mkdir()
+    (abandoned / "file").touch()
+    with files.atomic_directory(str(tmp_path / "a")):
+        pass
+    assert os.listdir(tmp_path) == ["a"]

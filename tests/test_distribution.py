@@ -1,4 +1,4 @@
-"""Training on several devices and machines is that on one; nothing is lost when a worker stops."""
+"""Several devices and machines train as one does; nothing is lost when a worker stops."""
 
 import itertools
 import json
@@ -20,25 +20,34 @@ import checkpoints
 import distribution
 import layers
 import sample_records
-import test_models
+import small_models
 import train
-from programs import ROOT, SMALL_NETVLAD, run_small, weights_of
+from programs import ROOT, SMALL_DATA, train_logistic, weights_of
 from run_config import RunConfig
+from trainer import Trainer
 from utils import InputError
 
-# Frames are not sampled, so that a batch has the same frames wherever it is.
+# Frames are not sampled, so a batch has the same frames wherever it is computed. Of the models with
+# batch normalization of frames and of vectors, this one compiles fastest.
 SETTINGS = (
-    *SMALL_NETVLAD,
+    "--model=EFNLNetVLADModel",
     "--iterations=0",
+    "--netvlad_cluster_size=4",
+    "--netvlad_hidden_size=8",
+    "--nonlocal_block=false",
+    "--base_learning_rate=0.01",
+    "--batch_size=16",
+    "--ema_decay=0.9",
     "--compute_dtype=float32",
     "--shuffle_buffer_size=1",
     "--log_steps=1",
+    *SMALL_DATA,
 )
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Folder with the same batches of 16 videos in one file and in two, half of each in either."""
+    """Folder with the same batches of 16 videos in one file and, half of each, in two files."""
     folder = tmp_path_factory.mktemp("replicas")
     (folder / "halves").mkdir()
     rng = np.random.default_rng(0)
@@ -58,14 +67,26 @@ def data(tmp_path_factory):
     return folder
 
 
+STARTED = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kill_what_a_failed_test_left():
+    yield
+    for process in STARTED:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
 def start(*command, workers=None, worker=0):
-    """Starts a Python program; as one of several workers, if their addresses are given."""
+    """Starts a Python program, as one of several workers if their addresses are given."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     if workers:
         environment["TF_CONFIG"] = json.dumps(
             {"cluster": {"worker": workers}, "task": {"type": "worker", "index": worker}}
         )
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
         env=environment,
@@ -73,10 +94,12 @@ def start(*command, workers=None, worker=0):
         stdout=subprocess.DEVNULL,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def start_workers(*command, number=2):
-    """Starts workers on free ports; `{worker}` in an argument becomes the number of each."""
+    """Starts workers on free ports; `{worker}` in an argument stands for the worker's number."""
     sockets = [socket.socket() for _ in range(number)]
     for listener in sockets:
         listener.bind(("127.0.0.1", 0))
@@ -94,14 +117,14 @@ def start_workers(*command, number=2):
 
 
 def output_of(process, expected=0):
-    """What a process logged until it ended, which must be with the given exit status."""
+    """Returns the log of a process, which must end with the given exit status."""
     _, log = process.communicate(timeout=120)
     assert process.returncode == expected, log
     return log
 
 
 def wait_for_step(process, step):
-    """Reads the log of a process until it tells of a step from the given one on."""
+    """Reads the log of a process until it reports the given step or a later one."""
     for line in process.stderr:
         found = re.search(r"step (\d+) \|", line)
         if found and int(found[1]) >= step:
@@ -114,7 +137,7 @@ def losses(log):
 
 
 def assert_close(found, expected):
-    """Compares weights, optimizer and statistics of two files of `train_replicas.py`."""
+    """Compares two files of `train_replicas.py`: weights, moving averages and optimizer."""
     found, expected = np.load(found), np.load(expected)
     assert set(found) == set(expected)
     for path in expected:
@@ -123,46 +146,41 @@ def assert_close(found, expected):
 
 
 @pytest.fixture(scope="module")
-def one_device(data, tmp_path_factory):
-    """(losses, file of weights) of 20 steps on one device."""
-    folder = tmp_path_factory.mktemp("one_device")
-    process = start(
-        "tests/train_replicas.py",
-        1,
-        folder / "weights.npz",
-        *SETTINGS,
-        "--max_steps=20",
-        f"--train_dir={folder / 'run'}",
-        f"--train_data_pattern={data / 'whole.tfrecord'}",
-    )
-    found = losses(output_of(process))
-    assert len(found) == 20
-    assert found[-1] < found[0]
-    return found, folder / "weights.npz"
-
-
-def test_two_devices_train_as_one(data, one_device, tmp_path):
+def trained_twice(data, tmp_path_factory):
+    """Folder with the weights of 20 steps on one device and on two, MODE.npz, and the two logs."""
+    folder = tmp_path_factory.mktemp("trained_twice")
     process = start(
         "tests/train_replicas.py",
         2,
-        tmp_path / "weights.npz",
+        "one_device,mirrored",
+        folder / "{mode}.npz",
         *SETTINGS,
-        "--distribution=mirrored",
         "--max_steps=20",
-        f"--train_dir={tmp_path / 'run'}",
+        f"--train_dir={folder}/{{mode}}",
         f"--train_data_pattern={data / 'whole.tfrecord'}",
     )
-    log = output_of(process)
-    assert "MirroredStrategy: 2 devices of 1 worker(s) share each batch" in log
-    assert "batches of 16 videos, 8 on each device" in log
-    np.testing.assert_allclose(losses(log), one_device[0], rtol=1e-4)
-    assert_close(tmp_path / "weights.npz", one_device[1])
+    one_device, separator, mirrored = output_of(process).partition("MirroredStrategy: ")
+    assert len(losses(one_device)) == 20
+    assert losses(one_device)[-1] < losses(one_device)[0]
+    return folder, one_device, separator + mirrored
 
 
-def test_two_workers_train_as_one_device_and_end_equal(data, one_device, tmp_path):
+@pytest.mark.slow
+def test_two_devices_train_as_one(trained_twice):
+    folder, one_device, mirrored = trained_twice
+    assert "MirroredStrategy: 2 devices of 1 worker(s) share each batch" in mirrored
+    assert "batches of 16 videos, 8 on each device" in mirrored
+    np.testing.assert_allclose(losses(mirrored), losses(one_device), rtol=1e-4)
+    assert_close(folder / "mirrored.npz", folder / "one_device.npz")
+
+
+@pytest.mark.slow
+def test_two_workers_train_as_one_device_and_end_equal(data, trained_twice, tmp_path):
+    folder, one_device, _ = trained_twice
     workers = start_workers(
         "tests/train_replicas.py",
         1,
+        "multi_worker",
         tmp_path / "weights{worker}.npz",
         *SETTINGS,
         "--max_steps=20",
@@ -170,8 +188,8 @@ def test_two_workers_train_as_one_device_and_end_equal(data, one_device, tmp_pat
         f"--train_data_pattern={data / 'halves' / '*'}",
     )
     chief, other = map(output_of, workers)
-    np.testing.assert_allclose(losses(chief), one_device[0], rtol=1e-4)
-    assert_close(tmp_path / "weights0.npz", one_device[1])
+    np.testing.assert_allclose(losses(chief), losses(one_device), rtol=1e-4)
+    assert_close(tmp_path / "weights0.npz", folder / "one_device.npz")
     first, second = (np.load(tmp_path / f"weights{worker}.npz") for worker in range(2))
     for path in first:
         np.testing.assert_array_equal(first[path], second[path], err_msg=path)
@@ -180,10 +198,14 @@ def test_two_workers_train_as_one_device_and_end_equal(data, one_device, tmp_pat
     assert events.name.startswith("events.out.tfevents")
 
 
-def test_a_killed_worker_stops_the_others_and_all_go_on_together(data, tmp_path):
+@pytest.mark.slow
+def test_workers_stop_and_resume_together(data, tmp_path):
     command = (
         "train.py",
-        *SETTINGS,
+        "--model=FrameLevelLogisticModel",
+        "--batch_size=16",
+        "--log_steps=1",
+        *SMALL_DATA,
         "--num_epochs=1000000",
         "--export_model_steps=20",
         f"--train_dir={tmp_path / 'run'}",
@@ -202,7 +224,7 @@ def test_a_killed_worker_stops_the_others_and_all_go_on_together(data, tmp_path)
     assert saved >= 20
     assert saved % 20 == 0
 
-    # A machine that will be taken away says so to its worker alone.
+    # SIGTERM reaches only the worker on the machine that will be taken away.
     chief, other = start_workers(*command)
     wait_for_step(chief, saved + 5)
     other.send_signal(signal.SIGTERM)
@@ -216,7 +238,7 @@ def test_a_killed_worker_stops_the_others_and_all_go_on_together(data, tmp_path)
         assert int(step) >= saved + 5
 
 
-def test_after_sigterm_the_next_start_goes_on_at_that_step(tmp_path, frame_data, monkeypatch):
+def test_after_sigterm_the_next_start_resumes_at_that_step(tmp_path, video_data, monkeypatch):
     write = train.TrainingLog.write
 
     def write_then_terminate(log, outputs):
@@ -224,35 +246,36 @@ def test_after_sigterm_the_next_start_goes_on_at_that_step(tmp_path, frame_data,
         if log._trainer.step == 13:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    run_small(tmp_path / "unbroken", frame_data, "--max_steps=20", "--log_steps=13")
+    arguments = (video_data, "--max_steps=20", "--log_steps=13")
+    train_logistic(tmp_path / "unbroken", *arguments)
     with monkeypatch.context() as patch:
         patch.setattr(train.TrainingLog, "write", write_then_terminate)
-        run_small(tmp_path / "stopped", frame_data, "--max_steps=20", "--log_steps=13")
+        train_logistic(tmp_path / "stopped", *arguments)
     assert checkpoints.names(str(tmp_path / "stopped")) == ["model.ckpt-13"]
-    run_small(tmp_path / "stopped", frame_data, "--max_steps=20", "--log_steps=13")
+    train_logistic(tmp_path / "stopped", *arguments)
     unbroken, stopped = weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "stopped")
     for path, weight in unbroken.items():
         np.testing.assert_array_equal(weight, stopped[path], err_msg=path)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_checkpoints_are_also_saved_after_a_time(tmp_path, frame_data, monkeypatch):
-    # Each look at the clock takes a second; there are two in a call of steps that saves.
+def test_checkpoints_are_also_saved_after_a_time(tmp_path, video_data, monkeypatch):
+    # Each reading of the clock takes a second; a step that saves reads it twice.
     clock = types.SimpleNamespace(
         monotonic=itertools.count().__next__, perf_counter=time.perf_counter
     )
-    monkeypatch.setattr(train.trainer, "time", clock)
+    monkeypatch.setattr(train, "time", clock)
     arguments = ("--max_steps=10", "--log_steps=1", "--checkpoint_secs=4")
-    run_small(tmp_path, frame_data, *arguments, "--export_model_steps=100")
+    train_logistic(tmp_path, video_data, *arguments, "--export_model_steps=100")
     assert checkpoints.names(str(tmp_path)) == ["model.ckpt-10", "model.ckpt-3", "model.ckpt-7"]
 
 
 @pytest.mark.parametrize(
     ("tf_config", "message"),
     [
-        ("{", "TF_CONFIG must be as"),
-        ("[]", "TF_CONFIG must be as"),
-        ('{"cluster": {"worker": ["a:1", "b:1"]}}', "TF_CONFIG must be as"),
+        ("{", "TF_CONFIG must look like"),
+        ("[]", "TF_CONFIG must look like"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}}', "TF_CONFIG must look like"),
         (
             '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "ps", "index": 0}}',
             "Received types ps",
@@ -263,12 +286,12 @@ def test_checkpoints_are_also_saved_after_a_time(tmp_path, frame_data, monkeypat
         ),
     ],
 )
-def test_a_tf_config_that_is_not_usable_is_refused(tf_config, message):
+def test_an_unusable_tf_config_is_rejected(tf_config, message):
     with pytest.raises(InputError, match=message):
         distribution.workers_of(tf_config)
 
 
-def test_the_chief_is_the_first_worker_unless_there_is_one():
+def test_the_first_worker_is_the_chief_unless_one_is_named():
     cluster = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": "1"}}
     workers, own = distribution.workers_of(json.dumps(cluster))
     assert (workers, own) == ([("worker", 0), ("worker", 1)], ("worker", 1))
@@ -295,21 +318,19 @@ def test_a_cluster_of_one_machine_is_one_device(monkeypatch):
         (["--checkpoint_secs=0"], "--checkpoint_secs must be above 0"),
     ],
 )
-def test_a_distribution_that_there_is_not_is_refused(
-    tmp_path, frame_data, monkeypatch, flags, message
-):
+def test_an_unavailable_distribution_is_rejected(tmp_path, video_data, monkeypatch, flags, message):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(InputError, match=message):
-        run_small(tmp_path, frame_data, *flags)
+        train_logistic(tmp_path, video_data, *flags)
 
 
 class ThreeReplicas:
-    """Stands for a strategy of three devices."""
+    """Stands in for a strategy with three devices."""
 
     num_replicas_in_sync = 3
 
 
-def test_batches_and_files_must_suffice_for_all():
+def test_there_must_be_videos_and_files_for_every_worker():
     three = distribution.Distribution(ThreeReplicas(), num_workers=3)
     three.check_batch_size(12)
     three.check_num_files(3)
@@ -319,7 +340,7 @@ def test_batches_and_files_must_suffice_for_all():
         three.check_num_files(2)
 
 
-def test_replicas_draw_different_numbers_from_equal_states():
+def test_replicas_draw_different_random_numbers_from_equal_states():
     drawn, states = [], []
     for replica in (None, layers.Replica(0, list), layers.Replica(1, list)):
         generator = layers.SeedGenerator(seed=3)
@@ -331,23 +352,35 @@ def test_replicas_draw_different_numbers_from_equal_states():
     np.testing.assert_array_equal(states[0], states[2])
 
 
-@pytest.mark.parametrize("name", test_models.SMALL)
-def test_the_training_step_compiles_as_tpus_need_it(name):
-    sizes = {"num_classes": 4, "feature_sizes": (6, 3)}
-    hyperparameters = dict(test_models.SMALL[name])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("MoeModel", {"optimizer": "Adam", "ema_decay": 0.9}),
+        ("DbofModel", {}),
+        *(
+            pytest.param(name, {}, marks=pytest.mark.slow)
+            for name in ("LstmModel", "GruModel", "SoftBoFModel", "EFNLNetVLADModel")
+        ),
+    ],
+)
+def test_the_training_step_compiles_as_a_whole_as_tpus_require(name, settings):
+    hyperparameters = dict(small_models.SMALL[name])
     if "iterations" in hyperparameters:
         hyperparameters["iterations"] = 5
-    config = RunConfig(name, hyperparameters=hyperparameters, ema_decay=0.9, **sizes)
+    sizes = {"num_classes": 4, "feature_sizes": (6, 3)}
+    config = RunConfig(
+        name, hyperparameters=hyperparameters, **{"optimizer": "SGD", **sizes, **settings}
+    )
     model = config.build_model()
     optimizer = config.build_optimizer()
     optimizer.build(model.trainable_variables)
-    stepper = Trainer(config, model, optimizer, tf.distribute.get_strategy())
+    trainer = Trainer(config, model, optimizer, tf.distribute.get_strategy())
     inputs = tf.ones([8, 9])
     if config.frame_level:
         frames = tf.cast(tf.reshape(tf.range(8 * 7 * 9) % 251, [8, 7, 9]), tf.uint8)
         inputs = {"frames": frames, "num_frames": tf.constant([7, 3, 1, 4, 7, 2, 5, 6])}
     before = model.get_weights()
-    step = tf.function(stepper._replica_step, autograph=False, jit_compile=True)
+    step = tf.function(trainer._replica_step, autograph=False, jit_compile=True)
     losses, predictions = step(inputs, tf.one_hot([0, 1, 2, 3] * 2, 4))
     assert np.isfinite(losses).all()
     assert predictions.shape == (8, 4)

@@ -1,4 +1,4 @@
-"""Compares the losses with plain loops, written from their definitions."""
+"""Every loss equals its definition, written as a plain loop."""
 
 import math
 
@@ -47,7 +47,7 @@ def reference_mean(name, labels, predictions):
 
 
 def make_labels(dtype=np.float32):
-    """Labels of four videos, of which the second has none and the third all."""
+    """Returns the labels of four videos; the second has none and the third has all."""
     return np.array([[1, 0, 1, 0, 0], [0] * 5, [1] * 5, [0, 1, 0, 0, 0]], dtype)
 
 
@@ -86,7 +86,7 @@ def test_cross_entropy_of_certain_predictions_is_finite():
     assert right == pytest.approx(-2 * math.log(1 + 1e-5), rel=0.02)
 
 
-def test_hinge_loss_counts_from_its_margin():
+def test_the_margin_of_hinge_loss_can_be_set():
     labels, scores = np.array([[1.0, 0.0]]), np.array([[0.5, 0.25]])
     # max(0, 0.6 - 0.5) + max(0, 0.6 + 0.25)
     assert float(losses.HingeLoss(margin=0.6)(labels, scores)) == pytest.approx(0.95, rel=1e-5)
@@ -101,13 +101,13 @@ def test_softmax_loss_of_large_scores_is_finite():
     assert float(loss) == pytest.approx(1000, rel=1e-5)
 
 
-def test_get_loss_returns_a_keras_loss_of_the_name():
+def test_get_loss_returns_the_keras_loss_of_that_name():
     for name in losses.LOSSES:
         loss = losses.get_loss(name)
         assert isinstance(loss, keras.losses.Loss)
         assert type(loss).__name__ == name
 
 
-def test_unknown_loss_lists_what_there_is():
+def test_an_unknown_loss_is_rejected_listing_the_known_ones():
     with pytest.raises(InputError, match=r"'Focal'.*CrossEntropyLoss, HingeLoss, SoftmaxLoss"):
         losses.get_loss("Focal")

@@ -1,4 +1,4 @@
-"""Every layer against a loop in float64 over its formula: values, gradients, what leaves it be."""
+"""The layers over frames: values and gradients of their formulas, and what changes neither."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ import tensorflow as tf
 import layer_references as references
 import layers
 import nonlocal_vlad
+from gradient_checks import assert_close, assert_gradients_equal_finite_differences
 from utils import InputError
 
 SIZE = 3
@@ -51,7 +52,7 @@ FRAME_LAYERS = {
         references.soft_bag_of_features,
     ),
 }
-# Of these the output for a frame stands at the frame's place; the others sum over the frames.
+# These have one output per frame; the others sum over the frames.
 ONE_OUTPUT_PER_FRAME = ("batch norm", "soft assignment")
 SUMMING_LAYERS = [name for name in FRAME_LAYERS if name not in ONE_OUTPUT_PER_FRAME]
 EVERY_FRAME_LAYER = pytest.mark.parametrize("name", FRAME_LAYERS)
@@ -63,7 +64,7 @@ BLOCKS = pytest.mark.parametrize(
 
 
 def make(name):
-    """A layer with random weights."""
+    """Returns a layer with random weights."""
     layer = FRAME_LAYERS[name][0]()
     layer(make_frames(), FRAME_WEIGHTS)
     references.randomize(layer)
@@ -75,67 +76,12 @@ def make_frames(seed=0):
 
 
 def make_block(**options):
-    """A non-local block with random weights, and descriptors for it."""
+    """Returns a non-local block with random weights, and residuals for it."""
     layer = nonlocal_vlad.NonLocalBlock(2, **options)
     x = np.random.default_rng(3).normal(size=(2, CLUSTERS, SIZE)).astype(np.float32)
     layer(x)
     references.randomize(layer)
     return layer, x
-
-
-def make_gating():
-    layer = layers.ContextGating()
-    x = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
-    layer(x)
-    references.randomize(layer)
-    return layer, x
-
-
-def assert_close(actual, expected):
-    """Equal to a hundred-thousandth of each value, or, near 0, of the largest."""
-    largest = np.max(np.abs(expected))
-    np.testing.assert_allclose(np.asarray(actual), expected, rtol=1e-5, atol=1e-6 * largest)
-
-
-def assert_gradients_equal_finite_differences(layer, call, reference, x):
-    """Compares gradients of a random linear function of the output.
-
-    Args:
-        layer: with random weights.
-        call: function from the input to the output of the layer.
-        reference: function from input and dict of weights to the output, in float64.
-        x: the input.
-    """
-    x = tf.constant(x)
-    weights = references.weights_of(layer)
-    factors = np.random.default_rng(7).normal(size=call(x).shape)
-    variables = {weight.path.partition("/")[2]: weight for weight in layer.trainable_weights}
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        function = tf.reduce_sum(call(x) * factors.astype(np.float32))
-    sources = {"input": x, **{path: variable.value for path, variable in variables.items()}}
-    gradients = tape.gradient(function, sources)
-    for path, gradient in gradients.items():
-
-        def value(array, path=path):
-            if path == "input":
-                return np.sum(factors * reference(array, weights))
-            return np.sum(factors * reference(x.numpy().astype(float), {**weights, path: array}))
-
-        expected = central_differences(value, np.asarray(sources[path]).astype(np.float64))
-        largest = np.max(np.abs(expected))
-        assert largest > 1e-3
-        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5 * largest, err_msg=path)
-
-
-def central_differences(function, array, step=1e-5):
-    gradient = np.zeros_like(array)
-    for index in np.ndindex(array.shape):
-        changed = [array.copy(), array.copy()]
-        changed[0][index] += step
-        changed[1][index] -= step
-        gradient[index] = (function(changed[0]) - function(changed[1])) / (2 * step)
-    return gradient
 
 
 @EVERY_FRAME_LAYER
@@ -158,15 +104,6 @@ def test_gradients_of_layer_over_frames_equal_finite_differences(name, training)
         lambda x, weights: reference(x, FRAME_WEIGHTS, weights, training),
         make_frames(),
     )
-
-
-@BOTH_MODES
-def test_batch_norm_of_rows_without_weights_equals_its_formula(training):
-    layer, rows = layers.BatchNorm(), make_frames()[0]
-    layer(rows)
-    references.randomize(layer)
-    expected = references.batch_norm(rows.astype(float), references.weights_of(layer), training)
-    assert_close(layer(rows, training=training), expected)
 
 
 @BLOCKS
@@ -197,63 +134,20 @@ def test_gaussian_block_has_no_weights_that_it_does_not_use():
 
 
 @pytest.mark.parametrize("pairwise", PAIRWISE)
-def test_nonlocal_block_treats_descriptors_as_a_set(pairwise):
+def test_nonlocal_block_treats_residuals_as_a_set(pairwise):
     layer, x = make_block(pairwise=pairwise)
     order = [2, 0, 3, 1]
     assert_close(layer(x[:, order]), np.asarray(layer(x))[:, order])
 
 
-def test_nonlocal_block_lets_no_video_see_another():
+def test_nonlocal_block_keeps_videos_apart():
     layer, x = make_block()
     assert_close(layer(x[:1]), layer(x)[:1])
 
 
-@BOTH_MODES
-def test_context_gating_equals_its_formula(training):
-    layer, x = make_gating()
-    expected = references.context_gating(x.astype(float), references.weights_of(layer), training)
-    assert_close(layer(x, training=training), expected)
-
-
-@BOTH_MODES
-def test_gradients_of_context_gating_equal_finite_differences(training):
-    layer, x = make_gating()
-    assert_gradients_equal_finite_differences(
-        layer,
-        lambda x: layer(x, training=training),
-        lambda x, weights: references.context_gating(x, weights, training),
-        x,
-    )
-
-
-def test_l2_normalize_makes_length_one_and_keeps_zero_and_its_gradient_finite():
-    x = make_frames()
-    x[1] = 0
-    expected = [[references.unit_vector(row) for row in rows] for rows in x.astype(float)]
-    tensor = tf.constant(x)
-    with tf.GradientTape() as tape:
-        tape.watch(tensor)
-        actual = layers.l2_normalize(tensor)
-    assert_close(actual, expected)
-    assert np.all(np.isfinite(tape.gradient(actual, tensor)))
-
-
-def test_gradient_of_l2_normalize_equals_finite_differences():
-    x = tf.constant(make_frames()[0])
-    factors = np.random.default_rng(7).normal(size=x.shape)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        function = tf.reduce_sum(layers.l2_normalize(x) * factors.astype(np.float32))
-    expected = central_differences(
-        lambda rows: np.sum(factors * [references.unit_vector(row) for row in rows]),
-        x.numpy().astype(float),
-    )
-    np.testing.assert_allclose(tape.gradient(function, x), expected, rtol=1e-4, atol=1e-5)
-
-
 @EVERY_FRAME_LAYER
 @BOTH_MODES
-def test_frame_of_weight_n_counts_as_n_frames(name, training):
+def test_a_frame_of_weight_n_counts_as_n_frames(name, training):
     layer, frames = make(name), make_frames()
     counts = FRAME_WEIGHTS.astype(int)
     repeated = np.array(
@@ -270,7 +164,7 @@ def test_frame_of_weight_n_counts_as_n_frames(name, training):
 
 @EVERY_FRAME_LAYER
 @BOTH_MODES
-def test_frame_of_weight_zero_counts_as_absent(name, training):
+def test_a_frame_of_weight_zero_counts_as_absent(name, training):
     layer, frames = make(name), make_frames()
     absent, present = [1, 4], [0, 2, 3]
     frame_weights = FRAME_WEIGHTS.copy()
@@ -290,7 +184,7 @@ def test_assignments_of_a_frame_sum_to_one():
 
 
 @pytest.mark.parametrize("name", SUMMING_LAYERS)
-def test_several_samplings_at_once_equal_each_by_itself(name):
+def test_several_samplings_at_once_equal_one_after_another(name):
     layer, frames = make(name), make_frames()
     samplings = np.stack([FRAME_WEIGHTS, FRAME_WEIGHTS[::-1], np.ones_like(FRAME_WEIGHTS)], axis=1)
     actual = np.asarray(layer(frames, samplings)).reshape(len(frames), 3, -1)
@@ -300,7 +194,7 @@ def test_several_samplings_at_once_equal_each_by_itself(name):
 
 @pytest.mark.parametrize("name", SUMMING_LAYERS)
 @BOTH_MODES
-def test_order_of_the_frames_changes_no_sum_over_them(name, training):
+def test_the_order_of_the_frames_does_not_change_sums_over_them(name, training):
     layer, frames = make(name), make_frames()
     order = [3, 0, 4, 2, 1]
     expected = layer(frames, FRAME_WEIGHTS, training=training)
@@ -309,20 +203,20 @@ def test_order_of_the_frames_changes_no_sum_over_them(name, training):
 
 
 @pytest.mark.parametrize("name", SUMMING_LAYERS)
-def test_sum_over_frames_is_a_vector_of_length_one(name):
+def test_a_sum_over_frames_has_norm_one(name):
     output = make(name)(make_frames(), FRAME_WEIGHTS)
     assert_close(np.linalg.norm(output, axis=-1), np.ones(len(FRAME_WEIGHTS)))
 
 
-def test_each_descriptor_has_the_same_length():
-    descriptors = np.reshape(
+def test_the_residuals_of_all_clusters_have_the_same_norm():
+    residuals = np.reshape(
         make("non-local NetVLAD")(make_frames(), FRAME_WEIGHTS), (-1, CLUSTERS, SIZE)
     )
-    assert_close(np.linalg.norm(descriptors, axis=-1), np.full((3, CLUSTERS), CLUSTERS**-0.5))
+    assert_close(np.linalg.norm(residuals, axis=-1), np.full((3, CLUSTERS), CLUSTERS**-0.5))
 
 
 @pytest.mark.parametrize("name", [name for name in FRAME_LAYERS if name != "batch norm"])
-def test_averages_move_towards_the_weighted_statistics_of_the_products(name):
+def test_moving_averages_follow_the_weighted_statistics_of_the_products(name):
     layer, frames = make(name), make_frames()
 
     def weights():
@@ -330,7 +224,7 @@ def test_averages_move_towards_the_weighted_statistics_of_the_products(name):
         return {path.removeprefix("assignment/"): value for path, value in found.items()}
 
     assignment = getattr(layer, "assignment", layer)
-    assignment.norm.num_updates.assign(8)  # At the ninth update half of the averages is kept.
+    assignment.norm.num_updates.assign(8)  # The ninth update keeps half of the averages.
     before = weights()
     layer(frames, FRAME_WEIGHTS, training=True)
     after = weights()
@@ -341,7 +235,7 @@ def test_averages_move_towards_the_weighted_statistics_of_the_products(name):
     assert after["norm/num_updates"] == 9
 
 
-def test_inference_changes_no_weight():
+def test_inference_does_not_change_weights():
     for name in FRAME_LAYERS:
         layer = make(name)
         before = layer.get_weights()
@@ -355,23 +249,23 @@ def test_inference_changes_no_weight():
     [nonlocal_vlad.SoftAssignment, nonlocal_vlad.NetVLAD, nonlocal_vlad.SoftBagOfFeatures],
 )
 @pytest.mark.parametrize("clusters", [0, -3])
-def test_fewer_clusters_than_one_are_refused(layer, clusters):
+def test_fewer_clusters_than_one_are_rejected(layer, clusters):
     with pytest.raises(InputError, match=f"^clusters must be at least 1. Received: {clusters}$"):
         layer(clusters)
 
 
-def test_embedding_of_size_zero_is_refused():
+def test_an_embedding_of_size_zero_is_rejected():
     with pytest.raises(InputError, match=r"^embedding_dim must be at least 1. Received: 0$"):
         nonlocal_vlad.NonLocalBlock(0)
 
 
 @pytest.mark.parametrize("scale", [0, 0.0, -0.5, float("nan")])
-def test_scale_that_is_not_above_zero_is_refused(scale):
+def test_a_scale_that_is_not_above_zero_is_rejected(scale):
     with pytest.raises(ValueError, match=f"^scale must be above 0. Received: {scale}$"):
         nonlocal_vlad.NonLocalBlock(2, scale=scale)
 
 
-def test_unknown_pairwise_function_is_refused_naming_what_there_is():
+def test_an_unknown_pairwise_function_is_rejected_naming_the_known_ones():
     message = (
         "^pairwise must be one of embedded_gaussian, gaussian, dot_product. Received: 'concat'$"
     )
@@ -393,36 +287,7 @@ def test_weights_have_the_shapes_of_the_formulas():
     }
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (3, 5, 4)])
-def test_gradient_of_normalisation_is_the_derived_one(shape):
-    rng = np.random.default_rng(2)
-    x = tf.constant(rng.normal(size=shape).astype(np.float32))
-    weights = tf.constant(rng.integers(0, 3, shape[:-1]).astype(np.float32))
-    shares = weights / tf.reduce_sum(weights)
-    gamma, beta = (tf.constant(values) for values in rng.normal(size=(2, 4)).astype(np.float32))
-    direction = tf.constant(rng.normal(size=shape).astype(np.float32))
-
-    def derived(x, gamma, beta):
-        axes = list(range(len(shape) - 1))
-        mean = tf.reduce_sum(shares[..., None] * x, axes)
-        variance = tf.reduce_sum(shares[..., None] * tf.square(x - mean), axes)
-        return gamma * (x - mean) * tf.math.rsqrt(variance + 1e-3) + beta
-
-    def by_hand(x, gamma, beta):
-        return layers.normalize_rows(x, shares, gamma, beta, 1e-3)[0]
-
-    results = []
-    for function in (derived, by_hand):
-        with tf.GradientTape() as tape:
-            tape.watch([x, gamma, beta])
-            output = function(x, gamma, beta)
-            loss = tf.reduce_sum(output * direction)
-        results.append([output, *tape.gradient(loss, [x, gamma, beta])])
-    for expected, actual in zip(*results, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_gradient_of_a_weighted_sum_is_the_derived_one():
+def test_the_gradient_of_a_weighted_sum_is_the_derived_one():
     rng = np.random.default_rng(2)
     weights, rows, direction = (
         tf.constant(rng.normal(size=shape).astype(np.float32))
@@ -435,17 +300,3 @@ def test_gradient_of_a_weighted_sum_is_the_derived_one():
     np.testing.assert_allclose(sums, np.einsum("BT,BTK->BK", weights, rows), rtol=1e-5, atol=1e-6)
     expected = np.einsum("BT,BK->BTK", weights, direction)
     np.testing.assert_allclose(tape.gradient(loss, rows), expected, rtol=1e-5)
-
-
-def test_an_offset_before_normalisation_changes_the_moving_mean_alone():
-    rng = np.random.default_rng(4)
-    x, offset = rng.normal(size=(6, 3)).astype(np.float32), np.float32([1.0, -2.0, 0.5])
-    apart, added = layers.BatchNorm(), layers.BatchNorm()
-    for training in (True, False):
-        np.testing.assert_allclose(
-            apart(x, training=training, offset=offset),
-            added(x + offset, training=training),
-            rtol=1e-4,
-            atol=1e-5,
-        )
-    np.testing.assert_allclose(apart.moving_mean, added.moving_mean, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The gradient of the GRU, which is written by hand, against the one that TensorFlow derives."""
+"""The GRU's handwritten gradient equals the one that TensorFlow derives."""
 
 import numpy as np
 import pytest
@@ -15,11 +15,11 @@ REAL = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
 
 @pytest.fixture(scope="module")
 def results():
-    """States, final states and gradients, by whether TensorFlow derived the gradient."""
+    """States, final states and gradients, by whether TensorFlow derives the gradient."""
     rng = np.random.default_rng(3)
     frames = tf.constant(rng.normal(size=(*REAL.shape, 4)).astype(np.float32))
-    # Weights of the outputs, so that each has its own share in the gradient.
-    shares = [rng.normal(size=(*REAL.shape, 6)), rng.normal(size=(len(LENGTHS), 6))]
+    # Factors on the outputs, so each contributes differently to the gradient.
+    factors = [rng.normal(size=(*REAL.shape, 6)), rng.normal(size=(len(LENGTHS), 6))]
     layer = recurrent.GRU(6)
     layer.build(frames.shape)
     references.randomize(layer)
@@ -34,8 +34,8 @@ def results():
             outputs = layer(frames, tf.constant(REAL))
             total = tf.add_n(
                 [
-                    tf.reduce_sum(output * share.astype(np.float32))
-                    for output, share in zip(outputs, shares, strict=True)
+                    tf.reduce_sum(output * factor.astype(np.float32))
+                    for output, factor in zip(outputs, factors, strict=True)
                 ]
             )
         weights = [weight.value for weight in layer.trainable_weights]
@@ -49,23 +49,23 @@ def test_states_do_not_depend_on_the_gradient(results):
         np.testing.assert_array_equal(own, derived)
 
 
-def test_state_rests_at_padding(results):
+def test_padding_does_not_change_the_state(results):
     states, last = (np.asarray(output) for output in results[False][0])
     for row, length in enumerate(LENGTHS):
         np.testing.assert_array_equal(states[row, length:], states[row, length - 1 : -1])
         np.testing.assert_array_equal(last[row], states[row, length - 1])
 
 
-def test_gradient_is_the_derived_one(results):
+def test_the_gradient_is_the_derived_one(results):
     for derived, own in zip(results[True][1], results[False][1], strict=True):
         assert np.abs(derived).max() > 0.1
         np.testing.assert_allclose(own, derived, rtol=1e-5, atol=1e-6)
 
 
-def test_states_and_gradients_are_those_of_keras():
+def test_states_and_gradients_equal_those_of_keras():
     rng = np.random.default_rng(4)
     frames = tf.constant(rng.normal(size=(*REAL.shape, 4)).astype(np.float32))
-    share = rng.normal(size=(*REAL.shape, 6)).astype(np.float32)
+    factor = rng.normal(size=(*REAL.shape, 6)).astype(np.float32)
     layer = recurrent.GRU(6)
     layer.build(frames.shape)
     references.randomize(layer)
@@ -73,9 +73,9 @@ def test_states_and_gradients_are_those_of_keras():
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(frames)
         states, last = layer(frames, tf.constant(REAL))
-        total = tf.reduce_sum(states * share) + tf.reduce_sum(last)
+        total = tf.reduce_sum(states * factor) + tf.reduce_sum(last)
         twin_states, twin_last = twin(frames, mask=tf.constant(REAL))
-        twin_total = tf.reduce_sum(twin_states * share) + tf.reduce_sum(twin_last)
+        twin_total = tf.reduce_sum(twin_states * factor) + tf.reduce_sum(twin_last)
     projection = layer.input_projection
     weights = [projection.kernel, layer.gates, layer.candidate, projection.bias]
     d_frames, kernel, gates, candidate, bias = tape.gradient(
@@ -117,7 +117,7 @@ def test_matrices_in_bfloat16_change_states_and_gradients_little():
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_a_stack_predicts_the_final_states_of_its_layers(layers):
+def test_a_stack_returns_the_same_final_states_in_prediction(layers):
     rng = np.random.default_rng(5)
     q = tf.constant(rng.integers(0, 256, (*REAL.shape, 4), dtype=np.uint8))
     frames = QuantizedFrames(q, inverse_norms(q)).affine(*rng.normal(size=(2, 4)))

@@ -1,26 +1,20 @@
-"""The update of the weights: clipping, penalties and gradients of products in bfloat16."""
-
-import shutil
-import types
+"""The update of the weights: clipping, penalties, gradients of bfloat16 products, averages."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import distribution
 import layers
 import losses
 import registry
 import trainer
 from run_config import RunConfig
 
-SIZES = {"num_classes": 4, "feature_sizes": (6, 3)}
-
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (8,), (19,), (5, 3), (16, 3), (21, 2, 3)])
 @pytest.mark.parametrize("factor", [0.0, 1e-3, 1.0, 1e3])
-def test_clipping_is_that_of_tensorflow(shape, factor):
+def test_gradients_are_clipped_as_by_tensorflow(shape, factor):
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32) * np.float32(factor)
     gradient = tf.constant(values)
     expected = tf.clip_by_norm(gradient, 0.5)
@@ -39,8 +33,22 @@ def sgd_config(**settings):
     )
 
 
+def make_trainer(config, model):
+    """Returns a `Trainer` of any model with inputs `[3, 5]` and outputs `[3, 4]`."""
+    optimizer = config.build_optimizer()
+    optimizer.build(model.trainable_variables)
+    return trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
+
+
+def make_batches(count):
+    """Returns an iterator over batches of random inputs `[3, 5]` and labels."""
+    x = np.random.default_rng(1).normal(size=(count, 3, 5)).astype(np.float32)
+    labels = np.tile(np.eye(4, dtype=np.float32)[:3], (count, 1, 1))
+    return iter(tf.data.Dataset.from_tensor_slices((x, labels)))
+
+
 class AddsLoss(keras.Model):
-    """A linear model with a penalty of its weights and a loss that it adds."""
+    """A linear model that penalizes its weights and adds a loss of its own."""
 
     def __init__(self):
         super().__init__()
@@ -56,12 +64,10 @@ class AddsLoss(keras.Model):
 
 def test_an_update_follows_loss_added_losses_and_penalties():
     config = sgd_config(base_learning_rate=1.0, regularization_penalty=0.7, clip_gradient_norm=0.05)
-    rng = np.random.default_rng(1)
-    x = tf.constant(rng.normal(size=(3, 5)).astype(np.float32))
-    labels = tf.constant(np.eye(4, dtype=np.float32)[:3])
     model = AddsLoss()
     kernel, bias = (tf.constant(weight) for weight in model.dense.get_weights())
 
+    x, labels = next(make_batches(1))
     with tf.GradientTape() as tape:
         tape.watch([kernel, bias])
         y = tf.matmul(x, kernel) + bias
@@ -70,10 +76,7 @@ def test_an_update_follows_loss_added_losses_and_penalties():
         loss = losses.CrossEntropyLoss()(labels, tf.sigmoid(y)) + 0.7 * penalty
     gradients = tape.gradient(loss, [kernel, bias])
 
-    optimizer = config.build_optimizer()
-    optimizer.build(model.trainable_variables)
-    stepper = trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
-    stepper.run(iter(tf.data.Dataset.from_tensors((x, labels))), 1)
+    make_trainer(config, model).run(make_batches(1), 1)
     for weight, before, gradient in zip(
         model.trainable_variables, (kernel, bias), gradients, strict=True
     ):
@@ -81,11 +84,11 @@ def test_an_update_follows_loss_added_losses_and_penalties():
         np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_gradients_of_products_in_bfloat16_keep_their_type_and_value():
+def test_gradients_of_bfloat16_products_keep_their_dtype_and_value():
     with layers.matmul_policy("mixed_bfloat16"):
         layer = layers.Linear(4)
     layer.build((None, 5))
-    x = tf.constant(np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32))
+    x, _ = next(make_batches(1))
 
     @tf.function(autograph=False)
     def gradients():
@@ -101,8 +104,8 @@ def test_gradients_of_products_in_bfloat16_keep_their_type_and_value():
     np.testing.assert_array_equal(computed_bias, bias)
 
 
-def test_a_model_of_the_project_has_penalties_that_the_update_finds():
-    model = registry.build_model("MoeModel", **SIZES)
+def test_the_penalties_of_a_registered_model_belong_to_its_matrices():
+    model = registry.build_model("MoeModel", num_classes=4, feature_sizes=(6, 3))
     model(tf.ones([2, 9]))
     assert [w.path for w in model.trainable_variables if w.regularizer is not None] == [
         "MoeModel/gates/kernel",
@@ -111,8 +114,8 @@ def test_a_model_of_the_project_has_penalties_that_the_update_finds():
     assert len(model.losses) == 2
 
 
-class PenalisesUnused(AddsLoss):
-    """Has a penalised layer that predicts nothing."""
+class PenalizesUnused(AddsLoss):
+    """Penalizes a layer that the predictions do not depend on."""
 
     def __init__(self):
         super().__init__()
@@ -121,35 +124,44 @@ class PenalisesUnused(AddsLoss):
         self.unused.build((None, 3))
 
 
-def test_a_penalised_weight_that_predicts_nothing_shrinks(caplog):
+def test_a_penalized_weight_without_effect_on_predictions_shrinks(caplog):
     config = sgd_config(base_learning_rate=0.5, clip_gradient_norm=0.0)
-    model = PenalisesUnused()
+    model = PenalizesUnused()
     kernel = model.unused.get_weights()[0]
-    optimizer = config.build_optimizer()
-    optimizer.build(model.trainable_variables)
-    stepper = trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
-    stepper.run(iter(tf.data.Dataset.from_tensors((tf.ones([3, 5]), tf.zeros([3, 4])))), 1)
+    make_trainer(config, model).run(make_batches(1), 1)
     factor = 1 - 0.5 * config.regularization_penalty * 0.2
     np.testing.assert_allclose(model.unused.kernel, factor * kernel, rtol=1e-5)
     assert "does not depend on these weights" in caplog.text
 
 
-@pytest.mark.parametrize("wait", [False, True])
-def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path, wait):
-    folder = tmp_path / "run"
-    manager = tf.train.CheckpointManager(
-        tf.train.Checkpoint(weight=tf.Variable(1.0)), str(folder), 5, checkpoint_name="model.ckpt"
-    )
-    nothing = types.SimpleNamespace(weights=[], variables=[])
-    stepper = types.SimpleNamespace(model=nothing, optimizer=nothing, step=1)
-    workers = distribution.Distribution(tf.distribute.get_strategy())
-    trainer.save(stepper, manager, workers, wait=True)
-    assert (folder / "model.ckpt-1.index").exists()
-    shutil.rmtree(folder)
-    folder.touch()
-    stepper.step = 2
-    if not wait:
-        trainer.save(stepper, manager, workers)  # The error comes while training goes on.
-        stepper.step = 3
-    with pytest.raises(tf.errors.OpError, match="run"):
-        trainer.save(stepper, manager, workers, wait=wait)
+class Normalizes(keras.Model):
+    """A linear model with batch normalization."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = layers.Linear(4, batch_norm=True)
+        self.linear.build((None, 5))
+
+    def call(self, x, training=False):
+        return keras.ops.sigmoid(self.linear(x, training=training))
+
+
+def test_moving_averages_of_weights_follow_their_recurrence():
+    model = Normalizes()
+    running = make_trainer(sgd_config(base_learning_rate=0.3, ema_decay=0.4), model)
+    batches = make_batches(5)
+    for step in range(1, 6):
+        before = {path: np.float64(average) for path, average in running.ema.items()}
+        running.run(batches, 1)
+        # (1 + step) / (10 + step) is below 0.4 up to step 4.
+        decay = min(0.4, (1 + step) / (10 + step))
+        assert {weight.path for weight in model.weights} == set(running.ema)
+        for weight in model.weights:
+            value = np.float64(weight)
+            expected = decay * before[weight.path] + (1 - decay) * value
+            if weight.name == "num_updates":
+                expected = value = step
+            else:
+                assert np.any(before[weight.path] != value)
+            average = running.ema[weight.path]
+            np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-7, err_msg=weight.path)

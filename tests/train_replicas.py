@@ -1,6 +1,9 @@
-"""Runs train.py on N logical CPUs, and writes all that it has trained.
+"""Runs train.py on N logical CPUs, once per mode, and writes all that it has trained.
 
-python tests/train_replicas.py N OUTPUT.npz --flag...
+    python tests/train_replicas.py N MODE,... OUTPUT.npz --flag...
+
+MODE is a value of --distribution. In the file name and the flags, `{mode}` stands for it. Several
+modes in one process save the time to start it.
 """
 
 import pathlib
@@ -15,7 +18,7 @@ import programs
 import train
 
 
-def main(num_devices, output, *arguments):
+def main(num_devices, modes, output, *arguments):
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * int(num_devices)
@@ -23,10 +26,14 @@ def main(num_devices, output, *arguments):
     logging.set_verbosity(logging.INFO)
     made, make_trainer = [], train.make_trainer
     train.make_trainer = lambda *settings: made.append(make_trainer(*settings)) or made[-1]
-    programs.run("train", *arguments)
-    (stepper,) = made
-    variables = [*stepper.model.weights, *stepper.optimizer.variables]
-    np.savez(output, **{variable.path: variable.numpy() for variable in variables})
+    for mode in modes.split(","):
+        flags = (argument.replace("{mode}", mode) for argument in arguments)
+        programs.run("train", f"--distribution={mode}", *flags)
+        trainer = made.pop()
+        variables = [*trainer.model.weights, *trainer.optimizer.variables]
+        values = {variable.path: variable.numpy() for variable in variables}
+        values |= {f"ema/{path}": average.numpy() for path, average in trainer.ema.items()}
+        np.savez(output.replace("{mode}", mode), **values)
 
 
 if __name__ == "__main__":

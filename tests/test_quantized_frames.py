@@ -1,4 +1,4 @@
-"""Frames that stay bytes equal the numbers that they stand for, in every product."""
+"""Products of quantized frames equal those of the floats that they stand for."""
 
 import numpy as np
 import pytest
@@ -18,27 +18,27 @@ REAL = (np.arange(T) < T - 1).astype(np.float32) * np.ones((B, 1), np.float32)
 
 
 def unit_frames():
-    """Frames of length 1 in float64; padding is 0."""
+    """Returns frames of norm 1 in float64; padding is 0."""
     values = utils.dequantize(BYTES.astype(np.float64))
     return values / np.linalg.norm(values, axis=-1, keepdims=True) * REAL[..., None]
 
 
-def stored():
+def quantized():
     return QuantizedFrames(BYTES, np.asarray(inverse_norms(BYTES)) * REAL)
 
 
 CASES = {
-    "of length 1": (stored, unit_frames),
-    "after batch normalisation": (
-        lambda: stored().affine(GAINS, OFFSETS),
+    "of norm 1": (quantized, unit_frames),
+    "after batch normalization": (
+        lambda: quantized().affine(GAINS, OFFSETS),
         lambda: unit_frames() * GAINS + OFFSETS,
     ),
     "of one feature": (
-        lambda: stored().affine(GAINS, OFFSETS).entries(2, 3),
+        lambda: quantized().affine(GAINS, OFFSETS).entries(2, 3),
         lambda: (unit_frames() * GAINS + OFFSETS)[..., 2:5],
     ),
-    "normalised twice": (
-        lambda: stored().affine(GAINS, OFFSETS).affine(OFFSETS, GAINS),
+    "normalized twice": (
+        lambda: quantized().affine(GAINS, OFFSETS).affine(OFFSETS, GAINS),
         lambda: (unit_frames() * GAINS + OFFSETS) * OFFSETS + GAINS,
     ),
 }
@@ -46,7 +46,7 @@ EVERY_CASE = pytest.mark.parametrize("case", CASES)
 
 
 def pair(case):
-    """Stored frames and what they stand for, float64 `[B, T, size]`."""
+    """Returns quantized frames and the floats that they stand for, float64 `[B, T, size]`."""
     frames, expected = CASES[case]
     return frames(), expected()
 
@@ -56,14 +56,14 @@ def assert_close(actual, expected):
 
 
 @EVERY_CASE
-def test_numbers_are_those_of_the_bytes(case):
+def test_floats_follow_from_the_bytes(case):
     frames, expected = pair(case)
     assert_close(frames.to_float(), expected)
     assert tuple(frames.shape) == expected.shape
 
 
 @EVERY_CASE
-def test_projection_is_that_of_the_numbers(case):
+def test_a_projection_equals_that_of_the_floats(case):
     frames, expected = pair(case)
     kernel = KERNEL[: expected.shape[-1]]
     rows, offset = layers.MatmulLayer().project(frames, kernel)
@@ -71,7 +71,7 @@ def test_projection_is_that_of_the_numbers(case):
 
 
 @EVERY_CASE
-def test_weighted_sums_are_those_of_the_numbers(case):
+def test_weighted_sums_equal_those_of_the_floats(case):
     frames, expected = pair(case)
     sums = np.einsum("BTK,BTD->BKD", WEIGHTS.astype(np.float64), expected)
     layer = layers.MatmulLayer()
@@ -80,7 +80,7 @@ def test_weighted_sums_are_those_of_the_numbers(case):
 
 
 @EVERY_CASE
-def test_weighted_residuals_are_those_of_the_numbers(case):
+def test_weighted_residuals_equal_those_of_the_floats(case):
     frames, expected = pair(case)
     centers = np.random.default_rng(1).normal(size=(K, expected.shape[-1])).astype(np.float32)
     residuals = expected[:, :, None] - centers.astype(np.float64)
@@ -90,25 +90,25 @@ def test_weighted_residuals_are_those_of_the_numbers(case):
     assert_close(layer.pool(expected.astype(np.float32), WEIGHTS, centers), sums)
 
 
-def test_moments_are_those_of_the_numbers():
-    frames, expected = pair("after batch normalisation")
-    shares = REAL / REAL.sum()
-    mean, variance = frames.moments(shares)
+def test_moments_equal_those_of_the_floats():
+    frames, expected = pair("after batch normalization")
+    row_weights = REAL / REAL.sum()
+    mean, variance = frames.moments(row_weights)
     rows = expected[REAL > 0]
     assert_close(mean, rows.mean(axis=0))
     assert_close(variance, rows.var(axis=0))
 
 
-def test_products_in_bfloat16_round_no_byte():
+def test_bfloat16_products_round_no_byte():
     with layers.matmul_policy("mixed_bfloat16"):
         layer = layers.MatmulLayer()
     eye = np.eye(D, dtype=np.float32)
     frames = QuantizedFrames(BYTES, np.ones((B, T), np.float32))
     exact, _ = layers.MatmulLayer().project(frames, eye)
     rounded, _ = layer.project(frames, eye)
-    # All lose the same 1/512 of a step of the quantisation, which is in the byte that stands for 0.
+    # The byte that stands for 0 is rounded, so all differ by the same 1/512 of a step.
     np.testing.assert_array_equal(np.asarray(rounded) - np.asarray(exact), 1 / 512)
 
 
-def test_frames_without_gains_are_those_before_batch_normalisation():
-    assert_close(stored().affine(GAINS, OFFSETS).normalized().to_float(), unit_frames())
+def test_normalized_undoes_batch_normalization():
+    assert_close(quantized().affine(GAINS, OFFSETS).normalized().to_float(), unit_frames())

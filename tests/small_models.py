@@ -1,0 +1,153 @@
+"""Small models of every kind with inputs and labels, for tests that go over all models."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+import registry
+
+FEATURE_SIZES = (6, 3)
+D = sum(FEATURE_SIZES)
+NUM_CLASSES = 4
+
+SMALL_NETVLAD = {
+    "iterations": 0,
+    "netvlad_cluster_size": "4,3",
+    "netvlad_hidden_size": 5,
+    "nonlocal_embedding": "2,3",
+}
+CHANGED_NETVLAD = {
+    "iterations": 3,
+    "sample_random_frames": False,
+    "video_level_classifier_model": "LogisticModel",
+    "l2_penalty": 0.5,
+    "netvlad_cluster_size": "3,5",
+    "netvlad_hidden_size": 6,
+    "nonlocal_block": False,
+    "nonlocal_embedding": "3,2",
+    "nonlocal_scale": 0.5,
+    "nonlocal_pairwise": "dot_product",
+    "gating": False,
+}
+
+# Hyperparameters of a small model that otherwise has the defaults.
+SMALL = {
+    "DbofModel": {"iterations": 0, "dbof_cluster_size": 8, "dbof_hidden_size": 5},
+    "EFNLNetVLADModel": SMALL_NETVLAD,
+    "FrameLevelLogisticModel": {},
+    "GruModel": {"gru_cells": 5},
+    "LFNLNetRVLADModel": SMALL_NETVLAD,
+    "LFNLNetVLADModel": SMALL_NETVLAD,
+    "LogisticModel": {},
+    "LstmModel": {"lstm_cells": 5},
+    "MoeModel": {},
+    "SoftBoFModel": {
+        "iterations": 0,
+        "soft_bof_cluster_size": "6,4",
+        "soft_bof_hidden_size": 5,
+    },
+}
+
+# A small model in which every hyperparameter differs from its default.
+CHANGED = {
+    "DbofModel": {
+        "iterations": 3,
+        "sample_random_frames": False,
+        "video_level_classifier_model": "LogisticModel",
+        "l2_penalty": 0.5,
+        "dbof_cluster_size": 7,
+        "dbof_hidden_size": 6,
+        "dbof_pooling_method": "average",
+        "dbof_add_batch_norm": False,
+    },
+    "EFNLNetVLADModel": {**CHANGED_NETVLAD, "early_fusion": False, "netvlad_centers": False},
+    "FrameLevelLogisticModel": {
+        "iterations": 3,
+        "sample_random_frames": False,
+        "video_level_classifier_model": "MoeModel",
+        "moe_num_mixtures": 3,
+        "moe_l2": 0.5,
+        "moe_prob_gating": True,
+    },
+    "GruModel": {
+        "iterations": 3,
+        "sample_random_frames": False,
+        "video_level_classifier_model": "LogisticModel",
+        "l2_penalty": 0.5,
+        "gru_cells": 4,
+        "gru_layers": 1,
+    },
+    "LFNLNetRVLADModel": {**CHANGED_NETVLAD, "early_fusion": True, "netvlad_centers": True},
+    "LFNLNetVLADModel": {**CHANGED_NETVLAD, "early_fusion": True, "netvlad_centers": False},
+    "LogisticModel": {"l2_penalty": 0.5},
+    "LstmModel": {
+        "iterations": 3,
+        "sample_random_frames": False,
+        "video_level_classifier_model": "LogisticModel",
+        "l2_penalty": 0.5,
+        "lstm_cells": 4,
+        "lstm_layers": 1,
+    },
+    "MoeModel": {"moe_num_mixtures": 3, "moe_l2": 0.5, "moe_prob_gating": True},
+    "SoftBoFModel": {
+        "iterations": 3,
+        "sample_random_frames": False,
+        "video_level_classifier_model": "LogisticModel",
+        "l2_penalty": 0.5,
+        "soft_bof_cluster_size": "5",
+        "soft_bof_hidden_size": 6,
+        "gating": True,
+    },
+}
+VARIANTS = {"small": SMALL, "changed": CHANGED}
+
+MODELS = list(registry.models())
+FRAME_LEVEL_MODELS = [name for name, model in registry.models().items() if model.frame_level]
+# One model of each kind, for what does not depend on the settings in which its relatives differ.
+FAMILIES = ["MoeModel", "DbofModel", "LstmModel", "GruModel", "LFNLNetVLADModel", "SoftBoFModel"]
+
+
+def build(name, variant="small", *, num_classes=NUM_CLASSES, feature_sizes=FEATURE_SIZES, **other):
+    """Builds a model of `SMALL` or `CHANGED`, with other hyperparameters as given."""
+    hyperparameters = {**VARIANTS[variant].get(name, {}), **other}
+    return registry.build_model(
+        name, num_classes=num_classes, feature_sizes=feature_sizes, **hyperparameters
+    )
+
+
+def shared(name, variant="small", **other):
+    """Returns a model that tests share because building takes time; they must not change it."""
+    given = {**VARIANTS[variant].get(name, {}), **other}
+    return build_once(
+        name,
+        num_classes=NUM_CLASSES,
+        feature_sizes=FEATURE_SIZES,
+        **registry.resolve(name, given),
+    )
+
+
+build_once = functools.cache(registry.build_model)
+
+
+def make_inputs(name, num_frames=(3, 2, 5, 1, 4), *, size=D, seed=0):
+    """Returns inputs of videos with the given numbers of frames."""
+    rng = np.random.default_rng(seed)
+    if name not in FRAME_LEVEL_MODELS:
+        return rng.normal(size=(len(num_frames), size)).astype(np.float32)
+    frames = rng.integers(0, 256, (len(num_frames), max(num_frames), size), dtype=np.uint8)
+    for row, length in enumerate(num_frames):
+        frames[row, length:] = 0
+    return {"frames": frames, "num_frames": np.array(num_frames, np.int32)}
+
+
+def make_labels(count, num_classes=NUM_CLASSES, seed=0):
+    labels = np.random.default_rng(seed).random((count, num_classes)) < 0.4
+    return labels.astype(np.float32)
+
+
+def predict(model, inputs, training=False):
+    """Returns predictions with the frames that the model samples first."""
+    if isinstance(inputs, dict):
+        model.sampling_seed.state.assign([3, 0])
+    return model(tf.nest.map_structure(tf.constant, inputs), training=training)

@@ -1,0 +1,85 @@
+"""Models reject bad hyperparameters by name."""
+
+import pytest
+
+import registry
+from utils import InputError
+
+SIZES = {"num_classes": 3, "feature_sizes": (4, 2)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 0}, r"num_classes must be positive integers. Received: \[0\]"),
+        ({"num_classes": 3.0}, r"num_classes must be positive integers. Received: \[3.0\]"),
+        ({"feature_sizes": ()}, r"feature_sizes must be positive integers. Received: \[\]"),
+        ({"feature_sizes": (4, 0)}, r"feature_sizes must be positive .* Received: \[4, 0\]"),
+        ({"iterations": -1}, "DbofModel: iterations must be at least 0. Received: -1"),
+        ({"dbof_cluster_size": 0}, "DbofModel: dbof_cluster_size must be at least 1. Received: 0"),
+        ({"dbof_hidden_size": 0}, "DbofModel: dbof_hidden_size must be at least 1. Received: 0"),
+        ({"dbof_pooling_method": "sum"}, "must be one of max, average. Received: 'sum'"),
+        ({"moe_num_mixtures": 0}, "moe_num_mixtures must be at least 1. Received: 0"),
+        ({"moe_l2": -0.5}, "moe_l2 must be at least 0. Received: -0.5"),
+        ({"moe_l2": float("nan")}, "moe_l2 must be at least 0. Received: nan"),
+        (
+            {"video_level_classifier_model": "GruModel"},
+            "video_level_classifier_model must be a video-level model. Received: GruModel",
+        ),
+        ({"video_level_classifier_model": "Moe"}, "unknown model 'Moe'. Registered models: "),
+    ],
+)
+def test_build_model_rejects_bad_values_by_name(arguments, message):
+    with pytest.raises(InputError, match=message):
+        registry.build_model("DbofModel", **{**SIZES, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "problem"),
+    [
+        ("iterations", -1, "must be at least 0. Received: -1"),
+        ("netvlad_cluster_size", "0", "must be at least 1. Received: 0"),
+        ("netvlad_cluster_size", "64,-2", "must be at least 1. Received: -2"),
+        ("netvlad_cluster_size", "64,x", "must be integers .*, one per stream. Received: '64,x'"),
+        ("netvlad_cluster_size", "64,", "must be integers .*, one per stream. Received: '64,'"),
+        ("netvlad_cluster_size", "", "must be integers .*, one per stream. Received: ''"),
+        ("netvlad_cluster_size", "6.5", "must be integers .*, one per stream. Received: '6.5'"),
+        ("netvlad_hidden_size", 0, "must be at least 1. Received: 0"),
+        ("nonlocal_embedding", "64,0", "must be at least 1. Received: 0"),
+        ("nonlocal_embedding", "64;32", "must be integers .*, one per stream. Received: '64;32'"),
+        ("nonlocal_scale", 0.0, "must be above 0. Received: 0.0"),
+        ("nonlocal_scale", -1.0, "must be above 0. Received: -1.0"),
+        (
+            "nonlocal_pairwise",
+            "concat",
+            "must be one of embedded_gaussian, gaussian, dot_product. Received: 'concat'",
+        ),
+        ("moe_num_mixtures", 0, "must be at least 1. Received: 0"),
+        ("moe_l2", -1.0, "must be at least 0. Received: -1.0"),
+    ],
+)
+@pytest.mark.parametrize("name", ["LFNLNetVLADModel", "LFNLNetRVLADModel", "EFNLNetVLADModel"])
+def test_netvlad_models_reject_bad_values_by_name(name, argument, value, problem):
+    with pytest.raises(InputError, match=f"^{name}: {argument} {problem}$"):
+        registry.build_model(name, **SIZES, **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "problem"),
+    [
+        ("soft_bof_cluster_size", "0", "must be at least 1. Received: 0"),
+        ("soft_bof_cluster_size", "8,x", "must be integers .*, one per stream. Received: '8,x'"),
+        ("soft_bof_hidden_size", 0, "must be at least 1. Received: 0"),
+        ("moe_num_mixtures", 0, "must be at least 1. Received: 0"),
+    ],
+)
+def test_the_soft_bof_model_rejects_bad_values_by_name(argument, value, problem):
+    with pytest.raises(InputError, match=f"^SoftBoFModel: {argument} {problem}$"):
+        registry.build_model("SoftBoFModel", **SIZES, **{argument: value})
+
+
+@pytest.mark.parametrize("argument", ["lstm_cells", "lstm_layers", "gru_cells", "gru_layers"])
+def test_recurrent_models_reject_zero_units_and_layers(argument):
+    name = {"lstm": "LstmModel", "gru": "GruModel"}[argument.partition("_")[0]]
+    with pytest.raises(InputError, match=f"{name}: {argument} must be at least 1. Received: 0"):
+        registry.build_model(name, **SIZES, **{argument: 0})

@@ -1,0 +1,167 @@
+"""The layers that all models share: values, gradients, and which layers a model consists of."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import layer_references as references
+import layers
+import small_models
+from gradient_checks import (
+    assert_close,
+    assert_gradients_equal_finite_differences,
+    central_differences,
+)
+
+BOTH_MODES = pytest.mark.parametrize("training", [False, True])
+
+
+def make_rows():
+    return np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+
+
+# --- Batch normalization --------------------------------------------------------------------------
+
+
+@BOTH_MODES
+def test_batch_norm_of_rows_without_weights_equals_its_formula(training):
+    layer, rows = layers.BatchNorm(), make_rows()
+    layer(rows)
+    references.randomize(layer)
+    expected = references.batch_norm(rows.astype(float), references.weights_of(layer), training)
+    assert_close(layer(rows, training=training), expected)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 5, 4)])
+def test_the_gradient_of_normalization_is_the_derived_one(shape):
+    rng = np.random.default_rng(2)
+    x = tf.constant(rng.normal(size=shape).astype(np.float32))
+    weights = tf.constant(rng.integers(0, 3, shape[:-1]).astype(np.float32))
+    row_weights = weights / tf.reduce_sum(weights)
+    gamma, beta = (tf.constant(values) for values in rng.normal(size=(2, 4)).astype(np.float32))
+    direction = tf.constant(rng.normal(size=shape).astype(np.float32))
+
+    def derived(x, gamma, beta):
+        axes = list(range(len(shape) - 1))
+        mean = tf.reduce_sum(row_weights[..., None] * x, axes)
+        variance = tf.reduce_sum(row_weights[..., None] * tf.square(x - mean), axes)
+        return gamma * (x - mean) * tf.math.rsqrt(variance + 1e-3) + beta
+
+    def by_hand(x, gamma, beta):
+        return layers.normalize_rows(x, row_weights, gamma, beta, 1e-3)[0]
+
+    results = []
+    for function in (derived, by_hand):
+        with tf.GradientTape() as tape:
+            tape.watch([x, gamma, beta])
+            output = function(x, gamma, beta)
+            loss = tf.reduce_sum(output * direction)
+        results.append([output, *tape.gradient(loss, [x, gamma, beta])])
+    for expected, actual in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_offset_before_normalization_changes_only_the_moving_mean():
+    rng = np.random.default_rng(4)
+    x, offset = rng.normal(size=(6, 3)).astype(np.float32), np.float32([1.0, -2.0, 0.5])
+    apart, added = layers.BatchNorm(), layers.BatchNorm()
+    for training in (True, False):
+        np.testing.assert_allclose(
+            apart(x, training=training, offset=offset),
+            added(x + offset, training=training),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+    np.testing.assert_allclose(apart.moving_mean, added.moving_mean, rtol=1e-5)
+
+
+# --- Context gating -------------------------------------------------------------------------------
+
+
+def make_gating():
+    layer = layers.ContextGating()
+    x = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
+    layer(x)
+    references.randomize(layer)
+    return layer, x
+
+
+@BOTH_MODES
+def test_context_gating_equals_its_formula(training):
+    layer, x = make_gating()
+    expected = references.context_gating(x.astype(float), references.weights_of(layer), training)
+    assert_close(layer(x, training=training), expected)
+
+
+@BOTH_MODES
+def test_gradients_of_context_gating_equal_finite_differences(training):
+    layer, x = make_gating()
+    assert_gradients_equal_finite_differences(
+        layer,
+        lambda x: layer(x, training=training),
+        lambda x, weights: references.context_gating(x, weights, training),
+        x,
+    )
+
+
+def test_l2_normalize_keeps_zero_and_its_gradient_is_finite():
+    x = make_rows()
+    x[1] = 0
+    expected = [references.unit_vector(row) for row in x.astype(float)]
+    tensor = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(tensor)
+        actual = layers.l2_normalize(tensor)
+    assert_close(actual, expected)
+    assert np.all(np.isfinite(tape.gradient(actual, tensor)))
+
+
+def test_gradient_of_l2_normalize_equals_finite_differences():
+    x = tf.constant(make_rows())
+    factors = np.random.default_rng(7).normal(size=x.shape)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        function = tf.reduce_sum(layers.l2_normalize(x) * factors.astype(np.float32))
+    expected = central_differences(
+        lambda rows: np.sum(factors * [references.unit_vector(row) for row in rows]),
+        x.numpy().astype(float),
+    )
+    np.testing.assert_allclose(tape.gradient(function, x), expected, rtol=1e-4, atol=1e-5)
+
+
+# --- Sublayers ------------------------------------------------------------------------------------
+
+
+class Holder(keras.layers.Layer):
+    """Holds layers directly, in a list in a dict, and one of them twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.direct = layers.ContextGating(name="direct")
+        self.nested = {"list": [layers.BatchNorm(name="first"), layers.BatchNorm(name="second")]}
+        self.again = (self.direct, {"deep": [[layers.Linear(2, name="deepest")]]})
+        self.direct.build((None, 3))
+
+
+def test_sublayers_are_found_in_lists_and_dicts_and_each_once():
+    holder = Holder()
+    found = list(layers.sublayers(holder))
+    assert len({id(layer) for layer in found}) == len(found)
+    inner = [holder.direct.gate, holder.direct.gate.norm]
+    expected = [
+        holder,
+        holder.direct,
+        *inner,
+        *holder.nested["list"],
+        holder.again[1]["deep"][0][0],
+    ]
+    assert {id(layer) for layer in found} == {id(layer) for layer in expected}
+
+
+def test_sublayers_of_a_model_include_every_batch_norm():
+    model = small_models.build("LFNLNetVLADModel")
+    found = [x for x in layers.sublayers(model) if isinstance(x, layers.BatchNorm)]
+    counters = {weight.path for weight in model.weights if weight.name == "num_updates"}
+    assert {norm.num_updates.path for norm in found} == counters
+    assert len(found) == len(counters)
