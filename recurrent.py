@@ -64,9 +64,9 @@ class GRU(layers.MatmulLayer):
             gates: U_zr, of `matrices`.
             candidate: U_c, likewise.
         """
-        opened = ops.sigmoid(x[:, : 2 * self.units] + self.product("BI,IJ->BJ", state, gates))
+        opened = ops.sigmoid(x[:, : 2 * self.units] + self.einsum("BI,IJ->BJ", state, gates))
         update, reset = ops.split(opened, 2, axis=-1)
-        kept = self.product("BI,IJ->BJ", reset * state, candidate)
+        kept = self.einsum("BI,IJ->BJ", reset * state, candidate)
         new = ops.tanh(x[:, 2 * self.units :] + kept)
         return state + (1.0 - update) * (new - state), update, reset, new
 
@@ -85,7 +85,7 @@ class GRU(layers.MatmulLayer):
                 before = ops.concatenate([ops.zeros_like(states[:1]), states[:-1]], axis=0)
                 d_projected = self._steps_back(d_states, before, kept, gates, candidate)
                 d_gates, d_candidate = (
-                    ops.cast(self.product("TBI,TBJ->IJ", inputs, outputs), matrix.dtype)
+                    ops.cast(self.einsum("TBI,TBJ->IJ", inputs, outputs), matrix.dtype)
                     for matrix, inputs, outputs in (
                         (gates, before, d_projected[..., : 2 * self.units]),
                         (candidate, kept[1] * before, d_projected[..., 2 * self.units :]),
@@ -116,12 +116,12 @@ class GRU(layers.MatmulLayer):
             d_state = carried[0] + d_output
             d_moved = d_state * (1.0 - update)
             d_new = d_moved * (1.0 - ops.square(new))
-            d_kept = self.product("BJ,IJ->BI", d_new, candidate)
+            d_kept = self.einsum("BJ,IJ->BI", d_new, candidate)
             d_update = d_moved * (state - new) * update
             d_reset = d_kept * state * reset * (1.0 - reset)
             d_opened = ops.concatenate([d_update, d_reset], axis=-1)
             d_before = d_state - d_moved + d_kept * reset
-            d_before += self.product("BJ,IJ->BI", d_opened, gates)
+            d_before += self.einsum("BJ,IJ->BI", d_opened, gates)
             results = (d_before, d_update, d_reset, d_new)
             return results, results
 
@@ -179,11 +179,11 @@ class GRUStack(keras.layers.Layer):
 
         def step(t, states):
             with keras.name_scope(first.name):
-                x = project(frames.q[:, t], frames.scales[:, t])
+                x = project(frames.q[:, t], frames.inverse_norms[:, t])
             following = []
             for number, gru in enumerate(self.grus):
                 with keras.name_scope(gru.name):
-                    x = gru.product("BI,IJ->BJ", x, kernels[number]) if number else x
+                    x = gru.einsum("BI,IJ->BJ", x, kernels[number]) if number else x
                     x += biases[number]
                     state, *_ = gru.cell(x, states[number], *matrices[number])
                 x = states[number] + weights[:, t] * (state - states[number])
