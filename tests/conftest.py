@@ -29,9 +29,10 @@ def video_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_mean(tmp_path_factory, frame_data):
-    """Returns the train directory of a FrameLevelLogisticModel with checkpoints 2, 4 and 6."""
+    """Returns the train directory of a FrameLevelLogisticModel with checkpoints 8, 16 and 20."""
     train_dir = tmp_path_factory.mktemp("trained_mean") / "run"
-    programs.train_mean(train_dir, frame_data, "--max_steps=6", "--export_model_steps=2")
+    periods = ("--export_model_steps=8", "--metrics_steps=8")
+    programs.train_mean(train_dir, frame_data, "--num_epochs=2", *periods)
     return train_dir
 
 

@@ -58,7 +58,7 @@ def known_flags():
     """Returns the flags of all programs, with leading hyphens."""
     known = set()
     for path in documents.ROOT.glob("*.py"):
-        if "program.run(main" in path.read_text():
+        if 'if __name__ == "__main__":' in path.read_text():
             flag_values = flags.FlagValues()
             program.define_flags(importlib.import_module(path.stem).main, flag_values)
             known |= {f"--{flag}" for flag in flag_values} | {f"--no{flag}" for flag in flag_values}

@@ -32,12 +32,11 @@ def test_eval_evaluates_a_step_or_all_and_keeps_one_entry_per_step(
         trained_mean, tmp_path / "run", ignore=shutil.ignore_patterns("eval")
     )
     given = eval_flags(train_dir, frame_data)
-    for step in (4, 2):
-        run("eval", *given, f"--checkpoint={step}")
-    assert [entry["step"] for entry in metrics_of(train_dir)] == [2, 4]
+    run("eval", *given, "--checkpoint=16")
+    assert [entry["step"] for entry in metrics_of(train_dir)] == [16]
     run("eval", *given, "--all_checkpoints")
     history = metrics_of(train_dir)
-    assert [entry["step"] for entry in history] == [2, 4, 6]
+    assert [entry["step"] for entry in history] == [8, 16, 20]
     assert len({entry["gap"] for entry in history}) == 3
 
 
@@ -57,9 +56,9 @@ def test_eval_without_run_once_waits_for_new_checkpoints(tmp_path, trained_mean,
     command = (sys.executable, "eval.py", *eval_flags(train_dir, frame_data))
     with subprocess.Popen(command, cwd=ROOT) as process:
         try:
-            wait_for_steps(train_dir, [6])
-            train_mean(train_dir, frame_data, "--max_steps=8")
-            wait_for_steps(train_dir, [6, 8])
+            wait_for_steps(train_dir, [20])
+            train_mean(train_dir, frame_data, "--num_epochs=3")
+            wait_for_steps(train_dir, [20, 30])
             assert process.poll() is None
         finally:
             process.kill()

@@ -19,9 +19,9 @@ def predict(train_dir, data, output, *more):
     )
 
 
-def test_every_video_gets_its_best_classes_in_order(trained, frame_data, tmp_path):
+def test_every_video_gets_its_best_classes_in_order(trained_mean, frame_data, tmp_path):
     output = tmp_path / "predictions.csv"
-    predict(trained, frame_data, output, "--top_k=3")
+    predict(trained_mean, frame_data, output, "--top_k=3")
     header, *rows = prediction_rows(output)
     assert header == ["VideoId", "LabelConfidencePairs"]
     assert len(rows) == 160

@@ -105,16 +105,17 @@ def test_a_corrupt_config_is_rejected(run_dir, content):
 @pytest.mark.parametrize("ending", ["index", "data-00000-of-00001"])
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "missing"])
 def test_a_corrupt_checkpoint_is_rejected_by_name(run_dir, frame_data, ending, damage):
-    path = run_dir / f"model.ckpt-6.{ending}"
+    path = run_dir / f"model.ckpt-20.{ending}"
     content = path.read_bytes()
     if damage == "missing":
         path.unlink()
     else:
-        half = len(content) // 2
-        path.write_bytes({"cut": content[:half], "garbage": b"\x07" * half, "empty": b""}[damage])
-    with pytest.raises(InputError, match=r"model\.ckpt-6"):
+        start = content[: len(content) // 10]
+        garbage = b"\x07" * len(content)
+        path.write_bytes({"cut": start, "garbage": garbage, "empty": b""}[damage])
+    with pytest.raises(InputError, match=r"model\.ckpt-20"):
         checkpoints.load_model(str(run_dir))
-    with pytest.raises(InputError, match=r"model\.ckpt-6"):
+    with pytest.raises(InputError, match=r"model\.ckpt-20"):
         programs.train_mean(run_dir, frame_data)
-    with pytest.raises(InputError, match=r"model\.ckpt-6"):
-        average_checkpoints.mean_of([f"{run_dir}/model.ckpt-6"])
+    with pytest.raises(InputError, match=r"model\.ckpt-20"):
+        average_checkpoints.mean_of([f"{run_dir}/model.ckpt-20"])
