@@ -8,7 +8,7 @@ import pytest
 
 import predictor
 import sample_records
-from programs import SMALL_DATA, run, train_mean
+from programs import SMALL_DATA, run, run_command, train_mean
 from run_config import RunConfig
 from utils import InputError
 
@@ -171,3 +171,12 @@ def test_an_unwritable_output_is_rejected_before_the_model_is_built(frame_data):
 def test_class_names_without_a_table_are_rejected():
     with pytest.raises(InputError, match="--per_class_csv, which is not given"):
         evaluate("/no/run", "/no/such/file", "--class_names=vocabulary.csv")
+
+
+@pytest.mark.slow
+def test_another_backend_of_keras_is_rejected():
+    code = "import keras; keras.backend.backend = lambda: 'jax'; import program; "
+    code += "program.run(lambda: None)"
+    result = run_command("-c", code)
+    assert result.returncode == 1
+    assert "KERAS_BACKEND=tensorflow" in result.stderr.splitlines()[-1]

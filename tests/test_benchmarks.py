@@ -45,7 +45,7 @@ def ratios(text):
     return result["results"]
 
 
-@pytest.mark.parametrize("name", ["train_step", "predict"])
+@pytest.mark.parametrize("name", [pytest.param("train_step", marks=pytest.mark.slow), "predict"])
 def test_model_benchmarks_compare_with_plain_keras(run_benchmark, name):
     output = run_benchmark(name, *TINY_MODEL, "--rounds=2", "--steps=1", "--format=json")
     assert set(ratios(output)) == {"project", "plain Keras, float32"}

@@ -160,6 +160,7 @@ def test_the_dockerfile_copies_files_that_exist():
             assert list(programs.ROOT.glob(pattern)), pattern
 
 
+@pytest.mark.slow
 def test_directories_of_the_job_are_defaults_of_flags(tmp_path, frame_data, monkeypatch):
     monkeypatch.setenv("AIP_CHECKPOINT_DIR", f"{tmp_path}/checkpoints/")
     monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", f"{tmp_path}/logs/")
@@ -219,8 +220,7 @@ def install(archive, folder):
     """
     run_command(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin" / "python"
-    purelib = run_command(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
-    packages = pathlib.Path(purelib.strip())
+    (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
     flags = ("-q", "--no-deps", "--no-build-isolation", "--no-index")
     run_command(python, "-m", "pip", "install", *flags, archive, cwd=folder)

@@ -1,6 +1,7 @@
-"""Commands, code, flags and links in README, docs and scripts must work."""
+"""Commands, code, flags and links in README, docs and scripts work; --help is complete."""
 
 import importlib
+import json
 import pathlib
 import re
 
@@ -10,6 +11,8 @@ import pytest
 from absl import flags
 
 import documents
+import programs
+import registry
 import run_config
 import sample_records
 import train
@@ -93,6 +96,16 @@ def test_the_readme_lists_every_module_by_group():
     assert re.findall(r"^- \*\*([\w ]+)\.\*\*", text, re.MULTILINE) == GROUPS
 
 
+def test_help_explains_every_hyperparameter_with_its_default():
+    for model in registry.models():
+        text = " ".join(program.help_text(train.main, model).split())
+        for name, parameter in registry.hyperparameters(model).items():
+            assert f"--{name}=" in text or f"--[no]{name}" in text
+            assert parameter.help in text
+            if parameter.default is not None:
+                assert f"Default: {parameter.default}".lower() in text.lower()
+
+
 @pytest.mark.parametrize(
     "path", documents.DOCUMENTS, ids=lambda path: str(path.relative_to(documents.ROOT))
 )
@@ -131,3 +144,40 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     scope = {}
     exec(compile(code, "README.md", "exec"), scope)
     assert scope["probabilities"].shape == (8, 3862)
+
+
+@pytest.mark.slow
+def test_the_readme_model_in_a_new_file_is_a_model_with_flags_in_all_programs(tmp_path, frame_data):
+    project = tmp_path / "project"
+    project.mkdir()
+    for source in [*documents.ROOT.glob("*.py"), documents.ROOT / "pyproject.toml"]:
+        (project / source.name).write_bytes(source.read_bytes())
+    (code,) = [
+        block
+        for block in documents.code_blocks(documents.ROOT / "README.md", "python")
+        if "@registry.register" in block
+    ]
+    assert len(code.splitlines()) <= 28
+    (project / "my_models.py").write_text(code)
+    train_dir, output = tmp_path / "run", tmp_path / "p.csv"
+    commands = [
+        (
+            "train",
+            "--model=AttentionModel",
+            "--attention_units=5",
+            f"--train_data_pattern={frame_data}",
+            *programs.SMALL_DATA,
+            "--batch_size=16",
+            "--max_steps=5",
+        ),
+        ("inference", f"--input_data_pattern={frame_data}", f"--output_file={output}"),
+    ]
+    # Both programs in one process, because starting one takes seconds.
+    code = "import program, train, inference\n"
+    for name, *arguments in commands:
+        code += f"program.call({name}.main, {[*arguments, f'--train_dir={train_dir}']!r})\n"
+    result = programs.run_command("-c", code, cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert len(programs.prediction_rows(output)) == 161
+    config = json.loads((train_dir / "model_flags.json").read_text())
+    assert config["hyperparameters"]["attention_units"] == 5
