@@ -204,6 +204,7 @@ def test_a_recipe_states_every_hyperparameter_that_matters(name):
     assert not missing
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_paper(sizes):
     for name, expected in EXPECTED.items():
         assert sizes[name] == pytest.approx(expected.parameters * 1e6, rel=0.005)
@@ -212,6 +213,7 @@ def test_sizes_are_those_of_the_paper(sizes):
     assert total == pytest.approx(1988, rel=0.005)
 
 
+@pytest.mark.slow
 def test_the_comment_of_a_recipe_states_size_steps_and_gap(sizes):
     for name, expected in EXPECTED.items():
         text = header(name)

@@ -42,9 +42,9 @@ def test_a_video_level_model_learns_and_beats_the_class_prior(tmp_path, video_da
         f"--train_dir={train_dir}",
         f"--train_data_pattern={video_data}",
         *SMALL_DATA,
-        "--num_epochs=40",
+        "--num_epochs=10",
         "--batch_size=20",
-        "--base_learning_rate=0.02",
+        "--base_learning_rate=0.1",
     )
     run("eval", f"--train_dir={train_dir}", f"--eval_data_pattern={video_data}", "--run_once")
     (summary,) = metrics_of(train_dir)

@@ -78,19 +78,20 @@ def variables_of(train_dir):
     }
 
 
-def kill_train(folder, data, kills, rng):
-    """Kills training repeatedly and returns a line about the runs that ended right."""
-    arguments = [
-        f"--train_data_pattern={data}",
-        *MODEL,
-        *("--num_epochs=4", "--export_model_steps=3", "--keep_checkpoints=2"),
-    ]
-    undisturbed = folder / "undisturbed"
-    seconds = processes.succeed("train", [f"--train_dir={undisturbed}", *arguments])
+def kill_train(arguments, undisturbed, seconds, kills, rng):
+    """Kills training repeatedly and returns a line about the runs that ended right.
+
+    Args:
+        arguments: list of str, without the train directory.
+        undisturbed: `pathlib.Path` of the train directory of an undisturbed run.
+        seconds: float. Duration of that run.
+        kills: int.
+        rng: `random.Random`.
+    """
     expected, files_expected = variables_of(undisturbed), sorted(os.listdir(undisturbed))
     runs = killed = while_writing = 0
     while killed < kills:
-        train_dir = folder / f"run{runs}"
+        train_dir = undisturbed.with_name(f"run{runs}")
         train_dir.mkdir()
         command = [f"--train_dir={train_dir}", *arguments]
         while killed < kills and start_and_kill("train", command, rng, seconds, train_dir):
@@ -161,15 +162,13 @@ def run(names, kills, seed=0):
         data = sample_records.write_frame_files(folder, 4, 40)
         trained, output = folder / "trained", folder / "output"
         output.mkdir()
-        if set(names) - {"train"}:
-            processes.succeed(
-                "train",
-                [
-                    *(f"--train_dir={trained}", f"--train_data_pattern={data}"),
-                    *MODEL,
-                    *("--num_epochs=2", "--export_model_steps=10"),
-                ],
-            )
+        training = [
+            *(f"--train_data_pattern={data}", *MODEL),
+            *("--num_epochs=4", "--export_model_steps=3", "--keep_checkpoints=2"),
+        ]
+        seconds = processes.succeed("train", [f"--train_dir={trained}", *training])
+        if "train" in names:
+            yield f"kill -9 of train: {kill_train(training, trained, seconds, kills, rng)}"
         of_run, evaluated = f"--train_dir={trained}", trained / "eval"
         commands = {
             "average_checkpoints": (
@@ -189,10 +188,7 @@ def run(names, kills, seed=0):
                 metrics,
             ),
         }
-        for name in names:
-            if name == "train":
-                yield f"kill -9 of train: {kill_train(folder, data, kills, rng)}"
-                continue
+        for name in [name for name in names if name != "train"]:
             arguments, path, content = commands[name]
             path.parent.mkdir(exist_ok=True)
             line = kill_program(name, arguments, path.parent, path, content, kills, rng)
