@@ -160,7 +160,6 @@ def test_the_dockerfile_copies_files_that_exist():
             assert list(programs.ROOT.glob(pattern)), pattern
 
 
-@pytest.mark.slow
 def test_directories_of_the_job_are_defaults_of_flags(tmp_path, frame_data, monkeypatch):
     monkeypatch.setenv("AIP_CHECKPOINT_DIR", f"{tmp_path}/checkpoints/")
     monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", f"{tmp_path}/logs/")
@@ -173,12 +172,12 @@ def test_directories_of_the_job_are_defaults_of_flags(tmp_path, frame_data, monk
     programs.run("eval", f"--eval_data_pattern={frame_data}", "--run_once")
     assert (tmp_path / "checkpoints" / "eval" / "metrics.json").exists()
     assert list((tmp_path / "logs" / "eval").glob("events.*"))
-    programs.run("export_model")
-    assert (tmp_path / "model" / "manifest.json").exists()
+    options = programs.options("export_model")["options"]
+    assert options.train_dir == f"{tmp_path}/checkpoints/"
+    assert options.output_dir == f"{tmp_path}/model/"
     # --exported_model replaces the default of --train_dir.
-    output = f"--output_file={tmp_path}/predictions.csv"
-    inputs = f"--input_data_pattern={frame_data}"
-    programs.run("inference", f"--exported_model={tmp_path}/model", inputs, output)
+    arguments = ("--exported_model=model", "--input_data_pattern=x", "--output_file=y")
+    assert programs.options("inference", *arguments)["options"].train_dir is None
 
 
 def test_flags_override_the_environment(monkeypatch):
