@@ -1,8 +1,8 @@
 """Training on several devices and machines.
 
-Several devices of one machine are replicas in one process. On several machines, each runs one
-process, a worker, which finds the others through the environment variable TF_CONFIG. Replicas hold
-the same weights, each takes its part of a batch, and their gradients are merged. One worker, the
+The devices of one machine are replicas in one process. Each of several machines runs one process,
+a worker, and workers find each other through the environment variable TF_CONFIG. All replicas hold
+the same weights; each takes its part of a batch, and their gradients are merged. One worker, the
 chief, writes all files.
 """
 
@@ -23,7 +23,7 @@ import layers
 import readers
 from utils import InputError, comma_separated
 
-# Errors that collective operations raise when a worker is gone.
+# Errors that collective operations raise after a worker has stopped.
 _LOST_WORKER = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -31,9 +31,12 @@ _LOST_WORKER = (
     tf.errors.UnavailableError,
 )
 _TF_CONFIG_EXPECTED = (
-    'TF_CONFIG must look like {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", '
-    '"index": 0}}, with tasks of type worker and at most one of type chief.'
+    'TF_CONFIG must look like {"cluster": {"worker": ["host:port", ...]}, '
+    '"task": {"type": "worker", "index": 0}}, with tasks of type worker and at most one of type '
+    "chief."
 )
+
+Task = tuple[str, int]  # Type and index of a worker.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Distribution:
     """A strategy and the role of this process in it.
 
     Attributes:
-        strategy: strategy of TensorFlow.
+        strategy: TensorFlow's distribution strategy.
         num_workers: number of processes that train together.
         is_chief: whether this process writes the files.
         static_shapes: whether all batches must have the same shape, as TPUs require.
@@ -58,11 +61,15 @@ class Distribution:
         return self.strategy.num_replicas_in_sync
 
     def check_batch_size(self, batch_size: int) -> None:
-        """Raises an `InputError` if a batch does not divide evenly among the replicas."""
+        """Rejects a batch size that does not divide evenly among the replicas.
+
+        Raises:
+            InputError: if there is a remainder.
+        """
         if batch_size % self.num_replicas:
             raise InputError(
-                f"--batch_size is the number of videos of all devices together and must be a "
-                f"multiple of their number, {self.num_replicas}. Received: {batch_size}"
+                "--batch_size counts the videos on all devices together and must be a multiple of "
+                f"their number, {self.num_replicas}. Received: {batch_size}"
             )
 
     def describe_parts(self, batch_size: int) -> str:
@@ -72,7 +79,11 @@ class Distribution:
         return f", {batch_size // self.num_replicas} on each device"
 
     def check_num_files(self, num_files: int) -> None:
-        """Raises an `InputError` if there are fewer files than workers."""
+        """Rejects training data of fewer files than workers.
+
+        Raises:
+            InputError: if a worker would get no file.
+        """
         if num_files < self.num_workers:
             raise InputError(
                 f"each worker reads its own files, but there are {self.num_workers} workers and "
@@ -92,7 +103,7 @@ class Distribution:
             return iter(reader.dataset(batch_size, drop_remainder=True, **options))
 
         def worker_dataset(context):
-            # A worker's batch is read whole and then split, so that its replicas end together.
+            # Whole batches per worker, split afterwards, let all its replicas end together.
             dataset = reader.dataset(
                 batch_size // context.num_input_pipelines,
                 drop_remainder=True,
@@ -109,23 +120,27 @@ class Distribution:
 
         Args:
             summed: numbers to add up over the workers.
-            from_chief: numbers for which the chief's values are taken.
+            from_chief: numbers to take from the chief.
 
         Returns:
-            A list of float, equal on all workers: the sums, then the chief's values.
+            The sums, then the chief's numbers; equal on all workers.
         """
         own = [*summed, *(number if self.is_chief else 0 for number in from_chief)]
         if self.num_workers == 1:
             return own
         own = tf.constant(own, tf.float64)
-        # Of the replicas of a worker, only the first contributes.
+        # Only the first replica of each worker contributes.
         contributions = self.strategy.experimental_distribute_values_from_function(
             lambda context: own if _is_first_of_worker(self, context) else tf.zeros_like(own)
         )
         return self.strategy.reduce("SUM", contributions, axis=None).numpy().tolist()
 
     def check_same_step(self, step: int) -> None:
-        """Raises an `InputError` if this worker resumes from another step than the chief."""
+        """Rejects a worker that resumes from another step than the chief.
+
+        Raises:
+            InputError: if the steps differ.
+        """
         (chiefs_step,) = self.agree(from_chief=[step])
         if step != chiefs_step:
             raise InputError(
@@ -134,12 +149,12 @@ class Distribution:
             )
 
     def wait_for_all(self) -> None:
-        """Returns when every worker has called it."""
+        """Waits until every worker has called this method."""
         self.agree(summed=[0])
 
     @contextlib.contextmanager
-    def explained_errors(self):
-        """Turns TensorFlow's error for a worker that is gone into a `ConnectionError`."""
+    def explained_errors(self) -> Iterator[None]:
+        """Turns TensorFlow's errors about a stopped worker into a `ConnectionError`."""
         try:
             yield
         except _LOST_WORKER as error:
@@ -147,24 +162,26 @@ class Distribution:
                 raise
             reason = re.search(r"aborted by: (.*)", error.message)
             raise ConnectionError(
-                "another worker has stopped or cannot be reached any more, so this one stops as "
-                "well. Start all workers again with the same command; they go on from the newest "
+                "another worker has stopped or can no longer be reached, so this worker stops too. "
+                "Start all workers again with the same command; they resume from the newest "
                 f"checkpoint. ({reason[1] if reason else error.message})"
             ) from error
 
 
-def is_distributed(strategy):
-    """Whether a strategy is another than TensorFlow's default, which is one device."""
+def is_distributed(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether a strategy is not TensorFlow's default, which runs on one device."""
     with strategy.scope():
         return tf.distribute.has_strategy()
 
 
-def next_batch(iterator, strategy):
-    """The next batch of `Distribution.batches`, inside a `tf.function`.
+def next_batch(
+    iterator: Any, strategy: tf.distribute.Strategy
+) -> tuple[tf.Tensor, Callable[[], Any]]:
+    """Takes the next batch from an iterator of `Distribution.batches`.
 
     Returns:
-        `(exists, get)`: a bool tensor, whether all replicas have a batch, and a function that gives
-        it, to be called under that condition.
+        `(exists, get)`: a bool tensor, whether all replicas have a batch, and a function that
+        returns the batch. Call the function only if the batch exists.
     """
     if not is_distributed(strategy):
         batch = iterator.get_next_as_optional()
@@ -175,23 +192,23 @@ def next_batch(iterator, strategy):
 
 
 def _endless(batches):
-    """Adds to each batch a 1 and, after the last one, goes on with empty videos and a 0.
+    """Appends a 1 to each batch; after the last batch, repeats empty videos with a 0 forever.
 
-    The workers' data end at different steps, but all must stop at the same one. TensorFlow's own
-    way would let some of them compute a step with no video.
+    The workers' data end at different steps, but all workers must stop at the same step. With
+    TensorFlow's own handling, some would compute a step without any video.
     """
-    nothing = tf.nest.map_structure(
+    empty_videos = tf.nest.map_structure(
         lambda spec: tf.zeros([size or 1 for size in spec.shape], spec.dtype), batches.element_spec
     )
-    end = tf.data.Dataset.from_tensors((*nothing, 0.0)).repeat()
+    end = tf.data.Dataset.from_tensors((*empty_videos, 0.0)).repeat()
     return batches.map(lambda *batch: (*batch, 1.0)).concatenate(end)
 
 
-def this_replica(synchronized):
-    """The `layers.Replica` that runs; None if it is the only one.
+def this_replica(synchronized: bool) -> layers.Replica | None:
+    """Returns the running `layers.Replica`; None if it is the only replica.
 
     Args:
-        synchronized: bool. Whether layers sum over all replicas, or else over their own part alone.
+        synchronized: whether layers sum over all replicas; otherwise only over their own part.
     """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
@@ -202,35 +219,32 @@ def this_replica(synchronized):
     )
 
 
-def choose(mode="auto", tpu=None):
-    """The distribution that a mode stands for. It must come before any other use of devices.
+def choose(mode: str = "auto", tpu: str | None = None) -> Distribution:
+    """Returns the distribution that a mode selects. Call it before any other use of devices.
 
     Args:
-        mode: str. One of `MODES`; `auto` means several workers if TF_CONFIG names them, else the
-            TPU if one is given, else all GPUs if there are several, else one device.
-        tpu: str. Name or address of a TPU; "local" for that of this machine.
-
-    Returns:
-        A `Distribution`.
+        mode: one_device; mirrored, all GPUs of this machine; multi_worker, the machines in
+            TF_CONFIG; or tpu. `auto` picks, in order: the TPU if one is given, several machines if
+            TF_CONFIG lists them, several GPUs, one device.
+        tpu: name or address of a TPU; "local" for the TPU of this machine.
 
     Raises:
-        InputError: if TF_CONFIG or the TPU are not usable.
+        InputError: if TF_CONFIG or the TPU is not usable.
     """
     if tpu and mode not in ("auto", "tpu"):
         raise InputError(f"--tpu={tpu} does not go with --distribution={mode}.")
     if tpu or mode == "tpu":
         return _logged(Distribution(_tpu_strategy(tpu), static_shapes=True))
-    workers, own = [], None
-    if mode in ("auto", "multi_worker"):
-        workers, own = workers_of(os.environ.get("TF_CONFIG"))
+    uses_workers = mode in ("auto", "multi_worker")
+    workers, own = workers_of(os.environ.get("TF_CONFIG") if uses_workers else None)
     if mode == "multi_worker" and not workers:
         raise InputError(
-            "--distribution=multi_worker needs the environment variable TF_CONFIG, which tells "
-            "each worker the addresses of all and which of them it is; docs/distribution.md has "
-            "an example."
+            "--distribution=multi_worker needs the environment variable TF_CONFIG, which lists the "
+            "addresses of all workers and says which of them this process is. See the example in "
+            "docs/distribution.md."
         )
     if len(workers) > 1:
-        tf.get_logger().setLevel("WARNING")  # Else it tells of every reduction of every layer.
+        tf.get_logger().setLevel("WARNING")  # INFO logs every reduction of every layer.
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
         return _logged(Distribution(strategy, len(workers), is_chief=own == workers[0]))
     devices = tf.config.list_logical_devices("GPU")
@@ -243,37 +257,38 @@ def choose(mode="auto", tpu=None):
     )
 
 
-def workers_of(tf_config):
-    """What TF_CONFIG says.
+def workers_of(tf_config: str | None) -> tuple[list[Task], Task | None]:
+    """Parses TF_CONFIG.
 
     Args:
-        tf_config: str. Value of the environment variable, or None.
+        tf_config: value of the environment variable; None if it is not set.
 
     Returns:
-        `(workers, own)`: the workers as pairs (type, index), the chief first, and which of them
-        this process is. Without a cluster, an empty list and None.
+        `(workers, own)`: all workers, the chief first, and the worker that this process is. Without
+        a cluster, an empty list and None.
 
     Raises:
-        InputError: if it is not usable.
+        InputError: if TF_CONFIG is not usable.
     """
     try:
         config = json.loads(tf_config or "{}")
         cluster = config.get("cluster") or {}
+        # "chief" sorts before "worker".
         workers = [(kind, n) for kind in sorted(cluster) for n in range(len(cluster[kind]))]
         own = (config["task"]["type"], int(config["task"]["index"])) if workers else None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{_TF_CONFIG_EXPECTED} Received: {tf_config}") from error
     others = sorted(set(cluster) - {"chief", "worker"})
     if others or own not in (*workers, None):
-        what = (
+        problem = (
             f"types {comma_separated(others)}" if others else f"task {own}, which the cluster lacks"
         )
-        raise InputError(f"{_TF_CONFIG_EXPECTED} Received {what}, in: {tf_config}")
+        raise InputError(f"{_TF_CONFIG_EXPECTED} Received {problem}, in: {tf_config}")
     return workers, own
 
 
-def is_first_worker():
-    """Whether this process is the first of those that TF_CONFIG names, the chief, or alone.
+def is_first_worker() -> bool:
+    """Returns whether this process is the chief according to TF_CONFIG, or the only process.
 
     Raises:
         InputError: if TF_CONFIG is not usable.
@@ -289,8 +304,8 @@ def _tpu_strategy(tpu):
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, OSError, tf.errors.OpError) as error:
         raise InputError(
-            "no TPU can be used. That of this machine is --tpu=local, which needs the package "
-            f"tensorflow-tpu. TensorFlow says: {error}"
+            "no TPU can be used. --tpu=local selects the TPU of this machine and needs the package "
+            f"tensorflow-tpu. TensorFlow reports: {error}"
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 
@@ -307,7 +322,7 @@ def _logged(distribution):
             type(distribution.strategy).__name__,
             distribution.num_replicas,
             distribution.num_workers,
-            "" if distribution.is_chief else "; the chief, another worker, writes all files",
+            "" if distribution.is_chief else "; another worker, the chief, writes all files",
         )
     return distribution
 
@@ -328,5 +343,5 @@ def termination_requests() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(received)
     finally:
-        # None stands for a handler that was not installed by Python.
+        # None means that the earlier handler was not installed from Python.
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,22 +1,24 @@
 """The metrics of YouTube-8M: Hit@1, PERR, GAP@k and mAP, on NumPy arrays.
 
-B is the batch (videos), C the classes. Scores are compared as float32, the type of the pool that
-`EvaluationMetrics` keeps, so that a result never depends on the precision they arrive in. Any
-finite score is allowed, below 0 and above 1 too: only their order matters, except that PERR does
-not count a prediction of exactly 0.
+B is the batch (videos), C the classes. All scores are compared as float32, the type in which
+`EvaluationMetrics` pools them, so results do not depend on the input precision. Scores may be any
+finite numbers. Only their order matters, except that PERR ignores predictions of exactly 0.
 
-Equal scores are ordered by the position of their videos, then by lowest class id.
+Ties are broken by the order of the videos, then by the lowest class id.
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def top_k_predictions(predictions, k):
-    """The k best classes of every video, best first; of equal scores, the lowest class id first.
+def top_k_predictions(predictions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the k best classes of every video, best first; ties put the lowest class id first.
 
     Args:
-        predictions: array `[B, C]`. Finite scores.
-        k: int. Entries per video; more than C stands for C.
+        predictions: finite scores `[B, C]`.
+        k: entries per video; values above C mean C.
 
     Returns:
         `(classes, scores)`, int32 and float32 arrays `[B, k]`.
@@ -28,34 +30,28 @@ def top_k_predictions(predictions, k):
     return _top_k(_checked_predictions(predictions), k)
 
 
-def calculate_hit_at_one(predictions, actuals):
-    """Share of the videos whose best class is a label.
+def calculate_hit_at_one(predictions: np.ndarray, actuals: np.ndarray) -> float:
+    """Returns Hit@1: the fraction of the videos whose best class is a label.
 
-    Of equal best scores the lowest class id counts. A video without labels counts as a miss.
+    Ties go to the lowest class id. A video without labels counts as a miss.
 
     Args:
-        predictions: array `[B, C]`. Finite scores.
-        actuals: array `[B, C]`. 1 (or True) for the labels of a video, 0 elsewhere.
-
-    Returns:
-        float, 0 to 1.
+        predictions: finite scores `[B, C]`.
+        actuals: labels `[B, C]`, 1 (or True) for the labels of a video, 0 elsewhere.
     """
     predictions, labels = _checked_pair(predictions, actuals, "actuals")
     best = np.argmax(predictions, axis=1)
     return float(np.mean(labels[np.arange(len(labels)), best]))
 
 
-def calculate_precision_at_equal_recall_rate(predictions, actuals):
-    """PERR: mean over the videos of the share of labels among their n best classes, n = labels.
+def calculate_precision_at_equal_recall_rate(predictions: np.ndarray, actuals: np.ndarray) -> float:
+    """Returns PERR: the mean precision of the n best classes of a video that has n labels.
 
-    A prediction of exactly 0 does not count. A video without labels counts 0.
+    A prediction of exactly 0 is never a hit. The precision of a video without labels is 0.
 
     Args:
-        predictions: array `[B, C]`. Finite scores.
-        actuals: array `[B, C]`. 1 (or True) for the labels of a video, 0 elsewhere.
-
-    Returns:
-        float, 0 to 1.
+        predictions: finite scores `[B, C]`.
+        actuals: labels `[B, C]`, 1 (or True) for the labels of a video, 0 elsewhere.
     """
     predictions, labels = _checked_pair(predictions, actuals, "actuals")
     label_counts = np.count_nonzero(labels, axis=1)
@@ -64,19 +60,17 @@ def calculate_precision_at_equal_recall_rate(predictions, actuals):
     return float(np.mean(_perr_per_video(hits, scores, label_counts)))
 
 
-def calculate_gap(predictions, actuals, top_k=20):
-    """Global average precision: the average precision of the pooled `top_k` of every video.
+def calculate_gap(predictions: np.ndarray, actuals: np.ndarray, top_k: int = 20) -> float:
+    """Returns the global average precision, GAP@top_k.
 
-    The pool is sorted by score, and the sum of the precisions at its hits is divided by all
-    labels, also those outside the top_k. Without any label the result is 0.
+    The `top_k` best predictions of every video form a pool, which is sorted by score. GAP is the
+    sum of the precisions at the hits of the pool, divided by the number of all labels, including
+    labels outside the pool. Without any label it is 0.
 
     Args:
-        predictions: array `[B, C]`. Finite scores.
-        actuals: array `[B, C]`. 1 (or True) for the labels of a video, 0 elsewhere.
-        top_k: int. Entries that each video puts into the pool.
-
-    Returns:
-        float, 0 to 1.
+        predictions: finite scores `[B, C]`.
+        actuals: labels `[B, C]`, 1 (or True) for the labels of a video, 0 elsewhere.
+        top_k: predictions of each video in the pool.
     """
     _check_positive_int("top_k", top_k)
     predictions, labels = _checked_pair(predictions, actuals, "actuals")
@@ -86,28 +80,25 @@ def calculate_gap(predictions, actuals, top_k=20):
     return _average_precision(hits.ravel()[order], np.count_nonzero(labels))
 
 
-def class_prior_gap(positives, num_videos, top_k=20):
-    """The GAP@top_k of a predictor that gives every video the class frequencies as scores.
+def class_prior_gap(positives: ArrayLike, num_videos: int, top_k: int = 20) -> float:
+    """Returns the GAP@top_k of a predictor that scores every video with the class frequencies.
 
-    It is the baseline that a model ignoring its input reaches: a model that scores no better has
-    learnt nothing about single videos.
+    A model that ignores its input reaches this baseline. A model that scores no better has learned
+    nothing about individual videos.
 
-    All N videos share the score of a class, so that the pool consists of one block of N entries
-    per class, most frequent class first. Within a block the order is a matter of chance; its n_r
-    hits are taken as spread evenly. With H_r = n_1 + ... + n_r, entry i of block r has
+    All N videos have the same score for a class, so the pool consists of one block of N entries
+    per class, most frequent class first. The n_r hits of block r are taken as evenly spread, since
+    the order within a block is arbitrary. With H_r = n_1 + ... + n_r, entry i of block r has
 
         precision = (H_{r-1} + i * n_r / N) / ((r - 1) * N + i),    weight = n_r / N,
 
-    and the weighted sum of the precisions is divided by all positives, also those outside the
-    `top_k` most frequent classes. Without any positive the result is 0.
+    and GAP is the weighted sum of the precisions, divided by the number of all positives, including
+    positives outside the `top_k` most frequent classes. Without any positive it is 0.
 
     Args:
-        positives: array `[C]`. Videos that have each class as a label.
-        num_videos: int. N, the number of videos.
-        top_k: int. Entries that each video puts into the pool.
-
-    Returns:
-        float, 0 to 1.
+        positives: number of videos with each class as a label, `[C]`.
+        num_videos: number of videos, N.
+        top_k: predictions of each video in the pool.
 
     Raises:
         ValueError: if a class has fewer than 0 or more than `num_videos` positives.
@@ -133,22 +124,22 @@ def class_prior_gap(positives, num_videos, top_k=20):
 class EvaluationMetrics:
     """Metrics over all videos of an evaluation, accumulated batch by batch.
 
-    The result does not depend on how the videos are cut into batches, but for the order of equal
-    scores, which is the order of accumulation. Keeps 7 bytes per pooled entry (9 above 65536
-    classes), about 150 MB for 1.1 million videos; `get` needs some 800 MB more for a moment.
+    The result does not depend on how videos are batched, except that ties are broken by the order
+    of accumulation. Keeps 7 bytes per pooled prediction (9 above 65536 classes), about 150 MB for
+    1.1 million videos; `get` temporarily needs about 800 MB more.
 
     Args:
-        num_class: int. C, the number of classes.
-        top_k: int. Entries that each video puts into the pool of GAP and of the class lists.
-        top_n: int. Ranked entries per class that count for its average precision, whose recall
-            then refers to at most `top_n` positives. `None` stands for all.
+        num_class: number of classes, C.
+        top_k: predictions of each video in the pool, from which GAP and mAP are computed.
+        top_n: best pooled predictions per class that count for its average precision, whose recall
+            then refers to at most `top_n` positives. `None` counts all.
 
     Attributes:
-        num_videos: int. Videos accumulated.
-        positives: int64 array `[C]`. Accumulated videos that have each class as a label.
+        num_videos: number of videos accumulated.
+        positives: number of accumulated videos with each class as a label, int64 `[C]`.
     """
 
-    def __init__(self, num_class, top_k, top_n=None):
+    def __init__(self, num_class: int, top_k: int, top_n: int | None = None):
         _check_positive_int("num_class", num_class)
         _check_positive_int("top_k", top_k)
         if top_n is not None:
@@ -160,32 +151,34 @@ class EvaluationMetrics:
         self._class_dtype = np.uint16 if num_class <= 65536 else np.int32
         self.clear()
 
-    def clear(self):
-        """Forgets everything accumulated."""
+    def clear(self) -> None:
+        """Discards everything accumulated."""
         self.num_videos = 0
         self.positives = np.zeros(self.num_class, dtype=np.int64)
         self._hit_at_one_sum = 0
         self._perr_sum = 0.0
         self._loss_sum = 0.0
-        self._pool = []
+        self._pool: list[list[np.ndarray]] = []
 
-    def accumulate(self, predictions, labels, loss):
-        """Adds a batch; a batch that is refused changes nothing.
+    def accumulate(
+        self, predictions: np.ndarray, labels: np.ndarray, loss: ArrayLike
+    ) -> dict[str, float]:
+        """Adds a batch; a rejected batch changes nothing.
 
         Args:
-            predictions: array `[B, C]`. Finite scores.
-            labels: array `[B, C]`. 1 (or True) for the labels of a video, 0 elsewhere.
-            loss: float, the mean over the batch, or array `[B]`, one loss per video.
+            predictions: finite scores `[B, C]`.
+            labels: 1 (or True) for the labels of a video, 0 elsewhere, `[B, C]`.
+            loss: mean over the batch, or one loss per video, `[B]`.
 
         Returns:
-            dict of floats, the means over this batch: `hit_at_one`, `perr`, `loss`.
+            The means over this batch: `hit_at_one`, `perr` and `loss`.
 
         Raises:
             ValueError: if a score is NaN or infinite, a label is neither 0 nor 1, or a shape
                 does not fit.
         """
         predictions, labels = _checked_pair(predictions, labels, "labels", self.num_class)
-        loss = _mean_loss(loss, len(predictions))
+        mean_loss = _mean_loss(loss, len(predictions))
         rows, positive_classes = _true_cells(labels)
         label_counts = np.bincount(rows, minlength=len(labels))
         # One ranking serves all metrics: PERR may need more entries than the pool.
@@ -199,22 +192,22 @@ class EvaluationMetrics:
         self.positives += np.bincount(positive_classes, minlength=self.num_class)
         self._hit_at_one_sum += hit_at_one_sum
         self._perr_sum += perr_sum
-        self._loss_sum += loss * num_videos
+        self._loss_sum += mean_loss * num_videos
         ranked = (scores, classes.astype(self._class_dtype), hits)
         self._pool.append([array[:, : self.top_k].flatten() for array in ranked])
         return {
             "hit_at_one": hit_at_one_sum / num_videos,
             "perr": perr_sum / num_videos,
-            "loss": loss,
+            "loss": mean_loss,
         }
 
-    def get(self):
-        """The metrics over everything accumulated.
+    def get(self) -> dict[str, Any]:
+        """Returns the metrics over everything accumulated.
 
         Returns:
-            dict with the floats `avg_hit_at_one`, `avg_perr`, `avg_loss`, `gap` and `map`, and
-            `aps`, a float64 array `[C]` with the average precision of every class: NaN for a
-            class without positives. `map` is the mean of the others, NaN where there are none.
+            The floats `avg_hit_at_one`, `avg_perr`, `avg_loss`, `gap` and `map`, and the average
+            precision of each class as `aps`, float64 `[C]`, which is NaN for a class without
+            positives. `map` is the mean over the other classes, NaN if there are none.
 
         Raises:
             ValueError: if nothing was accumulated.
@@ -222,7 +215,7 @@ class EvaluationMetrics:
         if not self.num_videos:
             raise ValueError(
                 "get() needs at least one accumulated video. Received: none. "
-                "Call accumulate() first; if it was, check that the input files hold videos."
+                "Call accumulate() first. If it was called, check that the input files hold videos."
             )
         scores, classes, hits = (np.concatenate(parts) for parts in zip(*self._pool, strict=True))
         by_score = np.argsort(np.negative(scores, out=scores), kind="stable")
@@ -239,13 +232,18 @@ class EvaluationMetrics:
         }
 
     def _average_precision_per_class(self, classes, hits):
-        """Average precision `[C]` of the lists that a pool, best entry first, holds per class."""
+        """Returns the average precision of each class, `[C]`.
+
+        Args:
+            classes: class of each pooled prediction, best prediction first.
+            hits: whether each pooled prediction is a label.
+        """
         by_class = np.argsort(classes, kind="stable")
-        hit_positions = np.flatnonzero(hits[by_class])
-        hit_classes = classes[by_class[hit_positions]]
+        hit_indices = np.flatnonzero(hits[by_class])
+        hit_classes = classes[by_class[hit_indices]]
         first_entry = _exclusive_cumsum(np.bincount(classes, minlength=self.num_class))
         first_hit = _exclusive_cumsum(np.bincount(hit_classes, minlength=self.num_class))
-        ranks = hit_positions - first_entry[hit_classes] + 1
+        ranks = hit_indices - first_entry[hit_classes] + 1
         precisions = (np.arange(len(ranks)) - first_hit[hit_classes] + 1) / ranks
         recall_sizes = self.positives
         if self.top_n is not None:
@@ -256,7 +254,7 @@ class EvaluationMetrics:
 
 
 def _top_k(predictions, k):
-    """`top_k_predictions` of a float32 array that was checked."""
+    """Returns `top_k_predictions` of a float32 array that is already checked."""
     num_videos, num_class = predictions.shape
     k = min(k, num_class)
     thresholds = np.partition(predictions, num_class - k, axis=1)[:, num_class - k, np.newaxis]
@@ -264,7 +262,7 @@ def _top_k(predictions, k):
     tied = np.count_nonzero(keep, axis=1) > k
     if tied.any():
         keep[tied] = _without_surplus_ties(predictions[tied], thresholds[tied], k)
-    # Row-major: the classes of a video ascend, and the stable sort keeps that order for ties.
+    # In row-major order the classes of a video ascend, and the stable sort keeps that for ties.
     classes = _true_cells(keep)[1].astype(np.int32).reshape(num_videos, k)
     scores = np.take_along_axis(predictions, classes, axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -272,13 +270,13 @@ def _top_k(predictions, k):
 
 
 def _true_cells(array):
-    """Rows and columns of the True cells of `[B, C]`, row by row."""
-    # What np.nonzero returns, some ten times faster when few cells are True.
+    """Returns rows and columns of the True cells of `[B, C]`, in row-major order."""
+    # Equals np.nonzero, but is about ten times faster when few cells are True.
     return np.divmod(np.flatnonzero(array), array.shape[1])
 
 
 def _without_surplus_ties(predictions, thresholds, k):
-    """Marks k entries per row: those above the threshold, then the first that equal it."""
+    """Returns a mask of k entries per row: all above the threshold, then the first equal to it."""
     above = predictions > thresholds
     equal = predictions == thresholds
     room = k - np.count_nonzero(above, axis=1, keepdims=True)
@@ -286,14 +284,14 @@ def _without_surplus_ties(predictions, thresholds, k):
 
 
 def _perr_per_video(hits, scores, label_counts):
-    """PERR `[B]` of ranked lists `[B, k]` that reach at least as far as `label_counts` `[B]`."""
+    """Returns PERR `[B]` of ranked lists `[B, k]`, with k of at least the largest label count."""
     counted = np.arange(hits.shape[1]) < label_counts[:, np.newaxis]
     found = np.count_nonzero(hits & counted & (scores != 0), axis=1)
     return found / np.maximum(label_counts, 1)
 
 
 def _average_precision(hits, num_positives):
-    """Sum of the precisions at the hits of a ranked list, divided by `num_positives`."""
+    """Returns the sum of the precisions at the hits of a ranked list, over `num_positives`."""
     ranks = np.flatnonzero(hits) + 1
     return float(np.sum(np.arange(1, len(ranks) + 1) / ranks) / max(1, num_positives))
 
@@ -303,18 +301,18 @@ def _exclusive_cumsum(counts):
 
 
 def _checked_pair(predictions, labels, labels_name, num_class=None):
-    """Predictions as float32 and labels as bool, both `[B, C]` with at least one video."""
+    """Returns predictions as float32 and labels as bool, both `[B, C]` with B of at least 1."""
     predictions = _checked_predictions(predictions, num_class)
     if not len(predictions):
         raise ValueError(
             f"predictions must hold at least one video. Received: shape {predictions.shape}. "
-            "Leave out empty batches."
+            "Skip empty batches."
         )
     labels = np.asarray(labels)
     if labels.shape != predictions.shape:
         raise ValueError(
             f"{labels_name} must have the shape of predictions, {predictions.shape}. "
-            f"Received: shape {labels.shape}. Pass multi-hot labels, a row per prediction."
+            f"Received: shape {labels.shape}. Pass multi-hot labels, one row per video."
         )
     if labels.dtype == bool:
         return predictions, labels
@@ -330,8 +328,8 @@ def _checked_pair(predictions, labels, labels_name, num_class=None):
 
 
 def _checked_predictions(predictions, num_class=None):
-    """Predictions as a finite float32 array `[B, C]`, with C = `num_class` unless None."""
-    # Too large a float64 becomes infinite, which the check below reports.
+    """Returns predictions as finite float32 `[B, C]`, with C = `num_class` unless that is None."""
+    # A float64 beyond the float32 range becomes infinite, which the check below reports.
     with np.errstate(over="ignore"):
         predictions = np.asarray(predictions, dtype=np.float32)
     shape = predictions.shape
@@ -346,13 +344,13 @@ def _checked_predictions(predictions, num_class=None):
         row, column = np.argwhere(~finite)[0]
         raise ValueError(
             f"predictions must be finite float32 numbers. Received: {predictions[row, column]} in "
-            f"row {row}, class {column}. Look for a diverged model or broken input features."
+            f"row {row}, class {column}. Check for a diverged model or broken input features."
         )
     return predictions
 
 
 def _mean_loss(loss, num_videos):
-    """Mean of a batch's loss, given as that mean or per video."""
+    """Returns the mean loss of a batch, given as a mean or per video."""
     loss = np.asarray(loss, dtype=np.float64)
     if loss.shape not in ((), (num_videos,)):
         raise ValueError(

@@ -232,7 +232,7 @@ def fit_weights(
 
 def fitted_weights(options: ExportOptions) -> np.ndarray:
     """Returns the weights for --fit_weights, and logs their effect."""
-    paths = files.expand_patterns(options.eval_data_pattern)
+    paths = files.expand_patterns(options.eval_data_pattern or "")
     predictor = Predictor(
         options.run_dirs,
         num_samplings=options.num_samplings,

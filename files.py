@@ -1,4 +1,4 @@
-"""Paths, local or on any file system that TensorFlow knows (gs:// and the like)."""
+"""Files and directories, local or on any file system that TensorFlow supports, such as gs://."""
 
 import codecs
 import contextlib
@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Iterator
+from typing import IO, Any
 
 import tensorflow as tf
 
@@ -15,12 +17,12 @@ from utils import InputError
 
 gfile = tf.io.gfile
 
-# What file operations of TensorFlow raise in place of OSError, with a message that tells the path.
+# TensorFlow's file operations raise these instead of OSError; their messages contain the path.
 REMOTE_ERRORS = (
     tf.errors.AlreadyExistsError,
     tf.errors.FailedPreconditionError,
     tf.errors.NotFoundError,
-    tf.errors.OutOfRangeError,  # Of a file that may not become larger.
+    tf.errors.OutOfRangeError,  # When a file may not grow.
     tf.errors.PermissionDeniedError,
     tf.errors.ResourceExhaustedError,
     tf.errors.UnauthenticatedError,
@@ -30,34 +32,34 @@ REMOTE_ERRORS = (
 )
 
 
-def is_remote(path):
-    """Whether a path names another file system, as `gs://bucket/file` does."""
+def is_remote(path: str) -> bool:
+    """Returns whether a path names another file system, as `gs://bucket/file` does."""
     return "://" in path
 
 
-def absolute(path):
-    """The path from the root, without a slash at its end; one of another file system has it."""
+def absolute(path: str) -> str:
+    """Returns the absolute path without a trailing slash; remote paths are absolute already."""
     return path.rstrip("/") if is_remote(path) else os.path.abspath(path)
 
 
-def remove(path):
-    """Removes a file, or a directory with all that is in it; of a link, the link alone."""
+def remove(path: str) -> None:
+    """Removes a file, or a directory with its contents; of a link, only the link."""
     if is_remote(path):
         (gfile.rmtree if gfile.isdir(path) else gfile.remove)(path)
     elif os.path.isdir(path) and not os.path.islink(path):
-        # gfile would go through links.
+        # gfile would follow links.
         shutil.rmtree(path)
     else:
         os.remove(path)
 
 
-def expand_patterns(patterns):
-    """Files that match comma-separated globs, sorted and without repetition.
+def expand_patterns(patterns: str) -> list[str]:
+    """Returns the files that match comma-separated globs, sorted, each once.
 
     Raises:
         InputError: if a pattern matches no file.
     """
-    found = set()
+    found: set[str] = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         try:
             matches = [path for path in gfile.glob(pattern) if not gfile.isdir(path)]
@@ -66,7 +68,7 @@ def expand_patterns(patterns):
         if not matches:
             raise InputError(
                 f"no file matches {pattern!r} (working directory {os.getcwd()}). "
-                "Check the path, and quote the pattern so that the shell leaves it alone."
+                "Check the path, and quote the pattern so that the shell does not expand it."
             )
         found.update(matches)
     if not found:
@@ -74,21 +76,21 @@ def expand_patterns(patterns):
     return sorted(found)
 
 
-def open_binary(path, mode="rb", buffering=-1):
-    """Opens a file for reading or writing bytes."""
+def open_binary(path: str, mode: str = "rb", buffering: int = -1) -> IO[bytes]:
+    """Opens a file for reading or writing bytes; `buffering` applies to local files only."""
     return gfile.GFile(path, mode) if is_remote(path) else open(path, mode, buffering)
 
 
-def file_size(path):
-    """Size of a file in bytes."""
+def file_size(path: str) -> int:
+    """Returns the size of a file in bytes."""
     return gfile.stat(path).length
 
 
 @contextlib.contextmanager
-def atomic_path(path):
-    """Gives a path to write to, in the same directory, renamed to `path` at the end.
+def atomic_path(path: str) -> Iterator[str]:
+    """Yields a temporary path in the same directory, which is renamed to `path` at the end.
 
-    After an error it is removed, so that a file under `path` is always whole.
+    After an error the temporary file is removed, so a file at `path` is always complete.
 
     Raises:
         InputError: if the file cannot be created.
@@ -101,20 +103,20 @@ def atomic_path(path):
         gfile.rename(partial, path, overwrite=True)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno and not error.filename:
-            error.filename = path  # Python does not tell which write found the disk full.
+            error.filename = path  # Python does not say which file filled the disk.
         with contextlib.suppress(OSError, *REMOTE_ERRORS):
             gfile.remove(partial)
         raise
 
 
 @contextlib.contextmanager
-def atomic_directory(path):
-    """Gives a directory to fill, beside `path`, renamed to `path` at the end.
+def atomic_directory(path: str) -> Iterator[str]:
+    """Yields a temporary directory next to `path`, which is renamed to `path` at the end.
 
-    After an error it is removed, so that a directory under `path` is always whole.
+    After an error the temporary directory is removed, so a directory at `path` is always complete.
 
     Raises:
-        InputError: if `path` exists and is not an empty directory, or cannot be made.
+        InputError: if `path` exists and is not an empty directory, or cannot be created.
     """
     path = path.rstrip("/")
     check_new_directory(path)
@@ -135,8 +137,8 @@ def atomic_directory(path):
         raise
 
 
-def check_new_directory(path):
-    """Refuses the path of a directory to make where something is already.
+def check_new_directory(path: str) -> None:
+    """Rejects a path for a new directory that is already in use.
 
     Raises:
         InputError: if `path` exists and is not an empty directory.
@@ -146,31 +148,31 @@ def check_new_directory(path):
 
 
 @contextlib.contextmanager
-def atomic_write(path):
-    """Opens a text file that appears under `path` only when it was written whole.
+def atomic_write(path: str) -> Iterator[codecs.StreamWriter]:
+    """Opens a text file that appears at `path` only after it is completely written.
 
-    A path that ends in `.gz` is compressed.
+    The file is compressed if `path` ends in `.gz`.
 
     Raises:
         InputError: if the file cannot be created.
     """
-    compress = _compressed if path.endswith(".gz") else contextlib.nullcontext
+    compress: Any = _compressed if path.endswith(".gz") else contextlib.nullcontext
     with atomic_path(path) as partial, open_binary(partial, "wb") as raw, compress(raw) as file:
         yield codecs.getwriter("utf-8")(file)
 
 
 def _compressed(raw):
-    # No name and no time inside, so that equal content gives equal files.
+    # Stores neither name nor time, so that equal content gives equal files.
     return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
 
 
 def _partial_path(path):
-    # With the process, so that two that write the same file leave each other's alone.
+    # Names the process, so that two processes can write the same file without a conflict.
     return f"{path}.{socket.gethostname()}-{os.getpid()}.partial"
 
 
 def _remove_abandoned(path):
-    """Removes what processes on this host left of `path` when they were killed."""
+    """Removes partial files of `path` that killed processes on this host left behind."""
     folder, name = os.path.split(path)
     abandoned = re.compile(rf"{re.escape(f'{name}.{socket.gethostname()}')}-(\d+)\.partial/?")
     for entry in gfile.listdir(folder or "."):
@@ -179,8 +181,8 @@ def _remove_abandoned(path):
             remove(os.path.join(folder, entry))
 
 
-def is_running(pid):
-    """Whether this host has a process of that number."""
+def is_running(pid: int) -> bool:
+    """Returns whether this host has a process with this id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -190,8 +192,8 @@ def is_running(pid):
     return True
 
 
-def check_writable(path):
-    """Refuses a path that cannot be written, before long work is begun.
+def check_writable(path: str) -> None:
+    """Rejects a path that cannot be written; call it before long work.
 
     Raises:
         InputError: if a file cannot be created there.
@@ -202,27 +204,27 @@ def check_writable(path):
             raise OSError("it is a directory")
         gfile.makedirs(os.path.dirname(path) or ".")
         with open_binary(partial, "wb") as file:
-            file.write(b"")  # Without it, TensorFlow creates no file.
+            file.write(b"")  # Without a write, TensorFlow creates no file.
         gfile.remove(partial)
     except (OSError, *REMOTE_ERRORS) as error:
         raise InputError(f"cannot write {path}: {error}") from error
 
 
-def write_json(path, value):
-    """Writes a value as indented JSON, whole or not at all."""
+def write_json(path: str, value: Any) -> None:
+    """Writes a value as indented JSON, completely or not at all."""
     with atomic_write(path) as file:
         json.dump(value, file, indent=2)
         file.write("\n")
 
 
-def read_description(folder, name, program, flag):
-    """Content of the JSON file in which a program describes a directory that it wrote.
+def read_description(folder: str, name: str, program: str, flag: str) -> tuple[str, Any]:
+    """Reads the JSON file in which a program describes a directory that it wrote.
 
     Args:
-        folder: str. The directory, as the user gave it.
-        name: str. The file's name.
-        program: str. Name of the program that writes it.
-        flag: str. Name of the flag that gave the directory.
+        folder: directory to read from, as the user gave it.
+        name: name of the JSON file.
+        program: name of the program that writes it.
+        flag: name of the flag that gave the directory.
 
     Returns:
         The path of the file, and its content.
@@ -233,12 +235,12 @@ def read_description(folder, name, program, flag):
     path = os.path.join(folder, name)
     if not gfile.exists(path):
         raise InputError(
-            f"{folder} has no {name}, so it is no directory that {program} wrote. Check --{flag}."
+            f"{folder} has no {name}, so {program} did not write this directory. Check --{flag}."
         )
     return path, read_json(path)
 
 
-def read_json(path):
+def read_json(path: str) -> Any:
     """Reads a JSON file.
 
     Raises:

@@ -1,12 +1,13 @@
-"""Models that classify videos from their frames.
+"""Models that classify videos by their frames.
 
-The way of a frame: stored as uint8 -> sampled -> dequantised -> normalised to length 1 -> encoded
-into one vector per video -> classified by a video-level model. `FrameLevelModel` does all but the
-encoding, which is what a model adds. Models that see frames through matrices alone take them as
-`QuantizedFrames`, which dequantise and normalise around the product.
+The frames of a video are stored as uint8, sampled, dequantized, L2-normalized and encoded into one
+vector, which a video-level model classifies. `FrameLevelModel` does everything but the encoding,
+which each model adds. Models that only multiply frames by matrices take them as `QuantizedFrames`,
+which dequantize and normalize around the product.
 
-Training samples the frames of a video once. Prediction may average over several samplings: a model
-that counts sampled frames where they stand computes what depends on a frame alone only once.
+Training draws one sampling of a video's frames. Prediction may average over several: a model that
+counts how often each frame was drawn, instead of copying it, computes everything that depends on
+one frame only once.
 """
 
 import keras
@@ -18,36 +19,38 @@ import recurrent
 import registry
 import utils
 
+# --- Base class -----------------------------------------------------------------------------------
+
 
 class FrameLevelModel(keras.Model):
-    """Base of the models that classify frames: a subclass implements `encode`.
+    """Base of the models that classify frames; a subclass implements `encode`.
 
     Input: a dict of
 
-    - `frames`: uint8 `[B, T, D]` with the features side by side;
-    - `num_frames`: int `[B]`; frames from there on are padding and never count;
-    - `norms`: optional, float32 `[B, T]`, what `layers.inverse_norms` gives of the frames;
-    - `frame_indices`: optional, int32 `[B, N, S]`, the frames that each of N samplings takes, as from
-      `draw_frame_indices`. Without them the model draws one sampling, a new one at each call.
+    - `frames`: uint8 `[B, T, D]`, all features of a frame concatenated;
+    - `num_frames`: int `[B]`; frames beyond that number are padding and are ignored;
+    - `inverse_norms`: optional, float32 `[B, T]`, `layers.inverse_norms` of the frames;
+    - `frame_indices`: optional, int32 `[B, N, S]`, the frames that each of N samplings uses, from
+      `draw_frame_indices`. Without them, every call draws one new sampling.
 
     Output: probabilities, float32 `[B, C]`, the mean over the samplings.
 
     Args:
         num_classes: int. C.
         feature_sizes: sequence of int. Sizes of the features; their sum is D.
-        iterations: int. Frames sampled of each video, in training and in prediction; 0 takes all.
-        sample_random_frames: bool. Whether each frame is drawn by itself, uniformly and with
-            replacement; if not, a run of consecutive frames is drawn.
+        iterations: int. Frames sampled per video, in training and prediction; 0 uses all frames.
+        sample_random_frames: bool. Whether to draw each frame independently, uniformly and with
+            replacement; otherwise a run of consecutive frames is drawn.
         video_level_classifier_model: str. Video-level model that classifies the encoding; its
-            hyper-parameters are taken as well.
+            hyperparameters are accepted too.
     """
 
     frame_level = True
-    # Whether `encode` takes frames as `layers.QuantizedFrames`, not as numbers.
+    # Whether `encode` takes `layers.QuantizedFrames` instead of float frames.
     takes_quantized_frames = False
-    # Whether sampled frames are counted where they stand, instead of being copied: the same for a
-    # model that ignores their order, and cheaper unless few are drawn. Its `encode` must also take
-    # the counts of several samplings, `[B, N, T]`.
+    # Whether sampled frames are counted instead of copied. For a model that ignores their order the
+    # result is the same, and it is cheaper unless few frames are drawn. `encode` must then also
+    # take the counts of several samplings, `[B, N, T]`.
     sample_by_count = False
 
     def __init__(
@@ -73,24 +76,24 @@ class FrameLevelModel(keras.Model):
         )
 
     def input_spec_tensors(self):
-        """Symbolic input, by which the weights are made."""
+        """Returns symbolic inputs, with which `registry.build_model` creates the weights."""
         return {
             "frames": keras.Input([None, sum(self.feature_sizes)], dtype="uint8"),
             "num_frames": keras.Input([], dtype="int32"),
         }
 
     def call(self, inputs, training=False):
-        """Probabilities, float32 `[B, C]`."""
+        """Returns probabilities, float32 `[B, C]`."""
         frames, num_frames = inputs["frames"], ops.cast(inputs["num_frames"], "int32")
-        norms, frame_indices = inputs.get("inverse_norms"), inputs.get("frame_indices")
+        inverse_norms, frame_indices = inputs.get("inverse_norms"), inputs.get("frame_indices")
         if frame_indices is None:
             frame_indices = self.draw_frame_indices(num_frames, 1, self.sampling_seed)
         num_samplings = 1 if frame_indices is None else frame_indices.shape[1]
-        # A model that counts leaves frames, and so their norms, where they stand.
-        if norms is not None and not self.sample_by_count:
-            norms, _ = self.sample(norms, num_frames, frame_indices)
+        # The norms must be copied if the frames are.
+        if inverse_norms is not None and not self.sample_by_count:
+            inverse_norms, _ = self.sample(inverse_norms, num_frames, frame_indices)
         frames, frame_weights = self.sample(frames, num_frames, frame_indices)
-        frames = normalize(frames, frame_weights, norms)
+        frames = normalize(frames, frame_weights, inverse_norms)
         if not self.takes_quantized_frames:
             frames = frames.to_float()
         encoding = self.encode(frames, frame_weights, training)
@@ -101,24 +104,24 @@ class FrameLevelModel(keras.Model):
         return ops.mean(samplings, axis=1)
 
     def encode(self, frames, frame_weights, training):
-        """One vector per video.
+        """Encodes each video into one vector.
 
         Args:
-            frames: float32 `[B, T, D]`, of length 1 each; padding is 0. `QuantizedFrames` if the model
-                has `takes_quantized_frames`. Of several samplings that copy the frames, each is a
-                video here.
-            frame_weights: float32 `[B, T]`, how often a frame counts: 0 for padding, 1 for others,
-                or how often it was sampled if the model has `sample_by_count`; of several
-                samplings then `[B, N, T]`.
-            training: bool. Whether batch normalisation uses the statistics of the batch.
+            frames: float32 `[B, T, D]`, of L2 norm 1 each, with 0 for padding; `QuantizedFrames` if
+                the model has `takes_quantized_frames`. Samplings that copy the frames arrive as
+                separate videos.
+            frame_weights: float32 `[B, T]`, how often each frame counts: 0 for padding, otherwise
+                1. With `sample_by_count`, how often each frame was sampled, and `[B, N, T]` for
+                several samplings.
+            training: bool. Whether batch normalization uses the statistics of the batch.
 
         Returns:
-            A float tensor of two axes, `[B, any]`; of weights `[B, N, T]`, `[B * N, any]`.
+            Float vectors of any size, `[B, size]`; `[B * N, size]` for weights `[B, N, T]`.
         """
         raise NotImplementedError
 
     def draw_frame_indices(self, num_frames, num_samplings, seed):
-        """Draws the frames that samplings take.
+        """Draws the frames that each sampling uses.
 
         Args:
             num_frames: int32 `[B]`.
@@ -126,7 +129,7 @@ class FrameLevelModel(keras.Model):
             seed: int or `keras.random.SeedGenerator`.
 
         Returns:
-            int32 `[B, N, iterations]`; None for a model that takes all frames.
+            int32 `[B, N, iterations]`; None for a model that uses all frames.
         """
         if not self.iterations:
             return None
@@ -134,22 +137,23 @@ class FrameLevelModel(keras.Model):
         return draw(num_frames, num_samplings, self.iterations, seed)
 
     def sample(self, frames, num_frames, frame_indices):
-        """Frames to use and how often each counts.
+        """Selects frames and their weights.
 
         Args:
-            frames: `[B, T, D]`, or `[B, T]`, one number for each.
+            frames: `[B, T, D]`, or `[B, T]` with one number per frame.
             num_frames: int32 `[B]`.
             frame_indices: int32 `[B, N, S]`, or None for all frames.
 
         Returns:
-            `(frames, weights)`: those given and float32 `[B, T]`, or of several samplings
-            `[B, N, T]`; without `sample_by_count`, copies `[B * N, S, D]` and `[B * N, S]`.
+            `(frames, frame_weights)`. If frames are copied, copies `[B * N, S, D]` or `[B * N, S]`
+            with weights `[B * N, S]`. Otherwise (`sample_by_count` or no indices), the given frames
+            with weights `[B, T]`, or `[B, N, T]` for several samplings. All weights are float32.
         """
         length = ops.shape(frames)[1]
         if frame_indices is None:
             return frames, inside_video(ops.arange(length, dtype="int32")[None], num_frames)
-        num_samplings, count = frame_indices.shape[1:]
-        frame_indices = ops.reshape(frame_indices, (-1, count or ops.shape(frame_indices)[2]))
+        num_samplings, num_drawn = frame_indices.shape[1:]
+        frame_indices = ops.reshape(frame_indices, (-1, num_drawn or ops.shape(frame_indices)[2]))
         if num_samplings > 1:
             num_frames = ops.repeat(num_frames, num_samplings, axis=0)
         weights = inside_video(frame_indices, num_frames)
@@ -162,7 +166,7 @@ class FrameLevelModel(keras.Model):
         return frames, counts
 
     def floats_per_video(self, num_frames, num_samplings):
-        """About how many floats prediction holds at once per video; it limits the batch.
+        """Estimates how many floats per video prediction holds at once, which limits the batch.
 
         Args:
             num_frames: int or int tensor. T.
@@ -172,27 +176,36 @@ class FrameLevelModel(keras.Model):
         return 2 * copies * num_frames * sum(self.feature_sizes)
 
 
+# --- Sampling of frames ---------------------------------------------------------------------------
+
+
 def inside_video(frame_indices, num_frames):
-    """1 for frame_indices inside a video and 0 past its end: float32 `[B, S]`, of `[B or 1, S]`."""
+    """Returns 1 for indices inside a video, 0 beyond its end: float32 `[B, S]`.
+
+    Args:
+        frame_indices: int32 `[B, S]`, or `[1, S]` for the same indices in every video.
+        num_frames: int32 `[B]`.
+    """
     return ops.cast(frame_indices < num_frames[:, None], "float32")
 
 
 def all_frame_indices(num_frames, length):
-    """Every frame once, in the form of one sampling: int32 `[B, 1, length]`."""
+    """Returns one sampling that uses every frame once, int32 `[B, 1, length]`."""
     return ops.zeros_like(num_frames)[:, None, None] + ops.arange(length, dtype="int32")
 
 
 def random_frame_indices(num_frames, num_samplings, count, seed):
-    """Positions of frames drawn uniformly, with replacement: int32 `[B, N, count]`, ascending."""
+    """Draws frame indices uniformly and with replacement: int32 `[B, N, count]`, ascending."""
     shape = (ops.shape(num_frames)[0], num_samplings, count)
-    # In order of time, for the models to which it matters.
+    # Sorted by time, for models that depend on the order.
     return _scaled_floor(ops.sort(keras.random.uniform(shape, seed=seed), axis=-1), num_frames)
 
 
 def random_frame_runs(num_frames, num_samplings, count, seed):
-    """Positions of consecutive frames from random starts, int32 `[B, N, count]`.
+    """Draws runs of consecutive frame indices from random starts, int32 `[B, N, count]`.
 
-    Where a video has fewer frames, the run starts at its first and goes on past its end.
+    In a video with fewer frames than `count`, the run starts at the first frame and extends beyond
+    the last.
     """
     uniform = keras.random.uniform((ops.shape(num_frames)[0], num_samplings, 1), seed=seed)
     start = _scaled_floor(uniform, ops.maximum(num_frames - count + 1, 1))
@@ -200,14 +213,29 @@ def random_frame_runs(num_frames, num_samplings, count, seed):
 
 
 def _scaled_floor(uniform, limits):
-    """Integers from 0 to limit - 1; rounding must not let one reach its limit."""
+    """Scales uniform numbers `[B, N, S]` from [0, 1) to integers from 0 to limit - 1.
+
+    Args:
+        uniform: float32 `[B, N, S]`.
+        limits: int32 `[B]`.
+    """
     limits = limits[:, None, None]
     scaled = ops.floor(uniform * ops.cast(limits, "float32"))
+    # Rounding of the product may reach the limit, hence the clipping.
     return ops.clip(ops.cast(scaled, "int32"), 0, ops.maximum(limits - 1, 0))
 
 
 def take_frames(frames, frame_indices, num_samplings=1):
-    """Frames `[B * N, S, D]` at frame_indices `[B * N, S]` of `[B, T, D]`; D may be missing."""
+    """Copies frames by their indices.
+
+    Args:
+        frames: `[B, T, D]` or `[B, T]`.
+        frame_indices: int32 `[B * N, S]`.
+        num_samplings: int. N.
+
+    Returns:
+        `[B * N, S, D]` or `[B * N, S]`.
+    """
     batch, length, *size = ops.shape(frames)
     flat = ops.reshape(frames, (batch * length, *size))
     videos = ops.repeat(ops.arange(batch, dtype="int32"), num_samplings)
@@ -215,58 +243,156 @@ def take_frames(frames, frame_indices, num_samplings=1):
 
 
 def count_frames(frame_indices, weights, length):
-    """Sum of the weights `[B, S]` of frame_indices `[B, S]` at each of `length` frames: `[B, T]`."""
+    """Sums the weights of the indices that refer to the same frame.
+
+    Args:
+        frame_indices: int32 `[B, S]`.
+        weights: float32 `[B, S]`.
+        length: int or int tensor. T.
+
+    Returns:
+        float32 `[B, T]`.
+    """
     batch = ops.shape(frame_indices)[0]
-    # Positions in a batch whose videos of `length` frames are joined.
-    joined = ops.arange(batch, dtype="int32")[:, None] * length + frame_indices
+    # Indices into all frames of the batch, one video after the other.
+    flat = ops.arange(batch, dtype="int32")[:, None] * length + frame_indices
     sums = ops.segment_sum(
-        ops.reshape(weights, (-1,)), ops.reshape(joined, (-1,)), num_segments=batch * length
+        ops.reshape(weights, (-1,)), ops.reshape(flat, (-1,)), num_segments=batch * length
     )
     return ops.reshape(sums, (batch, length))
 
 
-def normalize(frames, frame_weights, norms=None):
-    """Frames of length 1, `QuantizedFrames`; those that never count become 0.
+def normalize(frames, frame_weights, inverse_norms=None):
+    """Returns `QuantizedFrames` of L2 norm 1; frames of weight 0 become 0.
 
     Args:
         frames: uint8 `[B, T, D]`.
         frame_weights: float32 `[B, T]` or `[B, N, T]`.
-        norms: their `inverse_norms`, if those are known.
+        inverse_norms: `layers.inverse_norms` of the frames; computed if None.
     """
     if len(frame_weights.shape) == 3:
         frame_weights = ops.max(frame_weights, axis=1)
-    norms = layers.inverse_norms(frames) if norms is None else norms
-    return layers.QuantizedFrames(frames, norms * ops.cast(frame_weights > 0, "float32"))
+    if inverse_norms is None:
+        inverse_norms = layers.inverse_norms(frames)
+    return layers.QuantizedFrames(frames, inverse_norms * ops.cast(frame_weights > 0, "float32"))
+
+
+# --- Encoder of streams ---------------------------------------------------------------------------
+
+
+class StreamEncoder(keras.layers.Layer):
+    """Pools the frames of each stream separately and projects the results to one hidden vector.
+
+        x = BN(frames),  h = V [pool_1(x_1), ..., pool_S(x_S)] + b
+
+    With `gating`, context gating of h follows. A stream is one feature (late fusion) or all
+    features concatenated (early fusion). The order of the frames has no effect.
+
+    Args:
+        stream_sizes: sequence of int. Size of each stream; their sum is D.
+        poolings: list of layers, one per stream, called with frames `[B, T, size]` and the frame
+            weights.
+        hidden_size: int. Size of h.
+        hidden_fan_in: int. V is initialized with standard deviation `1 / sqrt(hidden_fan_in)`.
+        gating: bool. Whether context gating follows.
+
+    Input shape: `QuantizedFrames` and their weights `[B, T]`; in prediction also `[B, N, T]` for N
+    samplings. Output shape: `[B, hidden_size]` or `[B * N, hidden_size]`.
+    """
+
+    def __init__(
+        self, stream_sizes, poolings, *, hidden_size, hidden_fan_in, gating, name="encoder"
+    ):
+        super().__init__(name=name)
+        self.stream_sizes = tuple(stream_sizes)
+        self.poolings = poolings
+        self.input_norm = layers.BatchNorm(name="input_norm")
+        self.hidden = layers.Linear(
+            hidden_size,
+            initializer=layers.scaled_normal(hidden_fan_in),
+            name="hidden",
+        )
+        self.hidden_gating = layers.ContextGating(name="hidden_gating") if gating else None
+
+    def fold(self):
+        """Moves the batch normalization of the frames into the assignments, for prediction."""
+        scale, offset = self.input_norm.affine()
+        start = 0
+        for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
+            pooling.assignment.fold_input(scale[start : start + size], offset[start : start + size])
+            start += size
+
+    def call(self, frames, frame_weights, training=False):
+        """Returns the hidden vector, `[B, hidden_size]` or `[B * N, hidden_size]`."""
+        frames = self.input_norm(frames, frame_weights, training=training)
+        pooled, start = [], 0
+        for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
+            stream = frames.entries(start, size)
+            pooled.append(pooling(stream, frame_weights, training=training))
+            start += size
+        hidden = self.hidden(ops.concatenate(pooled, axis=-1))
+        if self.hidden_gating is None:
+            return hidden
+        return self.hidden_gating(hidden, training=training)
+
+
+def per_stream(name, text, num_streams):
+    """Parses a hyperparameter with one number per stream, for example "64,32".
+
+    The last number also applies to all further streams; surplus numbers are ignored.
+
+    Args:
+        name: str. Name of the hyperparameter, for the error message.
+        text: str. Its value.
+        num_streams: int. Number of streams.
+
+    Returns:
+        A list of `num_streams` positive ints.
+
+    Raises:
+        InputError: if the text is anything but positive integers separated by commas.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise utils.InputError(
+            f"{name} must be integers separated by commas, one per stream. Received: {text!r}"
+        ) from None
+    utils.check_at_least(1, **{name: min(numbers)})
+    return [*numbers, *numbers[-1:] * num_streams][:num_streams]
+
+
+# --- Models ---------------------------------------------------------------------------------------
 
 
 @registry.register
 class FrameLevelLogisticModel(FrameLevelModel):
     """Classifies the mean of the frames, by default with one logistic regression per class.
 
-    The simplest baseline: it knows what is in a video, but not which frame shows what.
+    The simplest baseline: the mean shows what a video contains, but not in which frame.
     """
 
     def __init__(self, *, video_level_classifier_model="LogisticModel", **kwargs):
         super().__init__(video_level_classifier_model=video_level_classifier_model, **kwargs)
 
     def encode(self, frames, frame_weights, training):
-        """Mean of the frames, `[B, D]`."""
+        """Returns the mean of the frames, `[B, D]`."""
         return ops.sum(frames, axis=1) / ops.sum(frame_weights, axis=1, keepdims=True)
 
 
 @registry.register
 class DbofModel(FrameLevelModel):
-    """Deep bag of frames: every frame is projected onto clusters, then pooled over the frames.
+    """Deep bag of frames: projects every frame onto clusters, then pools over the frames.
 
-        activation = relu6(BN(W x)) for each frame, pooled; hidden = relu6(BN(V pooled))
+        pooled = pool_t(relu6(BN(W x_t))),  hidden = relu6(BN(V pooled))
 
     Args:
-        iterations: int. Frames sampled of each video, in training and in prediction; 0 takes all.
-        dbof_cluster_size: int. Clusters that a frame is projected onto.
+        iterations: int. Frames sampled per video, in training and prediction; 0 uses all frames.
+        dbof_cluster_size: int. Clusters that each frame is projected onto.
         dbof_hidden_size: int. Units of the hidden layer after pooling.
-        dbof_pooling_method: str. Pooling over the frames: `max` or `average`.
-        dbof_add_batch_norm: bool. Whether to normalise input, clusters and hidden layer; if not,
-            clusters and hidden layer have a bias.
+        dbof_pooling_method: str. Pooling of the clusters over the frames: max or average.
+        dbof_add_batch_norm: bool. Whether to batch-normalize input, clusters and hidden layer;
+            otherwise clusters and hidden layer have a bias.
 
     Reference: [Abu-El-Haija et al., 2016](https://arxiv.org/abs/1609.08675).
     """
@@ -304,11 +430,11 @@ class DbofModel(FrameLevelModel):
         self.input_norm = layers.BatchNorm(name="input_norm") if dbof_add_batch_norm else None
 
     def encode(self, frames, frame_weights, training):
-        """Hidden layer over the pooled clusters, `[B, dbof_hidden_size]`."""
+        """Returns the hidden layer over the pooled clusters, `[B, dbof_hidden_size]`."""
         if self.input_norm is not None:
             frames = self.input_norm(frames, frame_weights, training=training)
         x = ops.relu6(self.clusters(frames, frame_weights, training=training))
-        # relu6 is not negative, so 0 at the padding changes no maximum.
+        # relu6 is never negative, so 0 for padding changes no maximum.
         x *= frame_weights[..., None]
         if self.pooling_method == "max":
             x = ops.max(x, axis=1)
@@ -319,11 +445,11 @@ class DbofModel(FrameLevelModel):
 
 @registry.register
 class LstmModel(FrameLevelModel):
-    """A stack of LSTMs over all frames in order; the last layer's final state is classified.
+    """Stack of LSTMs over the frames in order; classifies the last layer's final state.
 
     Args:
-        lstm_cells: int. Units of each layer.
-        lstm_layers: int. Layers.
+        lstm_cells: int. Units of each LSTM layer.
+        lstm_layers: int. Number of LSTM layers.
     """
 
     def __init__(self, *, lstm_cells=1024, lstm_layers=2, **kwargs):
@@ -340,7 +466,7 @@ class LstmModel(FrameLevelModel):
         ]
 
     def encode(self, frames, frame_weights, training):
-        """Hidden state of the last layer after the last real frame, `[B, lstm_cells]`."""
+        """Returns the last layer's hidden state after the last real frame, `[B, lstm_cells]`."""
         for layer in self.recurrent_layers:
             frames, state, _ = layer(frames, mask=frame_weights > 0)
         return state
@@ -348,17 +474,18 @@ class LstmModel(FrameLevelModel):
 
 @registry.register
 class GruModel(FrameLevelModel):
-    """A stack of GRUs over all frames in order; the final states of all layers are classified.
+    """Stack of GRUs over the frames in order; classifies the final states of all layers.
 
-    The reset gate is applied before the recurrent product, as in TensorFlow 1's cell.
+    The reset gate comes before the recurrent product, as in TensorFlow 1's cell.
 
     Args:
-        gru_cells: int. Units of each layer.
-        gru_layers: int. Layers.
-        moe_l2: float. Weight of the L2 penalty, half the sum of squares of gates and experts.
+        gru_cells: int. Units of each GRU layer.
+        gru_layers: int. Number of GRU layers.
+        moe_l2: float. Weight of the L2 penalty, half the sum of squares of gates and experts; 0
+            turns it off.
 
-    Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207), whose Table 1 gives the size
-    243 MB that 1200 units have.
+    Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207). The default of 1200 units
+    matches the model size in its Table 1, 243 MB.
     """
 
     takes_quantized_frames = True
@@ -369,98 +496,103 @@ class GruModel(FrameLevelModel):
         self.stack = recurrent.GRUStack(gru_cells, gru_layers, name="stack")
 
     def encode(self, frames, frame_weights, training):
-        """Final states of all layers side by side, `[B, gru_layers * gru_cells]`."""
+        """Returns the final states of all layers, `[B, gru_layers * gru_cells]`."""
         return self.stack(frames, frame_weights > 0, training=training)
 
     def floats_per_video(self, num_frames, num_samplings):
-        """The gates of a moment, states, and the frames if they are copied."""
+        """Counts the gates of one step, the states, and the frames if they are copied."""
         copies = num_samplings if self.iterations else 0
         return 10 * self.stack.units + copies * num_frames * sum(self.feature_sizes)
 
 
-class StreamEncoder(keras.layers.Layer):
-    """Pools the frames of each stream by itself and reduces the results to one hidden vector.
+@registry.register
+class SoftBoFModel(FrameLevelModel):
+    """Soft bag of features: a histogram of soft assignments to many clusters, per feature.
 
-        x = BN(frames),  h = V [pool_1(x_1), ..., pool_S(x_S)] + b
-
-    and, with `gating`, context gating of h. A stream is one feature (late fusion) or all features
-    side by side (early fusion). The order of the frames plays no role.
+    The default of 4000 and 500 clusters is the paper's Soft-BoF-4k; its Soft-BoF-8k has
+    `soft_bof_cluster_size="8000,1000"`. The order of the frames has no effect.
 
     Args:
-        stream_sizes: sequence of int. Size of each stream; their sum is D.
-        poolings: list of layers, one per stream, called with `[B, T, size]` frames and the frame
-            weights.
-        hidden_size: int. Size of h.
-        hidden_fan_in: int. The initial V is normal with standard deviation `1 / sqrt` of it.
-        gating: bool. Whether context gating follows.
+        iterations: int. Frames sampled per video, in training and prediction; 0 uses all frames.
+        soft_bof_cluster_size: str. Clusters of each feature, separated by commas; the last number
+            also applies to all further features.
+        soft_bof_hidden_size: int. Units of the hidden layer after the histograms.
+        gating: bool. Whether context gating follows the hidden layer.
+        moe_l2: float. Weight of the L2 penalty, half the sum of squares of gates and experts; 0
+            turns it off.
 
-    Input shape: `QuantizedFrames` and their weights `[B, T]`, or, in prediction, `[B, N, T]` for N
-    samplings. Output shape: `[B, hidden_size]` or `[B * N, hidden_size]`.
+    Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
 
+    takes_quantized_frames = True
+    sample_by_count = True
+
     def __init__(
-        self, stream_sizes, poolings, *, hidden_size, hidden_fan_in, gating, name="encoder"
+        self,
+        *,
+        iterations=300,
+        soft_bof_cluster_size="4000,500",
+        soft_bof_hidden_size=1024,
+        gating=False,
+        moe_l2=1e-6,
+        **kwargs,
     ):
-        super().__init__(name=name)
-        self.stream_sizes = tuple(stream_sizes)
-        self.poolings = poolings
-        self.input_norm = layers.BatchNorm(name="input_norm")
-        self.hidden = layers.Linear(
-            hidden_size,
-            initializer=layers.scaled_normal(hidden_fan_in),
-            name="hidden",
+        super().__init__(iterations=iterations, moe_l2=moe_l2, **kwargs)
+        utils.check_at_least(1, soft_bof_hidden_size=soft_bof_hidden_size)
+        sizes = self.feature_sizes
+        clusters = per_stream("soft_bof_cluster_size", soft_bof_cluster_size, len(sizes))
+        self.clusters = clusters
+        self.encoder = StreamEncoder(
+            sizes,
+            [
+                nonlocal_vlad.SoftBagOfFeatures(count, name=f"soft_bof_{number}")
+                for number, count in enumerate(clusters)
+            ],
+            hidden_size=soft_bof_hidden_size,
+            hidden_fan_in=clusters[0],
+            gating=gating,
         )
-        self.hidden_gating = layers.ContextGating(name="hidden_gating") if gating else None
 
-    def fold(self):
-        """Moves the normalisation of the frames into the assignments, for prediction."""
-        scale, offset = self.input_norm.affine()
-        start = 0
-        for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
-            pooling.assignment.fold_input(scale[start : start + size], offset[start : start + size])
-            start += size
+    def encode(self, frames, frame_weights, training):
+        """Returns the hidden layer over the histograms, `[B, soft_bof_hidden_size]`."""
+        return self.encoder(frames, frame_weights, training=training)
 
-    def call(self, frames, frame_weights, training=False):
-        """The hidden vector, `[B, hidden_size]` or `[B * N, hidden_size]`."""
-        frames = self.input_norm(frames, frame_weights, training=training)
-        pooled, start = [], 0
-        for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
-            stream = frames.entries(start, size)
-            pooled.append(pooling(stream, frame_weights, training=training))
-            start += size
-        hidden = self.hidden(ops.concatenate(pooled, axis=-1))
-        if self.hidden_gating is None:
-            return hidden
-        return self.hidden_gating(hidden, training=training)
+    def floats_per_video(self, num_frames, num_samplings):
+        """Counts a few copies of the frames' assignments; further samplings add little."""
+        return 3 * num_frames * max(self.clusters)
 
 
 @registry.register
 class LFNLNetVLADModel(FrameLevelModel):
     """Late-fusion non-local NetVLAD, the best single model of its paper.
 
-    One NetVLAD with a non-local block per feature, reduced to a hidden layer with context gating,
-    classified by a mixture of experts whose probabilities are gated as well. The order of the
-    frames plays no role. Without `nonlocal_block` it is the gated NetVLAD (with late fusion) that
-    won the first YouTube-8M challenge.
-
-    Settings per stream are numbers separated by commas; the last one also serves all further
-    streams.
+    Each feature has a NetVLAD with a non-local block. A hidden layer with context gating follows,
+    then a mixture of experts whose probabilities are gated too. The order of the frames has no
+    effect. Without `nonlocal_block` it is the gated NetVLAD (with late fusion) that won the first
+    YouTube-8M challenge.
 
     Args:
-        iterations: int. Frames sampled of each video, in training and in prediction; 0 takes all.
-        early_fusion: bool. Whether all features form one joint stream; else each is one.
-        netvlad_cluster_size: str. Clusters of each stream.
-        netvlad_centers: bool. Whether the clusters have centres; without them it is NetRVLAD.
-        netvlad_hidden_size: int. Units of the hidden layer that the descriptors are reduced to.
-        nonlocal_block: bool. Whether the descriptors attend to each other.
-        nonlocal_embedding: str. Size of the embedding in the non-local block of each stream.
-        nonlocal_scale: float. Factor on the products in the non-local block; not given, it is
-            1 / sqrt(size of the stream), unless a model has a default.
-        nonlocal_pairwise: str. Pairwise function: embedded_gaussian, gaussian or dot_product.
-        gating: bool. Whether context gating of the hidden layer follows.
-        moe_num_mixtures: int. Experts per class without the one that always says no.
-        moe_l2: float. Weight of the L2 penalty, half the sum of squares of gates and experts.
-        moe_prob_gating: bool. Whether context gating of the probabilities follows.
+        iterations: int. Frames sampled per video, in training and prediction; 0 uses all frames.
+        early_fusion: bool. Whether all features form one joint stream; otherwise each feature is a
+            stream of its own.
+        netvlad_cluster_size: str. Clusters of each stream, separated by commas; the last number
+            also applies to all further streams.
+        netvlad_centers: bool. Whether to subtract cluster centers; without them it is NetRVLAD.
+        netvlad_hidden_size: int. Units of the hidden layer after the VLAD.
+        nonlocal_block: bool. Whether the cluster residuals attend to each other in a non-local
+            block.
+        nonlocal_embedding: str. Embedding size in the non-local block of each stream, separated by
+            commas; the last number also applies to all further streams.
+        nonlocal_scale: float. Factor on the products in the non-local block; where neither given
+            nor set by the model, it is 1 / sqrt(size of the stream).
+        nonlocal_pairwise: str. Pairwise function of the non-local block: embedded_gaussian,
+            gaussian or dot_product.
+        gating: bool. Whether context gating follows the hidden layer.
+        moe_num_mixtures: int. Experts per class, not counting the dummy expert that always
+            predicts 0.
+        moe_l2: float. Weight of the L2 penalty, half the sum of squares of gates and experts; 0
+            turns it off.
+        moe_prob_gating: bool. Whether context gating follows the class probabilities.
 
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
@@ -532,22 +664,22 @@ class LFNLNetVLADModel(FrameLevelModel):
         )
 
     def encode(self, frames, frame_weights, training):
-        """Hidden layer over the descriptors, `[B, netvlad_hidden_size]`."""
+        """Returns the hidden layer over the VLAD, `[B, netvlad_hidden_size]`."""
         return self.encoder(frames, frame_weights, training=training)
 
     def floats_per_video(self, num_frames, num_samplings):
-        """Frames, and some copies of the descriptors of each sampling."""
-        descriptors = max(
+        """Counts the frames, and a few copies of each sampling's assignments and VLAD."""
+        vlad_size = max(
             clusters * size for clusters, size in zip(self.clusters, self.stream_sizes, strict=True)
         )
         return 2 * num_frames * sum(self.feature_sizes) + num_samplings * (
-            num_frames * max(self.clusters) + 4 * descriptors
+            num_frames * max(self.clusters) + 4 * vlad_size
         )
 
 
 @registry.register
 class LFNLNetRVLADModel(LFNLNetVLADModel):
-    """Late-fusion non-local NetRVLAD: clusters without centres, and a wider embedding.
+    """Late-fusion non-local NetRVLAD: no cluster centers, and a wider embedding.
 
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
@@ -572,7 +704,7 @@ class LFNLNetRVLADModel(LFNLNetVLADModel):
 
 @registry.register
 class EFNLNetVLADModel(LFNLNetVLADModel):
-    """Early-fusion non-local NetVLAD: one joint stream of all features.
+    """Early-fusion non-local NetVLAD: all features form one joint stream.
 
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
@@ -595,77 +727,3 @@ class EFNLNetVLADModel(LFNLNetVLADModel):
             moe_num_mixtures=moe_num_mixtures,
             **kwargs,
         )
-
-
-@registry.register
-class SoftBoFModel(FrameLevelModel):
-    """Soft bag of features: a histogram of soft assignments to many clusters, per feature.
-
-    With the default of 4000 and 500 clusters it is the paper's Soft-BoF-4k; its Soft-BoF-8k has
-    `soft_bof_cluster_size="8000,1000"`. The order of the frames plays no role.
-
-    Args:
-        iterations: int. Frames sampled of each video, in training and in prediction; 0 takes all.
-        soft_bof_cluster_size: str. Clusters of each feature, separated by commas; the last number
-            also serves all further features.
-        soft_bof_hidden_size: int. Units of the hidden layer that the histograms are reduced to.
-        gating: bool. Whether context gating of the hidden layer follows.
-        moe_l2: float. Weight of the L2 penalty, half the sum of squares of gates and experts.
-
-    Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
-    """
-
-    takes_quantized_frames = True
-    sample_by_count = True
-
-    def __init__(
-        self,
-        *,
-        iterations=300,
-        soft_bof_cluster_size="4000,500",
-        soft_bof_hidden_size=1024,
-        gating=False,
-        moe_l2=1e-6,
-        **kwargs,
-    ):
-        super().__init__(iterations=iterations, moe_l2=moe_l2, **kwargs)
-        utils.check_at_least(1, soft_bof_hidden_size=soft_bof_hidden_size)
-        sizes = self.feature_sizes
-        clusters = per_stream("soft_bof_cluster_size", soft_bof_cluster_size, len(sizes))
-        self.clusters = clusters
-        self.encoder = StreamEncoder(
-            sizes,
-            [
-                nonlocal_vlad.SoftBagOfFeatures(count, name=f"soft_bof_{number}")
-                for number, count in enumerate(clusters)
-            ],
-            hidden_size=soft_bof_hidden_size,
-            hidden_fan_in=clusters[0],
-            gating=gating,
-        )
-
-    def encode(self, frames, frame_weights, training):
-        """Hidden layer over the histograms, `[B, soft_bof_hidden_size]`."""
-        return self.encoder(frames, frame_weights, training=training)
-
-    def floats_per_video(self, num_frames, num_samplings):
-        """Some copies of the assignments of the frames; a sampling adds little."""
-        return 3 * num_frames * max(self.clusters)
-
-
-def per_stream(name, text, num_streams):
-    """Numbers of a setting per stream, as "64,32": a list of one int of at least 1 per stream.
-
-    The last number also serves all further streams; numbers beyond the streams are not used.
-
-    Raises:
-        InputError: if the text holds anything else.
-    """
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise utils.InputError(
-            f"{name} must be integers separated by commas, one per stream. Received: {text!r}"
-        ) from None
-    utils.check_at_least(1, **{name: min(numbers)})
-    return [*numbers, *numbers[-1:] * num_streams][:num_streams]

@@ -1,4 +1,4 @@
-"""Losses of the YouTube-8M starter code, as Keras losses: summed over classes, mean over videos."""
+"""Keras losses of the YouTube-8M starter code: summed over classes, averaged over videos."""
 
 import keras
 from keras import ops
@@ -7,7 +7,7 @@ from utils import InputError, comma_separated
 
 
 class CrossEntropyLoss(keras.losses.Loss):
-    """Binary cross entropy of every class, summed over the classes.
+    """Binary cross entropy, summed over the classes.
 
         loss = -sum_c [ y_c log(p_c + epsilon) + (1 - y_c) log(1 - p_c + epsilon) ]
 
@@ -20,19 +20,19 @@ class CrossEntropyLoss(keras.losses.Loss):
         self.epsilon = epsilon
 
     def call(self, y_true, y_pred):
-        """Loss of each video, `[B]`, of labels and probabilities `[B, C]`."""
+        """Returns the loss of each video, `[B]`, for labels and probabilities `[B, C]`."""
         positive = y_true * ops.log(y_pred + self.epsilon)
         negative = (1.0 - y_true) * ops.log(1.0 - y_pred + self.epsilon)
         return -ops.sum(positive + negative, axis=-1)
 
 
 class HingeLoss(keras.losses.Loss):
-    """Hinge loss of every class, summed over the classes.
+    """Hinge loss, summed over the classes.
 
         loss = sum_c max(0, margin - s_c p_c),  s_c = 1 for a label, -1 otherwise
 
     Args:
-        margin: float. The score of a label below which it costs.
+        margin: float. A label adds to the loss while its score is below this.
     """
 
     def __init__(self, margin=1.0, **kwargs):
@@ -40,19 +40,21 @@ class HingeLoss(keras.losses.Loss):
         self.margin = margin
 
     def call(self, y_true, y_pred):
-        """Loss of each video, `[B]`, of labels and scores `[B, C]`."""
+        """Returns the loss of each video, `[B]`, for labels and scores `[B, C]`."""
         signs = 2.0 * y_true - 1.0
         return ops.sum(ops.relu(self.margin - signs * y_pred), axis=-1)
 
 
 class SoftmaxLoss(keras.losses.Loss):
-    """Cross entropy between the labels, sharing 1 equally, and a softmax over the scores.
+    """Cross entropy between the normalized labels and a softmax over the scores.
 
-    A video without labels costs nothing.
+        loss = -sum_c (y_c / sum_k y_k) log softmax(p)_c
+
+    The loss of a video without labels is 0.
     """
 
     def call(self, y_true, y_pred):
-        """Loss of each video, `[B]`, of labels and scores `[B, C]`."""
+        """Returns the loss of each video, `[B]`, for labels and scores `[B, C]`."""
         targets = y_true / ops.maximum(ops.sum(y_true, axis=-1, keepdims=True), 1.0)
         return -ops.sum(targets * ops.log_softmax(y_pred, axis=-1), axis=-1)
 
@@ -61,10 +63,10 @@ LOSSES = {loss.__name__: loss for loss in (CrossEntropyLoss, HingeLoss, SoftmaxL
 
 
 def get_loss(name):
-    """A new loss by its class name, as `CrossEntropyLoss`.
+    """Returns a new loss by its class name, such as `CrossEntropyLoss`.
 
     Raises:
-        InputError: if there is none; lists what there is.
+        InputError: if there is no such loss, listing those available.
     """
     if name not in LOSSES:
         raise InputError(f"unknown label loss {name!r}. Losses: {comma_separated(LOSSES)}.")

@@ -1,26 +1,31 @@
-"""CSV files of predictions: their lines, and the parts of one that is not finished yet."""
+"""CSV files of predictions: formats their lines, and writes them in parts that can be resumed."""
 
+import codecs
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 from absl import logging
 
 import eval_util
 import files
-from records import RecordLocation
+from records import CorruptRecordLog, RecordLocation
 from utils import InputError, comma_separated, csv_line
 
 HEADER = "VideoId,LabelConfidencePairs"
 
 
-def format_lines(video_ids, predictions, top_k):
-    """Lines `id,class score class score ...` of the file, best class first, as one str.
+def format_lines(video_ids: Sequence[str], predictions: np.ndarray, top_k: int) -> str:
+    """Returns lines `id,class score class score ...`, best class first, as one str.
 
     Args:
-        video_ids: sequence of B str.
-        predictions: `[B, C]` probabilities.
-        top_k: int. Classes per video.
+        video_ids: B ids.
+        predictions: probabilities `[B, C]`.
+        top_k: classes per video.
     """
     classes, scores = eval_util.top_k_predictions(predictions, top_k)
     lines = []
@@ -34,22 +39,25 @@ def format_lines(video_ids, predictions, top_k):
 
 
 class PredictionParts:
-    """The parts of a prediction file, one for each input file, in the directory `FILE.parts`.
+    """Parts of a prediction file, one for each input file, in the directory `FILE.parts`.
 
-    A part is `NUMBER.csv`, its lines, and `NUMBER.json`, what is known about it, which is written
-    last: with it the part is finished. A run that is killed so leaves whole parts to another one.
+    A part consists of its lines, `NUMBER.csv`, and its metadata, `NUMBER.json`. The metadata are
+    written last, so their file marks the part as finished. If a run is killed, the next run reuses
+    the finished parts.
 
     Args:
-        output_file: str. The file that the parts will be joined to.
-        settings: dict that JSON can hold: all that the lines depend on beside the input.
-        input_files: list of str.
-        resume: bool. Whether to go on with parts that are there; else they are removed.
+        output_file: file to join the parts into.
+        settings: everything that the lines depend on except the input, as a dict for JSON.
+        input_files: paths of the input files.
+        resume: whether to reuse existing parts instead of removing them.
 
     Raises:
-        InputError: if there are parts of other settings.
+        InputError: if the existing parts were written with other settings.
     """
 
-    def __init__(self, output_file, settings, input_files, *, resume):
+    def __init__(
+        self, output_file: str, settings: dict[str, Any], input_files: list[str], *, resume: bool
+    ):
         self._output_file = output_file
         self._folder = f"{output_file}.parts"
         self._input_files = input_files
@@ -68,56 +76,57 @@ class PredictionParts:
         differing = [name for name in names if found.get(name) != settings.get(name)]
         if differing:
             raise InputError(
-                f"{self._folder} holds what an unfinished run has done with another value of "
-                f"{comma_separated(differing)}. Give the same model, flags and input files to go on, or "
-                "--noresume to start over."
+                f"{self._folder} holds the parts of an unfinished run with another value of "
+                f"{comma_separated(differing)}. Give the same model, flags and input files to "
+                "resume it, or --noresume to start over."
             )
 
-    def is_finished(self, number):
-        """Whether the part of an input file is finished, by the file's number from 0."""
+    def is_finished(self, number: int) -> bool:
+        """Returns whether the part of an input file, numbered from 0, is finished."""
         return files.gfile.exists(self._path(number, "json"))
 
-    def open(self, number):
-        """Opens the lines of a part for writing: a context manager of a text file."""
+    def open(self, number: int) -> contextlib.AbstractContextManager[codecs.StreamWriter]:
+        """Opens the text file of a part for writing, as a context manager."""
         return files.atomic_write(self._path(number, "csv"))
 
-    def finish(self, number, num_videos, corrupt_records):
-        """Finishes a part whose lines are written.
+    def finish(self, number: int, num_videos: int, corrupt_log: CorruptRecordLog) -> None:
+        """Marks a part as finished once its lines are written.
 
         Args:
-            number: int. Of the input file.
-            num_videos: int. Number of its lines.
-            corrupt_records: `records.CorruptRecordLog` of all input files.
+            number: number of the input file.
+            num_videos: number of lines in the part.
+            corrupt_log: log of the corrupt records of all input files.
         """
         corrupt_records = [
             (location.index, location.offset, reason)
-            for location, reason in corrupt_records.of_file(self._input_files[number]).items()
+            for location, reason in corrupt_log.of_file(self._input_files[number]).items()
         ]
-        facts = {"num_videos": num_videos, "corrupt_records": corrupt_records}
-        files.write_json(self._path(number, "json"), facts)
+        metadata = {"num_videos": num_videos, "corrupt_records": corrupt_records}
+        files.write_json(self._path(number, "json"), metadata)
 
-    def restore_corrupt_records(self, corrupt_records):
-        """Adds the damaged records of finished parts to a `records.CorruptRecordLog`.
+    def restore_corrupt_records(self, corrupt_log: CorruptRecordLog) -> None:
+        """Adds the corrupt records of the finished parts to a log.
 
         Raises:
-            InputError: if they are more than allowed.
+            InputError: if there are more than the log allows.
         """
-        for number, facts in self._finished():
-            for index, offset, reason in facts["corrupt_records"]:
-                corrupt_records.add(
-                    RecordLocation(self._input_files[number], index, offset), reason
-                )
+        for number, metadata in self._finished():
+            for index, offset, reason in metadata["corrupt_records"]:
+                corrupt_log.add(RecordLocation(self._input_files[number], index, offset), reason)
 
-    def num_videos(self):
-        """Number of lines of the finished parts."""
-        return sum(facts["num_videos"] for _, facts in self._finished())
+    def num_videos(self) -> int:
+        """Returns the number of lines in the finished parts."""
+        return sum(metadata["num_videos"] for _, metadata in self._finished())
 
-    def keep_finished(self):
-        """Keeps the finished parts after an error and says how to go on, if they have any line."""
+    def keep_finished(self) -> None:
+        """Keeps the finished parts after an error, unless they are all empty.
+
+        Logs how to resume with them.
+        """
         if self.num_videos():
             finished = sum(1 for _ in self._finished())
             logging.info(
-                "%d of %d input files are finished: %s. The same command goes on with them.",
+                "%d of %d input files are finished: %s. Run the same command to resume.",
                 finished,
                 len(self._input_files),
                 self._folder,
@@ -125,8 +134,8 @@ class PredictionParts:
         else:
             files.gfile.rmtree(self._folder)
 
-    def join(self):
-        """Writes the output file from all parts, and removes them."""
+    def join(self) -> None:
+        """Joins all parts into the output file, and removes them."""
         with files.atomic_write(self._output_file) as output:
             output.write(f"{HEADER}\n")
             for number in range(len(self._input_files)):
@@ -134,8 +143,8 @@ class PredictionParts:
                     shutil.copyfileobj(part, output.stream)
         files.gfile.rmtree(self._folder)
 
-    def _finished(self):
-        """Number and facts of the finished parts."""
+    def _finished(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the number and the metadata of each finished part."""
         for number in range(len(self._input_files)):
             if self.is_finished(number):
                 yield number, files.read_json(self._path(number, "json"))

@@ -1,8 +1,8 @@
 """Reads YouTube-8M records into batches.
 
-Frames stay the uint8 in which they are stored: models dequantise and normalise. The order of the
-videos depends on the files, the seed and the epoch only, never on the speed of threads, so that a
-run can go on where it stopped.
+Frames stay uint8, as stored; models dequantize and normalize them. The order of the videos depends
+only on the files, the seed and the epoch, never on the timing of threads, so a run can resume where
+it stopped.
 """
 
 import collections
@@ -13,7 +13,8 @@ import ctypes
 import dataclasses
 import itertools
 import random
-import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -24,73 +25,84 @@ import files
 import records
 from utils import InputError, comma_separated
 
-# Files that are read in turns, one video from each, so that neighbours in a file part.
+# Files read in turn, one video from each, so that neighbors in a file do not stay neighbors.
 _OPEN_FILES = 8
 # A file is read ahead in portions of at most this many records and about this many bytes.
 _PORTION_RECORDS = 64
 _PORTION_BYTES = 2 << 20
-# TensorFlow takes over arrays at such addresses without copying them.
+# TensorFlow uses arrays at addresses with this alignment without copying them.
 _ALIGNMENT = 64
-# Parameters of glibc's mallopt, with the highest values that it comes to by itself.
+# Parameters of glibc's mallopt, with the highest values that its own adjustment reaches.
 _M_MMAP_THRESHOLD = (-3, 32 << 20)
 _M_TRIM_THRESHOLD = (-1, 64 << 20)
 
 
-class Batch(typing.NamedTuple):
+class Batch(NamedTuple):
     """Videos of one batch.
 
     Attributes:
-        video_ids: list of B str.
-        inputs: what the model is called on. Frame level: a dict of `frames`, uint8 `[B, T, D]`, and
+        video_ids: B ids.
+        inputs: inputs of the model. Frame level: a dict of `frames`, uint8 `[B, T, D]`, and
             `num_frames`, int32 `[B]`. Video level: float32 `[B, D]`.
         labels: float32 `[B, C]`, 1 for each label of the video.
     """
 
-    video_ids: list
-    inputs: dict | np.ndarray
+    video_ids: list[str]
+    inputs: dict[str, np.ndarray] | np.ndarray
     labels: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Video:
-    """One parsed record: its features are views into the record, one array per feature."""
+    """One parsed record.
+
+    Attributes:
+        video_id: id of the video.
+        labels: class numbers, int64 `[n]`.
+        features: one array per feature, a view into the record where possible. Frame level: uint8
+            `[T, size]`. Video level: float32 `[size]`.
+    """
 
     video_id: str
     labels: np.ndarray
-    features: list
+    features: list[np.ndarray]
+
+
+class CorruptVideoError(Exception):
+    """Raised for a record that matches its checksum but holds no usable video."""
 
 
 class RecordReader:
-    """Base of the two readers: files, order, batches, damaged records.
+    """Base of the two readers: reads files in order and makes batches of their videos.
 
     Args:
-        paths: list of str. TFRecord files; `files.expand_patterns` makes it from globs.
-        feature_names: sequence of str. Features to read, in this order.
-        feature_sizes: sequence of int. Their sizes.
-        num_classes: int. Labels must be 0 to num_classes - 1.
-        max_frames: int. Frames of a video that are used at most (frame level only).
-        num_readers: int. Threads that read and parse.
-        skip_corrupt_records: int. How many damaged records to skip before giving up.
+        paths: TFRecord files, for example from `files.expand_patterns`.
+        feature_names: features to read, in this order.
+        feature_sizes: sizes of the features, in the same order.
+        num_classes: number of classes; labels must be 0 to num_classes - 1.
+        max_frames: frames used of each video, at most (frame level only).
+        num_readers: threads that read and parse.
+        skip_corrupt_records: corrupt records to skip before giving up.
 
     Attributes:
-        corrupt_records: `records.CorruptRecordLog` of the records that were skipped.
-        bytes_read: int. Bytes of the files that were read so far, for showing progress.
+        corrupt_records: log of the corrupt records skipped so far.
+        bytes_read: bytes of the files read so far, for progress.
     """
 
     def __init__(
         self,
-        paths,
+        paths: Sequence[str],
         *,
-        feature_names,
-        feature_sizes,
-        num_classes,
-        max_frames=300,
-        num_readers=4,
-        skip_corrupt_records=0,
+        feature_names: Sequence[str],
+        feature_sizes: Sequence[int],
+        num_classes: int,
+        max_frames: int = 300,
+        num_readers: int = 4,
+        skip_corrupt_records: int = 0,
     ):
         if len(feature_names) != len(feature_sizes):
             raise InputError(
-                f"as many feature sizes as feature names are needed. Received the names "
+                "every feature needs a name and a size. Received the names "
                 f"{comma_separated(feature_names)} and the sizes {comma_separated(feature_sizes)}."
             )
         self.paths = list(paths)
@@ -102,58 +114,59 @@ class RecordReader:
         self.corrupt_records = records.CorruptRecordLog(skip_corrupt_records)
         self.bytes_read = 0
         self._min_videos = 1
-        self._failure = None
+        self._failure: Exception | None = None
         self._warned_of_no_labels = False
 
     @property
-    def total_bytes(self):
-        """Size of all files together."""
+    def total_bytes(self) -> int:
+        """Total size of the files."""
         return sum(map(files.file_size, self.paths))
 
-    def of_file(self, path):
-        """A reader of one of the files, which may be empty. Corruptd records count together."""
+    def of_file(self, path: str) -> "RecordReader":
+        """Returns a reader of one file, which may be empty; both share `corrupt_records`."""
         reader = copy.copy(self)
         reader.paths, reader.bytes_read, reader._min_videos = [path], 0, 0
         return reader
 
     def batches(
         self,
-        batch_size,
+        batch_size: int,
         *,
-        num_epochs=1,
-        shuffle=False,
-        shuffle_buffer_size=1024,
-        seed=0,
-        shard=(0, 1),
-        first_epoch=0,
-        skip_batches=0,
-        drop_remainder=False,
-        pad_to_max_frames=False,
-    ):
-        """Yields `Batch`es, read ahead by threads.
+        num_epochs: int | None = 1,
+        shuffle: bool = False,
+        shuffle_buffer_size: int = 1024,
+        seed: int = 0,
+        shard: tuple[int, int] = (0, 1),
+        first_epoch: int = 0,
+        skip_batches: int = 0,
+        drop_remainder: bool = False,
+        pad_to_max_frames: bool = False,
+    ) -> Iterator[Batch]:
+        """Yields batches, which threads read ahead.
 
-        Batches run across the borders of epochs; only the very last one can be short.
+        Batches may span epochs, so only the last one can have fewer than `batch_size` videos.
 
         Args:
-            batch_size: int. B.
-            num_epochs: int, how often every video is read; None for without end.
-            shuffle: bool. Whether to shuffle files and, in a buffer, videos; anew in each epoch.
-            shuffle_buffer_size: int. Videos in the buffer.
-            seed: int. Seed of the shuffling.
-            shard: (index, count). Which of how many equal parts of the files to read: one for each
-                worker.
-            first_epoch: int. Number of the first epoch, which its order depends on.
-            skip_batches: int. Batches to leave out at the beginning, quickly: what a resumed run
-                has seen. Corruptd records among them are not noticed, and each of them shifts the
-                order by one video.
-            drop_remainder: bool. Whether to leave out a last batch that is not full; then an epoch
-                must have a batch at least.
-            pad_to_max_frames: bool. Whether T is always `max_frames` instead of the longest video
-                of the batch.
+            batch_size: videos per batch, B.
+            num_epochs: how often to read every video; None for no end.
+            shuffle: whether to shuffle the files, and the videos in a buffer, differently in each
+                epoch.
+            shuffle_buffer_size: videos in the buffer.
+            seed: seed of the shuffling.
+            shard: `(index, count)`, to read every count-th file from number index. Each worker
+                reads its own shard.
+            first_epoch: number of the first epoch, on which its order depends.
+            skip_batches: batches to skip quickly at the beginning, because the interrupted run used
+                them. Corrupt records among them go unnoticed, and each shifts the order by one
+                video.
+            drop_remainder: whether to drop a last batch that is not full. An epoch must then have
+                at least `batch_size` videos.
+            pad_to_max_frames: whether T is always `max_frames`, instead of the largest number of
+                frames in the batch.
 
         Raises:
-            InputError: if a record is damaged beyond what may be skipped, or does not fit, or the
-                data are too few.
+            InputError: if more records are corrupt than may be skipped, a record does not fit the
+                settings, or there are too few videos.
         """
         epochs = itertools.islice(itertools.count(first_epoch), num_epochs)
         order = _Order(
@@ -165,7 +178,7 @@ class RecordReader:
         )
         with concurrent.futures.ThreadPoolExecutor(self.num_readers) as pool:
             videos = order.videos(self, pool, skip_batches * batch_size)
-            pending = collections.deque()
+            pending: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
             while group := list(itertools.islice(videos, batch_size)):
                 if len(group) < batch_size and drop_remainder:
                     break
@@ -175,15 +188,15 @@ class RecordReader:
             for batch in pending:
                 yield batch.result()
 
-    def dataset(self, batch_size, **options):
-        """A `tf.data.Dataset` of `(inputs, labels)`, as `keras.Model.fit` takes it.
+    def dataset(self, batch_size: int, **options: Any) -> tf.data.Dataset:
+        """Returns a `tf.data.Dataset` of `(inputs, labels)` for `keras.Model.fit`.
 
-        Each time that it is iterated over, its epochs have new numbers, so that `shuffle` gives
-        another order in each epoch of `fit`.
+        Each iteration over the dataset continues the epoch numbers of the previous one, so
+        `shuffle` gives a different order in each epoch of `fit`.
 
         Args:
-            batch_size: int. B.
-            **options: as of `batches`.
+            batch_size: videos per batch, B.
+            **options: options of `batches`.
         """
         batch_dim = batch_size if options.get("drop_remainder") else None
         num_frames = self.max_frames if options.get("pad_to_max_frames") else None
@@ -205,14 +218,14 @@ class RecordReader:
                 raise
 
         dataset = tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(1)
-        # There is nothing to tune, and the tuner's thread holds up the end of every iteration.
+        # There is nothing to tune, and the tuner's thread delays the end of every iteration.
         settings = tf.data.Options()
         settings.autotune.enabled = False
         return dataset.with_options(settings)
 
     @contextlib.contextmanager
-    def explained_errors(self):
-        """Turns TensorFlow's error for a failed `dataset` back into the `InputError` behind it."""
+    def explained_errors(self) -> Iterator[None]:
+        """Replaces TensorFlow's error for a failed `dataset` with the error that caused it."""
         try:
             yield
         except tf.errors.OpError as error:
@@ -220,31 +233,32 @@ class RecordReader:
                 raise self._failure from None
             raise
 
-    def read_file(self, path):
-        """Yields the videos of one file in order, for a look into the data."""
+    def read_file(self, path: str) -> Iterator[Video]:
+        """Yields the videos of one file in order, to inspect the data."""
         with records.TFRecordFile(path, self.corrupt_records) as file:
             while (record := file.read()) is not None:
                 if (video := self.parse(*record)) is not None:
                     yield video
 
-    def parse(self, location, payload):
+    def parse(self, location: records.RecordLocation, payload: bytes) -> Video | None:
         """Parses one record.
 
         Args:
-            location: `records.RecordLocation`. Where it stands, for messages.
-            payload: bytes. A serialized Example or SequenceExample.
+            location: location of the record, for messages.
+            payload: serialized Example or SequenceExample.
 
         Returns:
-            A `Video`, or None if the record is damaged and may be skipped.
+            The video, or None if the record is corrupt and may be skipped.
 
         Raises:
-            InputError: if it is damaged and may not be skipped, or does not fit the settings.
+            InputError: if the record is corrupt and may not be skipped, or does not fit the
+                settings.
         """
         try:
             context, feature_lists = records.parse_record(payload)
             return self._parse(location, context, feature_lists)
         except DecodeError as error:
-            self.corrupt_records.add(location, f"it is not a record of YouTube-8M: {error}")
+            self.corrupt_records.add(location, f"it is not a YouTube-8M record: {error}")
         except CorruptVideoError as error:
             self.corrupt_records.add(location, str(error))
         return None
@@ -265,22 +279,23 @@ class RecordReader:
     def _input_signature(self, batch_dim, num_frames):
         raise NotImplementedError
 
-    def _video_id(self, location, context):
+    def _video_id(self, context):
         for name in ("id", "video_id"):
             if name in context:
                 values = tf.train.Feature.FromString(context[name]).bytes_list.value
                 if len(values) == 1:
                     return values[0].decode("utf-8", "backslashreplace")
         raise CorruptVideoError(
-            f"it has no 'id' (nor 'video_id') of one string. It has: {comma_separated(sorted(context))}"
+            "it has no 'id' or 'video_id' that holds exactly one string. It has: "
+            f"{comma_separated(sorted(context))}"
         )
 
     def _labels(self, location, video_id, context):
         feature = tf.train.Feature.FromString(context.get("labels", b""))
         if feature.WhichOneof("kind") not in (None, "int64_list"):
             raise InputError(
-                f"the labels of video {video_id!r} ({location}) are a {feature.WhichOneof('kind')}, "
-                "but an int64_list of class numbers is expected."
+                f"the labels of video {video_id!r} ({location}) are a "
+                f"{feature.WhichOneof('kind')}, but an int64_list of class numbers is expected."
             )
         labels = np.array(feature.int64_list.value, np.int64)
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
@@ -303,7 +318,7 @@ class RecordReader:
     def _missing_feature(self, location, name, found):
         return InputError(
             f"feature {name!r} is not in {location}, which has: {comma_separated(sorted(found))}. "
-            "Set --feature_names and --feature_sizes to what the data have."
+            "Set --feature_names and --feature_sizes to match the data."
         )
 
     def _wrong_size(self, location, name, expected, found):
@@ -326,10 +341,10 @@ class YT8MFrameFeatureReader(RecordReader):
     def _parse(self, location, context, feature_lists):
         if not feature_lists and any(name.startswith("mean_") for name in context):
             raise InputError(
-                f"{location} holds video-level features ({comma_separated(sorted(context))}), but the model "
-                "takes frames. Choose frame-level data or a video-level model."
+                f"{location} holds video-level features ({comma_separated(sorted(context))}), but "
+                "the model takes frames. Choose frame-level data or a video-level model."
             )
-        video_id = self._video_id(location, context)
+        video_id = self._video_id(context)
         features = [
             self._frames(location, video_id, name, size, feature_lists)
             for name, size in zip(self.feature_names, self.feature_sizes, strict=True)
@@ -383,10 +398,11 @@ class YT8MAggregatedFeatureReader(RecordReader):
     def _parse(self, location, context, feature_lists):
         if feature_lists:
             raise InputError(
-                f"{location} holds frame-level features ({comma_separated(sorted(feature_lists))}), but the "
-                "model takes video-level features. Choose video-level data or a frame-level model."
+                f"{location} holds frame-level features ({comma_separated(sorted(feature_lists))})"
+                ", but the model takes video-level features. Choose video-level data or a "
+                "frame-level model."
             )
-        video_id = self._video_id(location, context)
+        video_id = self._video_id(context)
         features = [
             self._vector(location, video_id, name, size, context)
             for name, size in zip(self.feature_names, self.feature_sizes, strict=True)
@@ -414,12 +430,11 @@ class YT8MAggregatedFeatureReader(RecordReader):
         return tf.TensorSpec([batch_dim, sum(self.feature_sizes)], tf.float32)
 
 
-class CorruptVideoError(Exception):
-    """A record that was read whole, but holds no usable video."""
+# --- Order of the videos --------------------------------------------------------------------------
 
 
 class _Order:
-    """The order in which the videos of the files come, epoch after epoch."""
+    """Order of the videos of some files, epoch after epoch."""
 
     def __init__(self, paths, epochs, seed, buffer_size, min_videos):
         self._paths = paths
@@ -429,7 +444,7 @@ class _Order:
         self._min_videos = min_videos
 
     def videos(self, reader, pool, skip):
-        """Yields `Video`s, without the first `skip`."""
+        """Yields the videos after the first `skip`."""
         epoch_size = None
         for epoch in self._epochs:
             if epoch_size is not None and skip >= epoch_size:
@@ -450,7 +465,7 @@ class _Order:
 
     def _check_epoch_size(self, size):
         if size < self._min_videos:
-            where = f"{len(self._paths)} files, as {self._paths[0]}"
+            where = f"{len(self._paths)} files, such as {self._paths[0]}"
             if size == 0:
                 raise InputError(f"no video in {where}")
             raise InputError(
@@ -464,7 +479,7 @@ class _Order:
         return paths
 
     def _shuffled(self, entries, epoch):
-        """Passes entries through a buffer from which a random one leaves."""
+        """Yields entries at random from a buffer, which the following entries refill."""
         if self._seed is None:
             yield from entries
             return
@@ -484,9 +499,9 @@ class _Order:
 
 
 class _Interleaved:
-    """Iterates over the videos of files, one from each of some open files in turn.
+    """Iterates over the videos of several files, taking one from each open file in turn.
 
-    While `skimming`, it yields the places of records instead of the videos.
+    While `skimming` is true, it yields the locations of records instead of videos.
     """
 
     def __init__(self, paths, reader, pool, skimming):
@@ -507,26 +522,26 @@ class _Interleaved:
                 turns.appendleft(self._open(path))
 
     def _open(self, path):
-        """Starts to read a file ahead and returns an iterator over its entries."""
+        """Starts to read a file ahead, and returns an iterator over its entries."""
         entries = self._entries(path)
         next(entries)
         return entries
 
     def _entries(self, path):
-        """Yields None when the file is open, so that leaving early closes it; then its entries."""
+        """Yields None once the file is open, then its entries; ending early closes the file."""
         with records.TFRecordFile(path, self._reader.corrupt_records) as file:
             ahead = self._pool.submit(self._portion, file)
             yield None
             while True:
                 portion = ahead.result()
-                self._reader.bytes_read += file.take_bytes_read()
+                self._reader.bytes_read += file.pop_bytes_read()
                 if not portion:
                     return
                 ahead = self._pool.submit(self._portion, file)
                 yield from portion
 
     def _portion(self, file):
-        """Reads the next videos of a file; an empty list at its end."""
+        """Returns the next entries of a file, or an empty list at its end."""
         portion, size = [], 0
         while not portion or (len(portion) < _PORTION_RECORDS and size < _PORTION_BYTES):
             if self.skimming:
@@ -543,15 +558,18 @@ class _Interleaved:
 
 
 def _load(reader, location):
-    """Reads and parses one skimmed record; None if it is damaged."""
+    """Reads and parses one skimmed record; returns None if it is corrupt."""
     with records.TFRecordFile(location.path, reader.corrupt_records) as file:
         file.seek(location)
         record = file.read()
     return reader.parse(*record) if record is not None and record[0] == location else None
 
 
+# --- Memory ---------------------------------------------------------------------------------------
+
+
 def _aligned_empty(shape, dtype):
-    """An uninitialised array that TensorFlow takes over without a copy."""
+    """Returns an uninitialized array that TensorFlow can use without copying it."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
@@ -559,10 +577,10 @@ def _aligned_empty(shape, dtype):
 
 
 def _keep_freed_memory():
-    """Lets the C library reuse freed blocks, as it does by itself.
+    """Restores the C library's default of reusing freed memory.
 
-    `from_generator` sets it, for the whole process, to give blocks above 128 KiB back to the
-    kernel at once. Every record would then be read into new pages, which doubles the time.
+    `from_generator` makes the whole process return freed blocks above 128 KiB to the kernel at
+    once. Every record would then be read into new pages, which doubles the reading time.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # Only glibc has mallopt.
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,19 +1,9 @@
-"""Reads TFRecord files and takes YouTube-8M records apart, without copying.
-
-TensorFlow's own reader names neither the file nor the record of an error and gives up on the rest
-of a file. A TFRecord is: length (8 bytes), checksum of the length (4), payload, checksum of the
-payload (4); all little-endian, the checksums masked CRC-32C. A corrupt payload therefore costs one
-record; a corrupt length costs the rest of its file.
-
-Features are views into the bytes of a serialized proto. Only the layout that writers of
-`tf.train.Example` and `tf.train.SequenceExample` produce is read here; anything else goes through
-the protobuf library, with the same result. Names of messages and fields are those of
-tensorflow/core/example/*.proto.
-"""
+"""Reads TFRecord files and parses YouTube-8M records without copying their features."""
 
 import dataclasses
 import struct
 import threading
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -23,17 +13,27 @@ from tensorflow.train import Feature, FeatureList, SequenceExample
 import files
 from utils import InputError
 
+# --- TFRecord files -------------------------------------------------------------------------------
+#
+# A TFRecord consists of: length (8 bytes), checksum of the length (4), payload, checksum of the
+# payload (4). All are little-endian; the checksums are masked CRC-32C. So a corrupt payload loses
+# one record, and a corrupt length loses the rest of its file. TensorFlow's own reader does not say
+# which file and record are corrupt, and gives up on the rest of the file in both cases.
+
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
 _BUFFER_BYTES = 1 << 12
-# Tags of the length-delimited fields 1 and 2. In the usual layout there are no others.
-_FIELD_1, _FIELD_2 = 0x0A, 0x12
-_MAX_LENGTH_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecordLocation:
-    """Where a record stands: its file, its number in the file from 0, and its first byte."""
+    """Location of a record.
+
+    Attributes:
+        path: file that holds the record.
+        index: number of the record in the file, from 0.
+        offset: first byte of the record in the file.
+    """
 
     path: str
     index: int
@@ -44,45 +44,45 @@ class RecordLocation:
 
 
 class CorruptRecordLog:
-    """Counts damaged records and decides whether to go on without them.
+    """Log of the corrupt records that were skipped, and the limit on their number.
 
-    A record that is met again in a later epoch counts once.
+    A record that is read again in a later epoch counts once.
 
     Args:
-        allowed: int. How many damaged records may be skipped.
+        allowed: number of corrupt records that may be skipped.
 
     Attributes:
-        skipped: dict from the `RecordLocation` of each record skipped so far to the reason, a str.
+        skipped: location of each record skipped so far, and why it was skipped.
     """
 
-    def __init__(self, allowed=0):
+    def __init__(self, allowed: int = 0):
         self.allowed = allowed
-        self.skipped = {}
+        self.skipped: dict[RecordLocation, str] = {}
         self._lock = threading.Lock()
 
     @property
-    def count(self):
-        """Number of different records skipped so far."""
+    def count(self) -> int:
+        """Number of distinct records skipped so far."""
         return len(self.skipped)
 
-    def of_file(self, path):
-        """The skipped records of a file, as in `skipped`."""
+    def of_file(self, path: str) -> dict[RecordLocation, str]:
+        """Returns the part of `skipped` that belongs to one file."""
         return {
             location: reason for location, reason in self.skipped.items() if location.path == path
         }
 
-    def add(self, location, reason):
-        """Notes a damaged record.
+    def add(self, location: RecordLocation, reason: str) -> None:
+        """Adds a corrupt record and logs a warning.
 
         Raises:
-            InputError: if it is one more than allowed.
+            InputError: if the record exceeds the allowed number.
         """
         with self._lock:
             if location in self.skipped:
                 return
             if self.count >= self.allowed:
                 raise InputError(
-                    f"{location}: {reason}. {self.count} damaged records were skipped before; to "
+                    f"{location}: {reason}. {self.count} corrupt records were skipped before; to "
                     f"skip more, pass --skip_corrupt_records with a number above {self.allowed}."
                 )
             self.skipped[location] = reason
@@ -95,66 +95,73 @@ class TFRecordFile:
     """Reads one TFRecord file from its start; a context manager.
 
     Args:
-        path: str. Local or remote file.
-        corrupt_records: `CorruptRecordLog` that is told of every damaged record.
+        path: local or remote file.
+        corrupt_log: log to which the reader adds every corrupt record.
+
+    Raises:
+        InputError: if the file cannot be opened, or has more corrupt records than the log allows.
     """
 
-    def __init__(self, path, corrupt_records):
+    def __init__(self, path: str, corrupt_log: CorruptRecordLog):
         self._path = path
-        self._corrupt_records = corrupt_records
+        self._corrupt_log = corrupt_log
         self._index = 0
         self._offset = 0
-        self._taken = 0
+        self._popped_offset = 0
         try:
             self._size = files.file_size(path)
             self._file = files.open_binary(path, buffering=_BUFFER_BYTES)
         except (OSError, *files.REMOTE_ERRORS) as error:
             raise InputError(f"cannot read {path}: {error}") from error
 
-    def __enter__(self):
+    def __enter__(self) -> "TFRecordFile":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self._file.close()
 
-    def read(self):
-        """Reads the next good record.
+    def read(self) -> tuple[RecordLocation, bytes] | None:
+        """Reads the next intact record.
 
         Returns:
-            `(location, payload)` with the payload as bytes, or None at the end of the file.
+            `(location, payload)`, or None at the end of the file.
         """
         while (found := self._next_header()) is not None:
             location, length = found
             payload = self._file.read(length)
             trailer = self._file.read(_CHECKSUM.size)
             if len(payload) < length or len(trailer) < _CHECKSUM.size:
-                self._lose_rest(location, "the file became shorter while it was read")
+                self._lose_rest(location, "the file was truncated while it was read")
             elif masked_crc32c(payload) != _CHECKSUM.unpack(trailer)[0]:
-                self._corrupt_records.add(location, "its content does not match its checksum")
+                self._corrupt_log.add(location, "its content does not match its checksum")
             else:
                 return location, payload
         return None
 
-    def skim(self):
-        """Place of the next record, or None at the end; its content is neither read nor checked."""
+    def skim(self) -> RecordLocation | None:
+        """Skips the payload of the next record without reading or checking it.
+
+        Returns:
+            Its location, or None at the end of the file.
+        """
         found = self._next_header()
         if found is None:
             return None
         self._file.seek(self._offset)
         return found[0]
 
-    def seek(self, location):
-        """Goes to a record, so that the next `read` returns it."""
+    def seek(self, location: RecordLocation) -> None:
+        """Moves to a record, which the next `read` returns."""
         self._index, self._offset = location.index, location.offset
         self._file.seek(location.offset)
 
-    def take_bytes_read(self):
-        """Bytes passed since the last call."""
-        passed, self._taken = self._offset - self._taken, self._offset
-        return passed
+    def pop_bytes_read(self) -> int:
+        """Returns the number of bytes read or skipped since the last call."""
+        num_bytes, self._popped_offset = self._offset - self._popped_offset, self._offset
+        return num_bytes
 
     def _next_header(self):
-        """Reads one header: `(location, length)`, or None where the file ends or is lost."""
+        """Returns `(location, length)` of the next record, or None if there is none to read."""
         location = RecordLocation(self._path, self._index, self._offset)
         header = self._file.read(_HEADER.size)
         if not header:
@@ -179,38 +186,52 @@ class TFRecordFile:
             return "its length does not match its checksum, so the rest of the file is lost"
         if header.startswith(b"\x1f\x8b"):
             return "the file is compressed by gzip; decompress it first"
-        return "this is not a TFRecord file, or its first length is damaged"
+        return "this is not a TFRecord file, or its first length is corrupt"
 
     def _lose_rest(self, location, reason):
-        self._corrupt_records.add(location, reason)
+        self._corrupt_log.add(location, reason)
         self._offset = self._size
         self._file.seek(self._size)
 
 
-def masked_crc32c(data):
-    """The checksum that TFRecord files store for `data`."""
+def masked_crc32c(data: bytes) -> int:
+    """Returns the checksum that TFRecord files store for `data`."""
     crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def parse_record(payload):
+# --- Wire format of Example and SequenceExample ---------------------------------------------------
+#
+# The functions here parse the layout that the usual writers of `tf.train.Example` and
+# `tf.train.SequenceExample` produce, and return views into the serialized bytes. They leave any
+# other layout to the protobuf library, with the same result. Messages and fields are named as in
+# tensorflow/core/example/*.proto.
+
+# Tags of the length-delimited fields 1 and 2. The usual layout has no others.
+_FIELD_1, _FIELD_2 = 0x0A, 0x12
+_MAX_LENGTH_BYTES = 4
+
+# A serialized message.
+Serialized = bytes | memoryview
+
+
+def parse_record(payload: bytes) -> tuple[dict[str, Serialized], dict[str, Serialized]]:
     """Splits a serialized Example or SequenceExample into its features.
 
-    The two share the number of their first field (`features`, `context`), so one parser serves
-    both; an Example has no feature lists. What is inside a feature is checked when it is used.
-
-    Args:
-        payload: bytes.
+    The first field of both messages (`features`, `context`) has the same number and type, so one
+    parser serves both. An Example has no feature lists. The contents of a feature are checked only
+    when it is used.
 
     Returns:
-        `(features, feature_lists)`: dicts from name to a serialized `Feature` and `FeatureList`,
-        as a buffer that may be a view of `payload`.
+        `(features, feature_lists)`: serialized `Feature` and `FeatureList` messages by name, which
+        may be views of `payload`.
 
     Raises:
-        DecodeError: if the payload is neither.
+        DecodeError: if the payload is neither message.
     """
     data = memoryview(payload)
-    features, feature_lists = {}, {}
+    features: dict[str, Serialized] = {}
+    feature_lists: dict[str, Serialized] = {}
     try:
         for tag, start, end in _fields(data, 0, len(data)):
             _parse_map(data, start, end, features if tag == _FIELD_1 else feature_lists)
@@ -219,8 +240,8 @@ def parse_record(payload):
     return features, feature_lists
 
 
-def float_values(feature):
-    """Values of a serialized `Feature` that holds floats: float32 `[n]`, or None if it does not."""
+def float_values(feature: Serialized) -> np.ndarray | None:
+    """Returns the values of a serialized float `Feature`, float32 `[n]`; None for other types."""
     values = _only_field(feature, 0, len(feature), _FIELD_2)  # Feature.float_list
     packed = values and _only_field(feature, *values, _FIELD_1)  # FloatList.value
     if packed and (packed[1] - packed[0]) % 4 == 0:
@@ -231,12 +252,12 @@ def float_values(feature):
     return np.array(parsed.float_list.value, np.float32)
 
 
-def frame_bytes(feature_list):
-    """Frames of a serialized `FeatureList` with one bytes value in each feature.
+def frame_bytes(feature_list: Serialized) -> np.ndarray | None:
+    """Returns the frames of a serialized `FeatureList` that stores one bytes value per feature.
 
     Returns:
-        uint8 `[num_frames, size]`; `[0, 0]` without frames; None if the frames differ in size or
-        are not one bytes value each.
+        uint8 `[num_frames, size]`, which is `[0, 0]` without frames; None if the frames differ in
+        size or are not one bytes value each.
     """
     frames = _equal_frames(feature_list)
     if frames is not None:
@@ -244,11 +265,10 @@ def frame_bytes(feature_list):
     values = [feature.bytes_list.value for feature in FeatureList.FromString(feature_list).feature]
     if not values:
         return np.zeros((0, 0), np.uint8)
-    sizes = {len(value[0]) if len(value) == 1 else None for value in values}
-    if len(sizes) != 1 or None in sizes:
+    if any(len(value) != 1 for value in values) or len({len(value[0]) for value in values}) > 1:
         return None
     content = b"".join(value[0] for value in values)
-    return np.frombuffer(content, np.uint8).reshape(len(values), sizes.pop())
+    return np.frombuffer(content, np.uint8).reshape(len(values), len(values[0][0]))
 
 
 def _parse_with_protobuf(payload):
@@ -260,12 +280,12 @@ def _parse_with_protobuf(payload):
 
 
 def _equal_frames(feature_list):
-    """The frames as a strided view, if all have the same header; None otherwise.
+    """Returns the frames as a strided view if all have the same header, otherwise None.
 
-    All features of equal size begin with the same bytes (tags and lengths), followed by the frame,
-    so the list is a table whose first columns are constant.
+    A feature consists of a header (tags and lengths) and the frame. Features of equal size have
+    equal headers, so the list is a table whose first columns are constant.
     """
-    # FeatureList.feature, Feature.bytes_list, BytesList.value: each inside the one before.
+    # The nested messages FeatureList.feature, Feature.bytes_list and BytesList.value.
     feature = _first_field(feature_list, 0, len(feature_list), _FIELD_1)
     inner = feature and _only_field(feature_list, *feature, _FIELD_1)
     value = inner and _only_field(feature_list, *inner, _FIELD_1)
@@ -277,14 +297,14 @@ def _equal_frames(feature_list):
     return rows[:, header_size:] if headers == headers[:header_size] * len(rows) else None
 
 
-def _only_field(data, start, end, tag):
-    """Bounds of the field `tag`, if it fills data[start:end]; None otherwise."""
+def _only_field(data: Serialized, start: int, end: int, tag: int) -> tuple[int, int] | None:
+    """Returns the bounds of the field `tag` if it fills data[start:end], otherwise None."""
     bounds = _first_field(data, start, end, tag)
     return bounds if bounds and bounds[1] == end else None
 
 
 def _first_field(data, start, end, tag):
-    """Bounds of the field `tag`, if it is the first one of data[start:end]; None otherwise."""
+    """Returns the bounds of the field `tag` if it is first in data[start:end], otherwise None."""
     try:
         found = next(_fields(data, start, end), None)
     except (IndexError, ValueError):
@@ -293,7 +313,7 @@ def _first_field(data, start, end, tag):
 
 
 def _parse_map(data, start, end, entries):
-    """Adds the entries of a serialized map<string, message> inside its wrapping message."""
+    """Adds the entries of a serialized map<string, message>, read from its wrapping message."""
     for tag, entry_start, entry_end in _fields(data, start, end):
         (key_tag, *key), (value_tag, *value) = _fields(data, entry_start, entry_end)
         name = str(data[slice(*key)], "utf-8")
@@ -303,7 +323,7 @@ def _parse_map(data, start, end, entries):
 
 
 def _fields(data, start, end):
-    """Fields of data[start:end]: tuples (tag, start, end).
+    """Yields the fields of data[start:end] as tuples (tag, start, end).
 
     Raises:
         IndexError, ValueError: if the layout is not the usual one.
@@ -317,12 +337,12 @@ def _fields(data, start, end):
         start += length
 
 
-def _length(data, position):
-    """A length and the position behind it."""
+def _length(data, start):
+    """Returns the length stored at data[start:], and the index after it."""
     length = 0
-    for location in range(_MAX_LENGTH_BYTES):
-        byte = data[position + location]
-        length |= (byte & 0x7F) << (7 * location)
+    for index in range(_MAX_LENGTH_BYTES):
+        byte = data[start + index]
+        length |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:
-            return length, position + location + 1
+            return length, start + index + 1
     raise ValueError("not a length of the usual layout")

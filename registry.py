@@ -16,6 +16,8 @@ import os
 import pathlib
 import re
 import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import keras
 
@@ -26,46 +28,54 @@ from utils import InputError, comma_separated
 MODULES_VARIABLE = "YOUTUBE8M_MODELS"
 _OWN_MODULES = ("frame_level_models", "video_level_models")
 
-# Constructor arguments that every model gets from the data or from Keras: no hyperparameters.
+# Constructor arguments that every model gets from the data or from Keras; not hyperparameters.
 DATA_ARGUMENTS = ("num_classes", "feature_sizes", "l2_normalize_input", "name")
 
-# The hyperparameter of a frame-level model that names the model that classifies its encoding.
+# The hyperparameter that names the video-level model inside a frame-level model.
 CLASSIFIER_ARGUMENT = "video_level_classifier_model"
 
 _MODELS: dict[str, type[keras.Model]] = {}
+_Model = TypeVar("_Model", bound=keras.Model)
 
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameter:
-    """One keyword-only constructor argument: its name, type, default and description."""
+    """A keyword-only constructor argument of a model.
+
+    Attributes:
+        name: name of the argument.
+        type: bool, int, float or str.
+        default: default of the argument; may be None.
+        help: description from the class docstring.
+    """
 
     name: str
     type: type
     default: bool | int | float | str | None
     help: str
 
-    def check(self, value):
-        """Returns `value` in the type of the argument.
+    def check(self, value: Any) -> Any:
+        """Returns a value in the type of the hyperparameter: an int becomes a float if needed.
 
         Raises:
-            InputError: if the value is of another type.
+            InputError: if the value has another type.
         """
         if self.type is float and type(value) is int:
             return float(value)
         if type(value) is not self.type and (value is not None or self.default is not None):
             raise InputError(
-                f"hyper-parameter {self.name!r} must be of type {self.type.__name__}. "
+                f"hyperparameter {self.name!r} must be of type {self.type.__name__}. "
                 f"Received: {value!r}"
             )
         return value
 
 
-def register(cls):
-    """Class decorator: makes a model available by its class name.
+def register(cls: type[_Model]) -> type[_Model]:
+    """Makes a model available by its class name; a class decorator.
 
     Raises:
-        ValueError: if another class has the name, or an argument is not keyword-only with a
-            default of type bool, int, float or str, or None with an annotation.
+        ValueError: if a class of another module has the name, or an argument is not keyword-only
+            with a default of type bool, int, float or str, or None with an annotation.
     """
     existing = _MODELS.get(cls.__name__)
     if existing is not None and existing.__module__ != cls.__module__:
@@ -78,29 +88,29 @@ def register(cls):
     return cls
 
 
-def models():
-    """All registered models: a dict from name to class, sorted by name."""
+def models() -> dict[str, type[keras.Model]]:
+    """Returns all registered models by name, sorted."""
     for name in _module_names():
         importlib.import_module(name)
     return dict(sorted(_MODELS.items()))
 
 
 def _module_names():
-    """Returns the modules with models: the project's own and those that the user provides."""
+    """Returns the names of the modules with models: the project's own, then the user's."""
     folder = pathlib.Path(__file__).parent
     names = set(_OWN_MODULES)
-    # Site-packages, without this file, may hold modules of the same name pattern by anyone.
+    # Only a checkout has this file. Site-packages may hold anyone's *_models.py.
     if (folder / "pyproject.toml").exists():
         names |= {path.stem for path in folder.glob("*_models.py")}
     named = os.environ.get(MODULES_VARIABLE, "").split(",")
     return sorted(names) + [name.strip() for name in named if name.strip()]
 
 
-def model_class(name):
-    """The class registered under `name`.
+def model_class(name: str) -> type[keras.Model]:
+    """Returns the class registered under a name.
 
     Raises:
-        InputError: if there is none; lists what there is.
+        InputError: if there is none; the message lists the registered models.
     """
     known = models()
     if name not in known:
@@ -108,68 +118,71 @@ def model_class(name):
     return known[name]
 
 
-def hyperparameters(name, classifier=None):
-    """The hyper-parameters of a model: a dict from name to `Hyperparameter`.
+def hyperparameters(name: str, classifier: str | None = None) -> dict[str, Hyperparameter]:
+    """Returns the hyperparameters of a model, by name.
 
-    They include those of the video-level model that classifies the encoding of a frame-level
-    model: of `classifier`, or else of the default one. Where both have an argument, the
-    frame-level model's default counts, unless `classifier` does not take it.
+    Those of a frame-level model include the hyperparameters of its classifier. If both declare a
+    hyperparameter, the frame-level model's default applies. A default that it declares only for its
+    default classifier is dropped if `classifier` has no such hyperparameter.
+
+    Args:
+        name: a registered model.
+        classifier: the video-level model of a frame-level model; None for its default.
     """
     own = _own_hyperparameters(model_class(name))
     if CLASSIFIER_ARGUMENT not in own:
         return own
-    usual = hyperparameters(own[CLASSIFIER_ARGUMENT].default)
-    chosen = hyperparameters(classifier) if classifier else usual
-    fitting = {key: own[key] for key in own if key in chosen or key not in usual}
-    return {**chosen, **fitting}
+    of_default = hyperparameters(own[CLASSIFIER_ARGUMENT].default)
+    of_classifier = hyperparameters(classifier) if classifier else of_default
+    kept = {key: own[key] for key in own if key in of_classifier or key not in of_default}
+    return {**of_classifier, **kept}
 
 
-def resolve(name, given):
-    """All hyper-parameters of a model: its defaults, overridden by those given.
+def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of all hyperparameters of a model, by name.
 
     Args:
-        name: str. A registered model.
-        given: dict. Values that differ from the defaults.
-
-    Returns:
-        A dict from every hyper-parameter's name to its value.
+        name: a registered model.
+        given: values that override the defaults, by name.
 
     Raises:
-        InputError: if the model does not take one of them, or its type is wrong.
+        InputError: if the model does not take a given hyperparameter, or its type is wrong.
     """
     accepted = hyperparameters(name, given.get(CLASSIFIER_ARGUMENT))
     unknown = sorted(set(given) - set(accepted))
     if unknown:
         raise InputError(
-            f"{name} does not take {comma_separated(unknown)}. It takes: {comma_separated(sorted(accepted))}."
+            f"{name} does not take {comma_separated(unknown)}. "
+            f"It takes: {comma_separated(sorted(accepted))}."
         )
     return {
-        key: parameter.check(given[key]) if key in given else parameter.default
-        for key, parameter in accepted.items()
+        key: hyperparameter.check(given[key]) if key in given else hyperparameter.default
+        for key, hyperparameter in accepted.items()
     }
 
 
-def build_classifier(name, *, num_classes, **given):
+def build_classifier(name: str, *, num_classes: int, **given: Any) -> keras.Model:
     """Builds the video-level model that classifies the encoding of a frame-level model.
 
-    Hyper-parameters that only other video-level models take are left out, so that a frame-level
-    model can have defaults for one classifier and work with another.
+    Hyperparameters that only other video-level models take are ignored. A frame-level model can
+    therefore have defaults for one classifier and still work with another.
 
     Args:
-        name: str. A registered video-level model.
-        num_classes: int. Size of the vocabulary.
-        **given: hyper-parameters.
+        name: a registered video-level model.
+        num_classes: number of classes.
+        **given: hyperparameters.
 
     Raises:
-        InputError: if it is no video-level model, or no such model takes a hyper-parameter.
+        InputError: if the model is not a video-level model, or no video-level model takes one of
+            the hyperparameters.
     """
     cls = model_class(name)
     if cls.frame_level:
         raise InputError(f"{CLASSIFIER_ARGUMENT} must be a video-level model. Received: {name}")
     known = {
         key
-        for other, kind in models().items()
-        if not kind.frame_level
+        for other, other_class in models().items()
+        if not other_class.frame_level
         for key in hyperparameters(other)
     }
     unknown = sorted(set(given) - known)
@@ -185,22 +198,27 @@ def build_classifier(name, *, num_classes, **given):
 
 
 def build_model(
-    name, *, num_classes, feature_sizes, matmul_policy="float32", model_name=None, **given
-):
-    """Builds a registered model, an ordinary `keras.Model`.
+    name: str,
+    *,
+    num_classes: int,
+    feature_sizes: Sequence[int],
+    matmul_policy: str = "float32",
+    model_name: str | None = None,
+    **given: Any,
+) -> keras.Model:
+    """Builds a registered model with its weights.
 
     Args:
-        name: str. A registered model, as `DbofModel`.
-        num_classes: int. Size of the vocabulary.
-        feature_sizes: sequence of int. Size of each feature, in the order of the reader.
-        matmul_policy: str. Keras dtype policy of the matrix products, as of
-            `layers.matmul_policy`.
-        model_name: str. Name of the `keras.Model`, with which the paths of its weights begin; by
-            default that of its class.
-        **given: hyper-parameters that differ from the model's defaults.
+        name: a registered model, for example `DbofModel`.
+        num_classes: number of classes.
+        feature_sizes: size of each feature, in the order of the reader.
+        matmul_policy: Keras dtype policy of the matrix products; see `layers.matmul_policy`.
+        model_name: name of the `keras.Model`, with which the paths of its weights begin; by default
+            its class name.
+        **given: hyperparameters that override the model's defaults.
 
     Raises:
-        InputError: if the name, an argument or its value is not valid.
+        InputError: if the model is unknown, or an argument is invalid.
     """
     # Keras numbers unnamed layers by what the process built before, and checkpoints identify
     # weights by these names. Numbering starts over here, so names do not depend on the process.
@@ -216,7 +234,7 @@ def build_model(
             model = cls(num_classes=num_classes, feature_sizes=feature_sizes, **arguments)
         except ValueError as error:
             raise InputError(f"{name}: {error}") from error
-        model(model.input_spec_tensors())  # Makes the weights.
+        model(model.input_spec_tensors())  # Creates the weights.
     return model
 
 
@@ -226,7 +244,10 @@ def _check_positive_integers(name, values):
 
 
 def _own_hyperparameters(cls):
-    """Keyword-only arguments along the class hierarchy; the most derived default counts."""
+    """Returns the hyperparameters that a class and its bases declare, by name.
+
+    The most derived default applies, and so does the most derived description.
+    """
     found = {}
     for ancestor in inspect.getmro(cls):
         if "__init__" not in vars(ancestor):
@@ -254,25 +275,26 @@ def _own_hyperparameters(cls):
 
 
 def _hyperparameter(cls, parameter, text):
+    """Returns the `Hyperparameter` for a parameter of a constructor, with its description."""
     kinds = [type(parameter.default)]
-    if parameter.default is None:  # Declared as `name: float | None = None`, say.
+    if parameter.default is None:  # The annotation states the type: `name: float | None = None`.
         kinds = [kind for kind in typing.get_args(parameter.annotation) if kind is not type(None)]
     if len(kinds) != 1 or kinds[0] not in (bool, int, float, str):
         raise ValueError(
             f"argument {parameter.name!r} of {cls.__name__} must have a default of type bool, int, "
-            f"float or str, or None and an annotation as 'float | None'. "
+            f"float or str, or None and an annotation such as 'float | None'. "
             f"Received: {parameter}"
         )
     return Hyperparameter(parameter.name, kinds[0], parameter.default, text)
 
 
 def _described_arguments(docstring):
-    """Descriptions in the `Args:` section of a Google-style docstring, by argument."""
+    """Returns the descriptions in the `Args:` section of a docstring, by argument."""
     section = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)*)", docstring, re.MULTILINE)
     entries = re.findall(
         r"^ {4}(\w+): ((?:.*)(?:\n {5,}.*)*)", section.group(1) if section else "", re.MULTILINE
     )
-    # The type comes first; `--help` shows it anyway.
+    # The type that begins a description is left out, because `--help` shows it anyway.
     return {
         name: re.sub(r"^(bool|int|float|str)\b[^.]*\. ", "", " ".join(text.split()))
         for name, text in entries

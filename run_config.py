@@ -393,8 +393,8 @@ class TrainOptions(RecipeOptions, ReadOptions):
     distribution: str = option(
         "auto",
         "Devices to train on: one_device; mirrored (all GPUs of this machine); multi_worker (the "
-        "machines in TF_CONFIG with all their GPUs); tpu. auto picks, in order: several machines, "
-        "TPU, several GPUs, one device.",
+        "machines in TF_CONFIG with all their GPUs); tpu. auto picks, in order: the TPU that --tpu "
+        "names, several machines, several GPUs, one device.",
         group="devices",
         choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"),
     )

@@ -1,4 +1,4 @@
-"""What everything else builds on: the input error and the YouTube-8M quantisation.
+"""Shared base: `InputError`, feature quantization, CSV lines and checks of arguments.
 
 Needs neither TensorFlow nor Keras.
 """
@@ -6,10 +6,13 @@ Needs neither TensorFlow nor Keras.
 import csv
 import io
 import re
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-# A stored byte q stands for the feature value q * SCALE + OFFSET, which covers -2..2.
+# A stored byte q represents the feature value q * SCALE + OFFSET; the 256 values cover -2..2.
 QUANTIZATION_SCALE = 4.0 / 255.0
 QUANTIZATION_OFFSET = 4.0 / 512.0 - 2.0
 
@@ -17,47 +20,47 @@ QUANTIZATION_OFFSET = 4.0 / 512.0 - 2.0
 class InputError(ValueError):
     """Bad input from the user: a flag, a file, a record or a setting.
 
-    The message is a sentence that names the culprit, what was expected and what to do. Programs
-    print it without a traceback.
+    The message names the culprit, what was expected and the remedy. Programs print it without a
+    traceback.
     """
 
 
-def dequantize(values):
-    """Feature values (about -2..2) of quantised ones (0..255, already cast to a float type)."""
+def dequantize(values: Any) -> Any:
+    """Returns the feature values (about -2..2) of stored bytes (0..255) cast to a float type."""
     return values * QUANTIZATION_SCALE + QUANTIZATION_OFFSET
 
 
-def quantize(values):
-    """Nearest bytes of feature values, a uint8 array: the inverse of `dequantize`, clipped."""
+def quantize(values: ArrayLike) -> np.ndarray:
+    """Returns the nearest bytes to feature values, uint8: the inverse of `dequantize`, clipped."""
     steps = np.rint((np.asarray(values) - QUANTIZATION_OFFSET) / QUANTIZATION_SCALE)
     return np.clip(steps, 0, 255).astype(np.uint8)
 
 
-# What a spreadsheet program takes for a formula that calls something. Arithmetic alone, as an id
-# that begins with a hyphen may be, does no harm.
+# Matches cells that a spreadsheet program would run as a formula that calls something. Mere
+# arithmetic, such as an id that begins with a hyphen, is harmless.
 _FORMULA = re.compile(r"\s*[=+\-@].*[(|!]", re.DOTALL)
 
 
-def csv_line(cells):
-    """A line of CSV, with its end, that reads back as the cells.
+def csv_line(cells: Iterable[str]) -> str:
+    """Returns a line of CSV, with its newline, that reads back as the cells.
 
-    Cells with commas, quotes or line ends are quoted. One that a spreadsheet program would run as a
-    formula gets an apostrophe before it, the only change.
+    Cells with commas, quotes or line breaks are quoted. The only change to a cell is an apostrophe
+    in front of text that a spreadsheet program would run as a formula.
     """
     text = io.StringIO(newline="")
-    # The writer quotes only line ends that it uses itself, so it is given both.
+    # The writer quotes only the line breaks that its own terminator contains, so it gets both.
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow([f"'{cell}" if _FORMULA.match(cell) else cell for cell in cells])
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-def comma_separated(names):
-    """Names for an error message: `a, b, c`, or `none`."""
+def comma_separated(names: Iterable) -> str:
+    """Returns names for an error message: `a, b, c`, or `none`."""
     return ", ".join(str(name) for name in names) or "none"
 
 
-def check_above(limit, **arguments):
-    """Refuses numbers that are not above a limit.
+def check_above(limit: float, **arguments: float) -> None:
+    """Rejects numbers that are not above a limit.
 
     Raises:
         InputError: naming the argument.
@@ -67,8 +70,8 @@ def check_above(limit, **arguments):
             raise InputError(f"{name} must be above {limit}. Received: {value}")
 
 
-def check_one_of(choices, **arguments):
-    """Refuses values that are not among the choices.
+def check_one_of(choices: Collection, **arguments: Any) -> None:
+    """Rejects values that are not among the choices.
 
     Raises:
         InputError: naming the argument.
@@ -80,8 +83,8 @@ def check_one_of(choices, **arguments):
             )
 
 
-def check_at_least(least, **arguments):
-    """Refuses numbers that are too small, or not numbers.
+def check_at_least(least: float, **arguments: float) -> None:
+    """Rejects numbers below a minimum, and NaN.
 
     Raises:
         InputError: naming the argument.

@@ -1,7 +1,7 @@
 """Models that classify one vector per video.
 
-They are models by themselves, for the mean features of videos, and the classifiers of frame-level
-models, which reduce the frames to one vector first.
+They serve as models of their own, for mean features of videos, and as classifiers of frame-level
+models, which first encode the frames into one vector.
 """
 
 import keras
@@ -15,13 +15,13 @@ import utils
 class VideoLevelModel(keras.Model):
     """Base of the models that classify a vector `[B, D]` into probabilities `[B, C]`.
 
-    A subclass makes its layers in the constructor and implements `classify`.
+    A subclass creates its layers in the constructor and implements `classify`.
 
     Args:
         num_classes: int. C.
         feature_sizes: sequence of int. Sizes of the features; their sum is D.
-        l2_normalize_input: bool. Whether the input is normalised to length 1 first, as mean
-            features are; the encoding of a frame-level model is not.
+        l2_normalize_input: bool. Whether to scale the input to L2 norm 1 first: true for mean
+            features, false for the encoding of a frame-level model.
     """
 
     frame_level = False
@@ -33,17 +33,17 @@ class VideoLevelModel(keras.Model):
         self.l2_normalize_input = l2_normalize_input
 
     def input_spec_tensors(self):
-        """Symbolic input, by which the weights are made."""
+        """Returns a symbolic input, with which `registry.build_model` creates the weights."""
         return keras.Input([sum(self.feature_sizes)], dtype="float32")
 
     def call(self, inputs, training=False):
-        """Probabilities, float32 `[B, C]`, of float32 `[B, D]`."""
+        """Returns the probabilities, float32 `[B, C]`, of vectors, float32 `[B, D]`."""
         if self.l2_normalize_input:
             inputs = layers.l2_normalize(inputs)
         return self.classify(inputs, training)
 
     def classify(self, x, training):
-        """Probabilities `[B, C]` of vectors `[B, D]`."""
+        """Returns the probabilities `[B, C]` of vectors `[B, D]`."""
         raise NotImplementedError
 
 
@@ -54,7 +54,7 @@ class LogisticModel(VideoLevelModel):
         p = sigmoid(W x + b)
 
     Args:
-        l2_penalty: float. Weight of the L2 penalty, half the sum of squares of W.
+        l2_penalty: float. Weight of the L2 penalty, half the sum of squares of W; 0 turns it off.
     """
 
     def __init__(self, *, l2_penalty=1e-8, **kwargs):
@@ -64,26 +64,28 @@ class LogisticModel(VideoLevelModel):
         )
 
     def classify(self, x, training):
-        """Probabilities `[B, C]` of vectors `[B, D]`."""
+        """Returns the probabilities `[B, C]` of vectors `[B, D]`."""
         return ops.sigmoid(self.logistic(x))
 
 
 @registry.register
 class MoeModel(VideoLevelModel):
-    """Mixture of experts: per class, a softmax over M experts and one that always says no.
+    """Mixture of M experts per class, with a dummy expert that always predicts 0.
 
         p_c = sum_m softmax_m(G_c x) * sigmoid(w_cm x + b_cm),  m = 1..M of M + 1
 
-    The columns of gates and experts are those of the first mixture for all classes, then those of
-    the second, and so on.
+    The softmax, the gate probabilities, covers the M experts and the dummy expert. The columns of
+    gates and experts hold the first mixture for all classes, then the second, and so on.
 
     With `moe_prob_gating`, context gating of the class probabilities follows, which lets classes
     support or suppress each other.
 
     Args:
-        moe_num_mixtures: int. M, experts per class without the one that always says no.
-        moe_l2: float. Weight of the L2 penalty, half the sum of squares of gates and experts.
-        moe_prob_gating: bool. Whether context gating of the probabilities follows.
+        moe_num_mixtures: int. Experts per class, not counting the dummy expert that always
+            predicts 0.
+        moe_l2: float. Weight of the L2 penalty, half the sum of squares of gates and experts; 0
+            turns it off.
+        moe_prob_gating: bool. Whether context gating follows the class probabilities.
 
     Reference: [Abu-El-Haija et al., 2016](https://arxiv.org/abs/1609.08675).
     """
@@ -106,21 +108,30 @@ class MoeModel(VideoLevelModel):
         self.prob_gating = layers.ContextGating(name="prob_gating") if moe_prob_gating else None
 
     def classify(self, x, training):
-        """Probabilities `[B, C]` of vectors `[B, D]`."""
-        gates = ops.reshape(self.gates(x), (-1, self.num_mixtures + 1, self.num_classes))
-        experts = ops.reshape(self.experts(x), (-1, self.num_mixtures, self.num_classes))
-        # Classes come last, and the expert that always says no is one of all: long rows and whole
-        # tensors are several times as fast as a softmax over a short axis and a part of it.
-        experts = ops.pad(ops.sigmoid(experts), ((0, 0), (0, 1), (0, 0)))
-        largest = ops.stop_gradient(ops.max(gates, axis=1, keepdims=True, initial=float("-inf")))
-        shares = ops.exp(gates - largest)
-        probabilities = ops.sum(shares * experts, axis=1) / ops.sum(shares, axis=1)
+        """Returns the probabilities `[B, C]` of vectors `[B, D]`."""
+        gate_logits = ops.reshape(self.gates(x), (-1, self.num_mixtures + 1, self.num_classes))
+        expert_logits = ops.reshape(self.experts(x), (-1, self.num_mixtures, self.num_classes))
+        # Classes are the last axis, and the dummy expert is a row like the others: whole tensors
+        # with long rows are several times as fast as slices and a softmax over a short axis.
+        experts = ops.pad(ops.sigmoid(expert_logits), ((0, 0), (0, 1), (0, 0)))
+        largest = ops.max(gate_logits, axis=1, keepdims=True, initial=float("-inf"))
+        # Gate probabilities, except for their common denominator.
+        gates = ops.exp(gate_logits - ops.stop_gradient(largest))
+        probabilities = ops.sum(gates * experts, axis=1) / ops.sum(gates, axis=1)
         if self.prob_gating is None:
             return probabilities
         return self.prob_gating(probabilities, training=training)
 
 
 def half_l2(name, weight):
-    """Keras regularizer for `weight * sum(w^2) / 2`, the penalty of the starter code."""
+    """Returns a Keras regularizer for `weight * sum(w^2) / 2`, the penalty of the starter code.
+
+    Args:
+        name: str. Name of the hyperparameter, for the error message.
+        weight: float. At least 0.
+
+    Raises:
+        InputError: if the weight is negative or NaN.
+    """
     utils.check_at_least(0, **{name: weight})
     return keras.regularizers.L2(weight / 2)

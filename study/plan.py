@@ -101,6 +101,8 @@ class Scale:
         num_videos: number of training videos.
         num_test_videos: number of test videos, on which all metrics are computed.
         max_steps: number of training steps.
+        samplings: numbers of frame samplings that the largest ensemble averages over; 0 stands for
+            every frame once.
     """
 
     worlds: dict[str, tuple[str, ...]]
@@ -109,6 +111,7 @@ class Scale:
     num_videos: int
     num_test_videos: int
     max_steps: int
+    samplings: tuple[int, ...] = SAMPLINGS
 
     @property
     def steps(self):
@@ -153,9 +156,10 @@ SCALES = {
         worlds={"bag": ("lfnl_netvlad", "soft_bof_4k")},
         averages=("averaged",),
         seeds=(0,),
-        num_videos=6000,
-        num_test_videos=1000,
-        max_steps=300,
+        num_videos=3000,
+        num_test_videos=400,
+        max_steps=180,
+        samplings=(1, 10),
     ),
 }
 
@@ -324,7 +328,7 @@ class Plan:
         for names in self.scale.ensembles:
             self._add_ensemble(seed, names, samplings=1)
         largest = self.scale.ensembles[-1]
-        for samplings in SAMPLINGS[1:]:
+        for samplings in self.scale.samplings[1:]:
             self._add_ensemble(seed, largest, samplings)
         for dtype in EXPORT_DTYPES:
             self._add_export(seed, largest, dtype)

@@ -1,9 +1,11 @@
 """Data and trained models shared by test files, which must not change them."""
 
 import pytest
+from absl import logging
 
 import layers
 import programs
+import record_readers
 import sample_records
 
 
@@ -52,3 +54,67 @@ def trained_netvlad(tmp_path_factory, frame_data):
         train_dir, frame_data, "--max_steps=120", "--export_model_steps=60", "--num_epochs=20"
     )
     return train_dir
+
+
+@pytest.fixture(scope="session")
+def record_files(tmp_path_factory):
+    """Glob of eleven frame-level files of unequal size, 75 videos in total."""
+    counts = [7, 1, 12, 5, 9, 3, 20, 2, 6, 4, 6]
+    return record_readers.write_files(tmp_path_factory.mktemp("record_files"), counts)
+
+
+@pytest.fixture
+def logged_warnings(monkeypatch):
+    """The text of the warnings that are logged."""
+    logged = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: logged.append(text % values))
+    return logged
+
+
+@pytest.fixture(scope="session")
+def trained_moe(tmp_path_factory, video_data):
+    """Train directory of a video-level MoeModel with --ema_decay, of the steps 90 and 180."""
+    train_dir = tmp_path_factory.mktemp("trained_moe") / "run"
+    programs.run(
+        "train",
+        "--model=MoeModel",
+        "--moe_prob_gating",
+        f"--train_dir={train_dir}",
+        f"--train_data_pattern={video_data}",
+        *programs.SMALL_DATA,
+        "--batch_size=20",
+        "--num_epochs=20",
+        "--export_model_steps=90",
+        "--base_learning_rate=0.02",
+        "--ema_decay=0.9",
+    )
+    return train_dir
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, trained):
+    """Exported DbofModel in bfloat16, without sampling, with a frozen graph."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    programs.run(
+        "export_model",
+        f"--train_dir={trained}",
+        f"--output_dir={folder}",
+        "--num_samplings=0",
+        "--top_k=3",
+        "--frozen_graph",
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_sampling(tmp_path_factory, trained):
+    """Exported DbofModel in float32, averaged over five samplings."""
+    folder = tmp_path_factory.mktemp("exported_sampling") / "model"
+    programs.run(
+        "export_model",
+        f"--train_dir={trained}",
+        f"--output_dir={folder}",
+        "--num_samplings=5",
+        "--dtype=float32",
+    )
+    return folder
