@@ -27,7 +27,7 @@ def run_copy(trained_mean, tmp_path):
         ("--optimizer=NoSuch", "unknown optimizer 'NoSuch'. Optimizers:"),
         ("--batch_size=0", "--batch_size must be above 0. Received: 0"),
         ("--feature_sizes=8,x", "--feature_sizes must be integers"),
-        ("--feature_sizes=8", "as many feature sizes as feature names"),
+        ("--feature_sizes=8", "every feature needs a name and a size"),
         ("--feature_names=rgb,sound", "feature 'sound' is not in"),
         ("--num_classes=4", "labels must be 0 to 3"),
         ("--noframe_features", "FrameLevelLogisticModel takes frames"),

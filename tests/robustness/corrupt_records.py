@@ -468,7 +468,7 @@ def run_case(number, folder):
     except InputError as error:
         named = [f"record {index} of {path} (byte " for index in (bad if allowed else bad[:1])]
         if not good and (allowed or not bad):
-            named.append(f"no video in 1 files, as {path}")
+            named.append(f"no video in 1 files, such as {path}")
         harness.check(any(name in str(error) for name in named), f"rejected with: {error}")
         return kind, "rejected"
     finally:
