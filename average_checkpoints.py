@@ -1,4 +1,4 @@
-"""Averages checkpoints of a training run into a new train directory.
+r"""Averages checkpoints of a training run into a new train directory.
 
     python average_checkpoints.py --train_dir=run --num_last=10 --output_dir=averaged \
         --train_data_pattern='data/train*.tfrecord'

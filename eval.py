@@ -10,10 +10,11 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import program
 
+import pandas as pd
 import tensorflow as tf
 from absl import logging
 
@@ -23,9 +24,6 @@ from options import option, same_option
 from predictor import PredictorOptions, evaluate, format_summary, load_predictor
 from run_config import FILE_NAME, TrainOptions
 from utils import InputError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +99,7 @@ def save_summary(
 
 
 def write_per_class(
-    per_class: "pd.DataFrame", path: str, class_names: dict[int, str] | None = None
+    per_class: pd.DataFrame, path: str, class_names: dict[int, str] | None = None
 ) -> None:
     """Writes the average precision of the classes as CSV, best first.
 
@@ -110,8 +108,6 @@ def write_per_class(
         path: file to write.
         class_names: names by class, or None.
     """
-    import pandas as pd
-
     table = per_class.rename_axis("class")
     if class_names is not None:
         table.insert(0, "name", pd.Series(class_names).reindex(table.index))
@@ -125,8 +121,6 @@ def read_class_names(path: str) -> dict[int, str]:
     Raises:
         InputError: if it cannot be read or lacks the columns.
     """
-    import pandas as pd
-
     try:
         with files.open_binary(path) as file:
             table = pd.read_csv(file)

@@ -1,4 +1,4 @@
-"""Predicts the labels of videos and writes them as CSV.
+r"""Predicts the labels of videos and writes them as CSV.
 
     python inference.py --train_dir=run --input_data_pattern='data/test*.tfrecord' \
         --output_file=predictions.csv

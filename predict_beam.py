@@ -1,4 +1,4 @@
-"""Predicts the labels of videos on a cluster with Apache Beam.
+r"""Predicts the labels of videos on a cluster with Apache Beam.
 
     python predict_beam.py --exported_model=exported --input_data_pattern='data/test*.tfrecord' \
         --output_prefix=predictions/test --beam_options="--runner=FnApiRunner \

@@ -3,12 +3,13 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from program import Progress
 
 import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 import checkpoints
@@ -17,14 +18,11 @@ import files
 import layers
 import losses
 import serving
-from ensemble import Ensemble, frozen_model, restore_frozen
+from ensemble import Ensemble, frozen_model, normalized_weights, restore_frozen
 from options import Options, option, same_option
 from readers import RecordReader
 from run_config import DataConfig, ReadOptions, RunConfig, TrainOptions
 from utils import InputError, comma_separated
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # The file in which an exported model states its origin and its input.
 MANIFEST = "manifest.json"
@@ -76,6 +74,8 @@ class ModelOptions(Options):
         super().__post_init__()
         if self.weights and not self.train_dirs:
             raise InputError("--weights needs --train_dirs, which is not given.")
+        if self.weights:
+            normalized_weights(self.weights, len(self.run_dirs))  # Fails before models are built.
         if self.checkpoint and self.train_dirs:
             raise InputError(
                 "--checkpoint selects a checkpoint of --train_dir; --train_dirs uses the newest of "
@@ -344,7 +344,7 @@ def evaluate(
     *,
     batch_size: int,
     top_k: int = 20,
-) -> tuple[dict[str, Any], "pd.DataFrame"]:
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """Computes the metrics of a model over all records of a reader.
 
     Args:
@@ -360,8 +360,6 @@ def evaluate(
     Raises:
         InputError: if no video has a label, or a prediction is not finite.
     """
-    import pandas as pd  # Takes time to import, which errors in flags should not wait for.
-
     metrics = eval_util.EvaluationMetrics(predictor.data.num_classes, top_k)
     label_loss = losses.get_loss(predictor.label_loss)
     start = time.perf_counter()

@@ -10,6 +10,7 @@ hidden.
 
 import collections
 import contextlib
+import difflib
 import inspect
 import os
 import re
@@ -27,7 +28,9 @@ from absl import app, flags, logging
 
 # TensorFlow's log lines about instruction sets and missing GPUs, of levels info and warning.
 _STARTUP_MESSAGE = re.compile(
-    rb"[IW]\d{4} .*|WARNING: All log messages before absl::.*|To enable the following instructions.*"
+    rb"[IW]\d{4} .*"
+    rb"|WARNING: All log messages before absl::.*"
+    rb"|To enable the following instructions.*"
 )
 
 
@@ -235,23 +238,24 @@ def _parse_flags(flag_values, arguments):
     try:
         return flag_values(arguments)
     except flags.UnrecognizedFlagError as error:
-        raise InputError(_unknown_flag_message(error)) from error
+        raise InputError(_unknown_flag_message(error.flagname, list(flag_values))) from error
     except flags.Error as error:
         raise InputError(str(error)) from error
 
 
-def _unknown_flag_message(error):
-    name = error.flagname.removeprefix("no")
-    for candidate in (error.flagname, name):
+def _unknown_flag_message(name, known):
+    for candidate in (name, name.removeprefix("no")):
         if candidate in _REPLACED_FLAGS:
             return f"--{candidate} has no meaning here. {_REPLACED_FLAGS[candidate]}"
     of_runs = {field.name for field, _ in options_of(RunConfig)} | set(_model_flags())
-    if error.flagname in of_runs:
+    if name in of_runs:
         return (
-            f"unknown flag --{error.flagname}. Only train.py takes it; this program reads the "
-            "settings of a run from its directory."
+            f"unknown flag --{name}. Only train.py takes it; this program reads the settings of a "
+            "run from its directory."
         )
-    return f"{str(error).rstrip('?')}. --help lists the flags."
+    similar = " or ".join(f"--{match}" for match in difflib.get_close_matches(name, known))
+    suggestion = f" Did you mean {similar}?" if similar else ""
+    return f"unknown flag --{name}.{suggestion} --help lists the flags."
 
 
 def _refuse_positional(arguments):
@@ -287,17 +291,22 @@ def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[st
 
 def _value(name, kind, flag_values):
     value = flag_values[name].value
-    if isinstance(value, str) and value.startswith("~/"):
-        return os.path.expanduser(value)  # The shell leaves ~ alone in --flag=~/path.
+    if isinstance(value, str):
+        return _expand_home(value)
     if not kind.is_list or value is None:
         return value
     try:
-        return tuple(kind.base(entry) for entry in value)
+        return tuple(kind.base(_expand_home(entry)) for entry in value)
     except ValueError:
         expected = {int: "integers, for example 1024,128", float: "numbers, for example 2,1,1"}
         raise InputError(
             f"--{name} must be {expected[kind.base]}. Received: {','.join(value)}"
         ) from None
+
+
+def _expand_home(text):
+    """Expands ~/ in paths, also after commas; the shell expands it only at the start of a word."""
+    return re.sub(r"(?<![^,])~(?=/)", lambda _: os.path.expanduser("~"), text)
 
 
 def _take_environment(field, values):
@@ -376,11 +385,18 @@ def _parse(main, arguments):
         arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
         given = [argument.lstrip("-") for argument in arguments[1:] if argument.startswith("-")]
         if _HELP_FLAGS & set(given):
-            print(help_text(main, _model_in(arguments)))
+            _print(help_text(main, _model_in(arguments)))
             sys.exit(0)
         return _parse_flags(flags.FLAGS, arguments)
     except (InputError, OSError, flags.Error) as error:
         _exit_with(error)
+
+
+def _print(text):
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head`, for example, has read enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _model_in(arguments):
@@ -401,8 +417,11 @@ def help_text(main: Callable, model: str | None = None) -> str:
     """
     module = inspect.getmodule(main)
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
-    for field, kind in _options(main):
-        groups[field.metadata["group"]].append(_flag_help(field.name, field.default, kind, field))
+    # Required flags come first in their group.
+    for field, kind in sorted(
+        _options(main), key=lambda option: not option[0].metadata["required"]
+    ):
+        groups[field.metadata["group"]].append(_flag_help(field, kind))
     if RunConfig in _option_classes(main).values():
         groups["model"] += _model_help(model)
     sections = [
@@ -414,12 +433,14 @@ def help_text(main: Callable, model: str | None = None) -> str:
     return "\n\n".join([inspect.getdoc(module) or "", *sections, others])
 
 
-def _flag_help(name, default, kind, field):
+def _flag_help(field, kind):
     metadata = field.metadata
     text = metadata["help"]
     if metadata["environment"]:
-        text += f" Default: ${metadata['environment']}, if set."
-    return _format_flag(name, kind, metadata["choices"], text, default, metadata["required"])
+        text += f" Default in a Vertex AI job: ${metadata['environment']}."
+    return _format_flag(
+        field.name, kind, metadata["choices"], text, field.default, metadata["required"]
+    )
 
 
 def _model_help(model):

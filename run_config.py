@@ -202,6 +202,10 @@ class RunConfig(Options):
 
     def __post_init__(self):
         """Resolves what depends on the model, and checks every value."""
+        for name, kind in (("model", str), ("hyperparameters", dict)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise InputError(f"{name} must be of type {kind.__name__}. Received: {value!r}")
         resolved = registry.resolve(self.model, self.hyperparameters)
         object.__setattr__(self, "hyperparameters", resolved)
         if not self.feature_names:
@@ -308,7 +312,10 @@ class RunConfig(Options):
         for informative in ("frame_features", "versions"):
             values.pop(informative, None)
         known = {field.name for field in dataclasses.fields(cls)}
-        unknown, missing = sorted(set(values) - known), sorted(_REQUIRED_KEYS - set(values))
+        unknown, missing = (
+            sorted(set(values) - known),
+            sorted(key for key in _REQUIRED_KEYS if values.get(key) is None),
+        )
         if unknown or missing:
             raise InputError(
                 f"{path} does not fit this version. Unknown keys: {comma_separated(unknown)}; "
@@ -386,8 +393,8 @@ class TrainOptions(RecipeOptions, ReadOptions):
     distribution: str = option(
         "auto",
         "Devices to train on: one_device; mirrored (all GPUs of this machine); multi_worker (the "
-        "machines in TF_CONFIG with all their GPUs); tpu. auto picks, in order: the TPU if --tpu is "
-        "given, several machines, several GPUs, one device.",
+        "machines in TF_CONFIG with all their GPUs); tpu. auto picks, in order: the TPU that --tpu "
+        "names, several machines, several GPUs, one device.",
         group="devices",
         choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"),
     )

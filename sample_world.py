@@ -142,7 +142,7 @@ class World:
         self._tie_pairs(rng)
 
     def has_factor(self, name: str) -> np.ndarray:
-        """Returns the mask of the classes, including the background, with this factor: bool `[C + 1]`."""
+        """Returns which classes, and the background, have this factor: bool `[C + 1]`."""
         return self.factors == FACTORS.index(name)
 
     def _tie_pairs(self, rng):

@@ -66,7 +66,7 @@ def train(
             save and stop early; for example `distribution.termination_requests`.
 
     Raises:
-        InputError: if data, directory or settings are not usable.
+        InputError: if data, directory or settings are not usable, or another training runs there.
         FloatingPointError: if the loss or a weight is no longer finite.
         ConnectionError: if another worker is gone.
     """
@@ -78,7 +78,11 @@ def train(
     reader = config.data.reader(options.train_data_pattern, options)
     # Fail on bad data before creating anything.
     next(reader.read_file(reader.paths[0]), None)
+    with checkpoints.training_lock(options.train_dir):
+        return _train(config, options, reader, stop_requests)
 
+
+def _train(config, options, reader, stop_requests):
     workers = distribution.choose(options.distribution, options.tpu)
     workers.check_batch_size(config.batch_size)
     workers.check_num_files(len(reader.paths))
@@ -271,8 +275,7 @@ def batch_metrics(outputs: tuple, strategy: tf.distribute.Strategy) -> dict[str,
 
 def main(config: RunConfig, options: TrainOptions) -> None:
     """Runs the program."""
-    with checkpoints.training_lock(options.train_dir):
-        train(config, options, stop_requests=distribution.termination_requests)
+    train(config, options, stop_requests=distribution.termination_requests)
 
 
 if __name__ == "__main__":

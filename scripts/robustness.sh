@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh requirements.txt requirements/beam.txt requirements/study.txt requirements/dev.txt
 
-python tests/robustness/damaged_records.py --cases=10000
+python tests/robustness/corrupt_records.py --cases=10000
 python tests/robustness/adversarial_scores.py --cases=2000
 python tests/robustness/served_model.py --cases=2000
 python tests/robustness/kills.py --kills=20

@@ -1,17 +1,19 @@
-"""Data and trained models that several test files use; they leave them as they are."""
+"""Data and trained models shared by test files, which must not change them."""
 
 import gc
 
 import pytest
+from absl import logging
 
 import layers
 import programs
+import record_readers
 import sample_records
 
 
 @pytest.fixture(scope="session", autouse=True)
 def float32_by_default():
-    """Makes results in this process the same on every machine; tests ask for bfloat16."""
+    """Makes results the same on every machine; tests that need bfloat16 ask for it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layers, "has_native_bfloat16", lambda: False)
         yield
@@ -26,19 +28,28 @@ def free_models():
 
 @pytest.fixture(scope="session")
 def frame_data(tmp_path_factory):
-    """Glob of 160 learnable frame-level videos in four files."""
+    """Returns a glob of 160 learnable frame-level videos in four files."""
     return sample_records.write_frame_files(tmp_path_factory.mktemp("frames"), 4, 40)
 
 
 @pytest.fixture(scope="session")
 def video_data(tmp_path_factory):
-    """Glob of 180 learnable video-level videos in three files."""
+    """Returns a glob of 180 learnable video-level videos in three files."""
     return sample_records.write_video_files(tmp_path_factory.mktemp("videos"), 3, 60)
 
 
 @pytest.fixture(scope="session")
+def trained_mean(tmp_path_factory, frame_data):
+    """Returns the train directory of a FrameLevelLogisticModel with checkpoints 8, 16 and 20."""
+    train_dir = tmp_path_factory.mktemp("trained_mean") / "run"
+    periods = ("--export_model_steps=8", "--metrics_steps=8")
+    programs.train_mean(train_dir, frame_data, "--num_epochs=2", *periods)
+    return train_dir
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory, frame_data):
-    """Train directory of a DbofModel with checkpoints of the steps 40, 80 and 100."""
+    """Returns the train directory of a DbofModel with checkpoints 40, 80 and 100."""
     train_dir = tmp_path_factory.mktemp("trained") / "run"
     programs.run_small(train_dir, frame_data, "--num_epochs=10", "--export_model_steps=40")
     return train_dir
@@ -46,9 +57,73 @@ def trained(tmp_path_factory, frame_data):
 
 @pytest.fixture(scope="session")
 def trained_netvlad(tmp_path_factory, frame_data):
-    """Train directory of an LFNLNetVLADModel with --ema_decay, of the steps 60 and 120."""
+    """Returns the train directory of an LFNLNetVLADModel with --ema_decay, steps 60 and 120."""
     train_dir = tmp_path_factory.mktemp("trained_netvlad") / "run"
     programs.train_netvlad(
         train_dir, frame_data, "--max_steps=120", "--export_model_steps=60", "--num_epochs=20"
     )
     return train_dir
+
+
+@pytest.fixture(scope="session")
+def record_files(tmp_path_factory):
+    """Glob of eleven frame-level files of unequal size, 75 videos in total."""
+    counts = [7, 1, 12, 5, 9, 3, 20, 2, 6, 4, 6]
+    return record_readers.write_files(tmp_path_factory.mktemp("record_files"), counts)
+
+
+@pytest.fixture
+def logged_warnings(monkeypatch):
+    """The text of the warnings that are logged."""
+    logged = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: logged.append(text % values))
+    return logged
+
+
+@pytest.fixture(scope="session")
+def trained_moe(tmp_path_factory, video_data):
+    """Train directory of a video-level MoeModel with --ema_decay, of the steps 90 and 180."""
+    train_dir = tmp_path_factory.mktemp("trained_moe") / "run"
+    programs.run(
+        "train",
+        "--model=MoeModel",
+        "--moe_prob_gating",
+        f"--train_dir={train_dir}",
+        f"--train_data_pattern={video_data}",
+        *programs.SMALL_DATA,
+        "--batch_size=20",
+        "--num_epochs=20",
+        "--export_model_steps=90",
+        "--base_learning_rate=0.02",
+        "--ema_decay=0.9",
+    )
+    return train_dir
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, trained):
+    """Exported DbofModel in bfloat16, without sampling, with a frozen graph."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    programs.run(
+        "export_model",
+        f"--train_dir={trained}",
+        f"--output_dir={folder}",
+        "--num_samplings=0",
+        "--top_k=3",
+        "--frozen_graph",
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_sampling(tmp_path_factory, trained):
+    """Exported DbofModel in float32, averaged over five samplings."""
+    folder = tmp_path_factory.mktemp("exported_sampling") / "model"
+    programs.run(
+        "export_model",
+        f"--train_dir={trained}",
+        f"--output_dir={folder}",
+        "--num_samplings=5",
+        "--dtype=float32",
+    )
+    return folder

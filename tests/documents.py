@@ -1,4 +1,4 @@
-"""Finds commands and code in the documents and scripts."""
+"""Finds commands, code and links in the documents and scripts."""
 
 import pathlib
 import re
@@ -7,23 +7,40 @@ import shlex
 ROOT = pathlib.Path(__file__).parent.parent
 _PATTERNS = ("README.md", "docs/*.md", "benchmarks/*.md", "scripts/*.sh", "*.py")
 SOURCES = [path for pattern in _PATTERNS for path in sorted(ROOT.glob(pattern))]
+DOCUMENTS = [
+    path for pattern in ("*.md", "docs/*.md", "*/README.md") for path in sorted(ROOT.glob(pattern))
+]
 
 
 def code_blocks(path, language):
-    """Fenced code blocks of a Markdown file."""
+    """Returns the fenced code blocks of a Markdown file."""
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def commands(path):
-    """Commands `python PROGRAM.py ...` of a document or script, split into words."""
+    """Returns the commands `python PROGRAM.py ...` of a document or script, split into words."""
     text = path.read_text().replace("\\\n", "")
-    text = text.replace("$model", "lfnl_netvlad")  # Of a loop over recipes, one.
+    text = text.replace("$model", "lfnl_netvlad")  # One recipe of a loop over several.
     if path.suffix == ".md":
         text += "\n" + "\n".join(re.findall(r"`(python [^`]*)`", text))
     found = re.findall(r"^ *(python [\w/]+\.py .*)$", text, re.MULTILINE)
     words = [shlex.split(command, comments=True) for command in found]
-    return [
-        [word for word in command if word != "..."]
-        for command in words
-        if command[1] != "PROGRAM.py"
-    ]
+    return [command for command in words if command[1] != "PROGRAM.py"]
+
+
+def links(path):
+    """Returns the relative links of a Markdown file, those of images included."""
+    text = _without_code(path.read_text())
+    found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'\bsrc(?:set)?="([^"]+)"', text)
+    return [link for link in found if not re.match(r"https?://|mailto:", link)]
+
+
+def anchors(path):
+    """Returns the anchors that GitHub makes of the headings of a Markdown file."""
+    headings = re.findall(r"^#+ (.*)$", _without_code(path.read_text(), inline=False), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+def _without_code(text, inline=True):
+    text = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", "", text) if inline else text

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def ranked(row, k):
-    """The k best classes of one video, ties by lowest class id."""
+    """Returns the k best classes of one video, ties by lowest class id."""
     return sorted(range(len(row)), key=lambda c: (-row[c], c))[:k]
 
 
@@ -41,7 +41,7 @@ def ap(hits, num_positives):
 
 
 def pool(predictions, labels, top_k):
-    """Entries (-score, video, class, hit), sorted: ties by video, then by class."""
+    """Returns sorted entries (-score, video, class, hit): ties by video, then by class."""
     return sorted(
         (-predictions[v][c], v, c, bool(labels[v][c]))
         for v in range(len(predictions))
@@ -55,7 +55,7 @@ def gap(predictions, labels, top_k):
 
 
 def aps(predictions, labels, top_k, top_n):
-    """Average precision per class, None for a class without positives."""
+    """Returns average precision per class, None for a class without positives."""
     entries = pool(predictions, labels, top_k)
     found = []
     for c in range(len(predictions[0])):
@@ -72,7 +72,7 @@ def as_floats(aps):
 
 
 def metrics(predictions, labels, top_k, top_n=None):
-    """What `eval_util.EvaluationMetrics.get` tells, but for the loss."""
+    """Returns the values of `eval_util.EvaluationMetrics.get` except the loss."""
     predictions, labels = np.asarray(predictions).tolist(), np.asarray(labels).tolist()
     found = as_floats(aps(predictions, labels, top_k, top_n))
     seen = found[~np.isnan(found)]

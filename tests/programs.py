@@ -31,6 +31,14 @@ SMALL_LOGISTIC = (
     "--batch_size=16",
     *SMALL_DATA,
 )
+# Trains in a quarter of the time: logistic regression on the mean of sampled frames.
+SMALL_MEAN = (
+    "--model=FrameLevelLogisticModel",
+    "--iterations=4",
+    "--base_learning_rate=0.01",
+    "--batch_size=16",
+    *SMALL_DATA,
+)
 SMALL_NETVLAD = (
     "--model=LFNLNetVLADModel",
     "--iterations=6",
@@ -51,7 +59,7 @@ def run(name, *arguments):
 
 
 def options(name, *arguments):
-    """The options of a program, parsed as on the command line, by parameter of its main."""
+    """Returns the options of a program, parsed as on the command line, by parameter of main."""
     return program.parse_options(importlib.import_module(name).main, [*map(str, arguments)])
 
 
@@ -77,13 +85,18 @@ def train_logistic(train_dir, data, *more):
     run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_LOGISTIC, *more)
 
 
+def train_mean(train_dir, data, *more):
+    """Trains a small FrameLevelLogisticModel, for tests that any model passes."""
+    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_MEAN, *more)
+
+
 def train_netvlad(train_dir, data, *more):
     """Trains a small LFNLNetVLADModel."""
     run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_NETVLAD, *more)
 
 
 def evaluate(*arguments):
-    """The metrics that eval.py finds with the given flags, a dict."""
+    """Returns the metrics that eval.py computes with the given flags, a dict."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "metrics.json")
         run("eval", *arguments, "--run_once", f"--metrics_json={path}")
@@ -91,7 +104,7 @@ def evaluate(*arguments):
 
 
 def predictions(path, num_classes, **options):
-    """Class probabilities by video, a dict to array, that inference.py writes to `path`."""
+    """Runs inference.py and returns an array of class probabilities by video."""
     given = [f"--{name}={value}" for name, value in options.items()]
     run("inference", *given, f"--output_file={path}", f"--top_k={num_classes}")
     found = {}
@@ -103,15 +116,18 @@ def predictions(path, num_classes, **options):
 
 
 def weights_of(train_dir, checkpoint=None):
+    """Returns the weights in a checkpoint, a dict from path to array."""
     model = checkpoints.load_model(str(train_dir), checkpoint)
     return {path: weight.numpy() for path, weight in checkpoints.weights(model).items()}
 
 
 def metrics_of(train_dir):
+    """Returns the evaluations of a run, one dict per step."""
     return json.loads((train_dir / "eval" / "metrics.json").read_text())
 
 
 def prediction_rows(path):
+    """Returns the rows of a prediction file, the header first."""
     content = path.read_bytes()
     text = gzip.decompress(content) if path.suffix == ".gz" else content
     return list(csv.reader(text.decode().splitlines()))

@@ -17,7 +17,7 @@ def float_feature(values):
 
 
 def frame_record(video_id, labels, id_name="id", **features):
-    """A serialized SequenceExample; each feature is uint8 `[T, D]` or a list of bytes."""
+    """Returns a serialized SequenceExample; each feature is uint8 `[T, D]` or a list of bytes."""
     context = {id_name: bytes_feature(video_id.encode()), "labels": int64_feature(labels)}
     lists = {
         name: tf.train.FeatureList(feature=[bytes_feature(bytes(frame)) for frame in frames])
@@ -30,7 +30,7 @@ def frame_record(video_id, labels, id_name="id", **features):
 
 
 def video_record(video_id, labels, id_name="id", **features):
-    """A serialized Example; each feature is a vector of floats."""
+    """Returns a serialized Example; each feature is a vector of floats."""
     values = {id_name: bytes_feature(video_id.encode()), "labels": int64_feature(labels)}
     values |= {name: float_feature(vector) for name, vector in features.items()}
     return tf.train.Example(features=tf.train.Features(feature=values)).SerializeToString()

@@ -3,10 +3,11 @@
 import importlib
 import json
 
+import program
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 
 import documents
 import layer_references as references
@@ -28,11 +29,7 @@ def benchmark_module(monkeypatch):
 @pytest.fixture
 def run_benchmark(benchmark_module, capsys):
     def run(name, *arguments):
-        program = benchmark_module(name)
-        flag_values = flags.FlagValues()
-        program.define_flags(flag_values)
-        flag_values([name, *arguments])
-        program.main(flag_values)
+        program.call(benchmark_module(name).main, arguments)
         return capsys.readouterr().out
 
     return run
@@ -48,7 +45,7 @@ def ratios(text):
     return result["results"]
 
 
-@pytest.mark.parametrize("name", ["train_step", "predict"])
+@pytest.mark.parametrize("name", [pytest.param("train_step", marks=pytest.mark.slow), "predict"])
 def test_model_benchmarks_compare_with_plain_keras(run_benchmark, name):
     output = run_benchmark(name, *TINY_MODEL, "--rounds=2", "--steps=1", "--format=json")
     assert set(ratios(output)) == {"project", "plain Keras, float32"}
@@ -112,7 +109,9 @@ def test_heaps_agree_with_the_metrics_of_the_project(benchmark_module):
         ("GruModel", {"gru_cells": 4, "gru_layers": 2}),
     ],
 )
-def test_plain_models_predict_the_same_as_those_of_the_project(benchmark_module, name, options):
+def test_plain_models_predict_the_same_as_the_models_of_the_project(
+    benchmark_module, name, options
+):
     sizes = {"num_classes": 4, "feature_sizes": (6, 3)}
     if name != "GruModel":
         options = {**options, "iterations": 0}

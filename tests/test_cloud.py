@@ -1,7 +1,6 @@
-"""Cloud jobs, as far as they can be checked without an account."""
+"""Cloud jobs, as far as tests can check them without an account."""
 
 import gzip
-import importlib
 import os
 import pathlib
 import re
@@ -15,10 +14,8 @@ import tarfile
 import pytest
 import tensorflow as tf
 import yaml
-from absl import flags
 from tensorflow.python.training import checkpoint_utils
 
-import export_model
 import files
 import programs
 from utils import InputError
@@ -36,19 +33,15 @@ VALUES = {
 }
 
 
-def check_flags(program, arguments, monkeypatch):
-    """Parses arguments with the flags that a program really has, and returns them."""
+def check_flags(script, arguments, monkeypatch):
+    """Parses arguments with the flags of a program and returns its options."""
     monkeypatch.chdir(programs.ROOT)
-    module = importlib.import_module(program.removesuffix(".py"))
-    flag_values = flags.FlagValues()
-    module.define_flags(flag_values)
-    assert flag_values([program, *arguments]) == [program]
-    return flag_values
+    return programs.options(script.removesuffix(".py"), *arguments)["options"]
 
 
 @pytest.fixture
 def workplace(tmp_path):
-    """A directory with what submit.sh uses, to which it may write."""
+    """Returns a directory with the files of submit.sh, to which it may write."""
     shutil.copytree(CLOUD, tmp_path / "cloud", ignore=shutil.ignore_patterns("jobs"))
     shutil.copytree(programs.ROOT / "recipes", tmp_path / "recipes")
     return tmp_path
@@ -89,20 +82,21 @@ def test_specs_parse_and_have_only_flags_that_exist(name, workplace, monkeypatch
             assert package["packageUris"] == ["gs://my-runs/package.tar.gz"]
             program, arguments = f"{package['pythonModule']}.py", package["args"]
         assert (programs.ROOT / program).exists()
-        flag_values = check_flags(program, arguments, monkeypatch)
-        assert flag_values.train_data_pattern == "gs://my-data/frames/train*.tfrecord"
+        monkeypatch.setenv("AIP_CHECKPOINT_DIR", "run")  # Set by Vertex AI.
+        options = check_flags(program, arguments, monkeypatch)
+        assert options.train_data_pattern == "gs://my-data/frames/train*.tfrecord"
 
 
-def test_there_are_specs_of_gpus_and_of_several_machines(workplace):
+def test_there_are_specs_for_gpus_and_for_several_machines(workplace):
     (pool,) = filled_spec(workplace, "gpus")["workerPoolSpecs"]
     assert pool["machineSpec"]["acceleratorCount"] > 1
     chief, workers = filled_spec(workplace, "machines")["workerPoolSpecs"]
-    assert chief["replicaCount"] == 1  # What Vertex AI asks of the first pool.
+    assert chief["replicaCount"] == 1  # Vertex AI requires this of the first pool.
     assert workers["containerSpec"] == chief["containerSpec"]
 
 
 def document_blocks():
-    """Fenced blocks of docs/cloud.md, in order: (language, text)."""
+    """Returns the fenced blocks of docs/cloud.md in order: (language, text)."""
     found = re.findall(r"^( *)```(\w+)\n(.*?)^ *```", DOCUMENT.read_text(), re.M | re.S)
     return [
         (language, re.sub(f"^{indent}", "", text, flags=re.M)) for indent, language, text in found
@@ -125,7 +119,7 @@ def test_a_dry_run_prints_the_command_of_the_document(workplace):
         assert done.stdout == expected
 
 
-def test_submitting_runs_that_command(workplace):
+def test_submitting_runs_the_printed_command(workplace):
     fake = workplace / "bin" / "gcloud"
     fake.parent.mkdir()
     fake.write_text('#!/bin/sh\necho gcloud "$@"\n')
@@ -144,7 +138,7 @@ def test_a_missing_value_is_named(workplace, missing):
 
 
 @pytest.mark.parametrize(("name", "value"), [("SPEC", "gpu"), ("RECIPE", "lfnl")])
-def test_a_wrong_name_is_refused(workplace, name, value):
+def test_a_wrong_name_is_rejected(workplace, name, value):
     done = submit(workplace, "--dry_run", **VALUES, **{name: value})
     assert done.returncode != 0
     assert value in done.stderr
@@ -159,96 +153,121 @@ def test_the_older_command_has_flags_that_exist_and_its_file_parses(monkeypatch)
     assert yaml.safe_load((CLOUD / "ai_platform.yaml").read_text())["trainingInput"]
 
 
-def test_the_dockerfile_copies_what_there_is():
+def test_the_dockerfile_copies_files_that_exist():
     text = (CLOUD / "Dockerfile").read_text()
     for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE):
         for pattern in line.split():
             assert list(programs.ROOT.glob(pattern)), pattern
 
 
-def test_directories_of_the_job_are_the_defaults_of_flags(tmp_path, frame_data, monkeypatch):
+def test_directories_of_the_job_are_defaults_of_flags(tmp_path, frame_data, monkeypatch):
     monkeypatch.setenv("AIP_CHECKPOINT_DIR", f"{tmp_path}/checkpoints/")
     monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", f"{tmp_path}/logs/")
     monkeypatch.setenv("AIP_MODEL_DIR", f"{tmp_path}/model/")
     data = f"--train_data_pattern={frame_data}"
-    programs.run("train", data, *programs.SMALL_DBOF, "--max_steps=2")
+    programs.run("train", data, *programs.SMALL_MEAN, "--max_steps=2")
     assert tf.train.latest_checkpoint(f"{tmp_path}/checkpoints")
     assert list((tmp_path / "logs" / "train").glob("events.*"))
     assert not (tmp_path / "checkpoints" / "train").exists()
     programs.run("eval", f"--eval_data_pattern={frame_data}", "--run_once")
     assert (tmp_path / "checkpoints" / "eval" / "metrics.json").exists()
     assert list((tmp_path / "logs" / "eval").glob("events.*"))
-    programs.run(export_model)
-    assert (tmp_path / "model" / "manifest.json").exists()
-    # What predicts is said by another flag, which counts.
-    output = f"--output_file={tmp_path}/predictions.csv"
-    inputs = f"--input_data_pattern={frame_data}"
-    programs.run("inference", f"--exported_model={tmp_path}/model", inputs, output)
+    options = programs.options("export_model")["options"]
+    assert options.train_dir == f"{tmp_path}/checkpoints/"
+    assert options.output_dir == f"{tmp_path}/model/"
+    # --exported_model replaces the default of --train_dir.
+    arguments = ("--exported_model=model", "--input_data_pattern=x", "--output_file=y")
+    assert programs.options("inference", *arguments)["options"].train_dir is None
 
 
-def test_flags_count_more_than_the_environment(tmp_path, trained, monkeypatch):
-    monkeypatch.setenv("AIP_CHECKPOINT_DIR", str(tmp_path / "none"))
-    monkeypatch.setenv("AIP_MODEL_DIR", str(tmp_path / "none"))
-    programs.run("export_model", f"--train_dir={trained}", f"--output_dir={tmp_path}/model")
-    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+def test_flags_override_the_environment(monkeypatch):
+    monkeypatch.setenv("AIP_CHECKPOINT_DIR", "/none")
+    monkeypatch.setenv("AIP_MODEL_DIR", "/none")
+    options = programs.options("export_model", "--train_dir=run", "--output_dir=model")["options"]
+    assert (options.train_dir, options.output_dir) == ("run", "model")
 
 
-def test_the_archive_installs_and_trains_in_a_fresh_environment(tmp_path, frame_data):
-    """The environment sees this one's packages, so that nothing is downloaded."""
-    source = tmp_path / "source"
-    names = [*programs.ROOT.glob("*.py"), *programs.ROOT.glob("requirements*.txt")]
-    source.mkdir()
-    for path in [*names, programs.ROOT / "MANIFEST.in", programs.ROOT / "README.md"]:
-        shutil.copy(path, source)
-    run = {"check": True, "capture_output": True, "text": True}
-    subprocess.run([sys.executable, "setup.py", "-q", "sdist"], cwd=source, **run)
-    (archive,) = (source / "dist").glob("youtube8m-1.0.tar.gz")
+def test_the_package_has_every_module_of_the_root():
+    text = (programs.ROOT / "pyproject.toml").read_text()
+    listed = re.search(r"^py-modules = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)[1]
+    modules = sorted(path.stem for path in programs.ROOT.glob("*.py"))
+    assert re.findall(r'"(\w+)"', listed) == modules
+
+
+def run_command(*command, **options):
+    """Runs a command that must succeed and returns its standard output."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def build_archive(folder):
+    """Builds the archive of the project, as docs/cloud.md does, and returns its path."""
+    source = folder / "source"
+    shutil.copytree(programs.ROOT / "requirements", source / "requirements")
+    for pattern in ("*.py", "*.toml", "requirements.txt", "README.md", "LICENSE"):
+        for path in programs.ROOT.glob(pattern):
+            shutil.copy(path, source)
+    run_command(sys.executable, "-m", "build", "--sdist", "--no-isolation", cwd=source)
+    return source / "dist" / "youtube8m-1.0.0.tar.gz"
+
+
+def install(archive, folder):
+    """Installs the archive into a fresh environment; returns its Python and its site-packages.
+
+    The environment sees the packages of this one, so nothing is downloaded.
+    """
+    run_command(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / "bin" / "python"
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    flags = ("-q", "--no-deps", "--no-build-isolation", "--no-index")
+    run_command(python, "-m", "pip", "install", *flags, archive, cwd=folder)
+    return python, packages
+
+
+@pytest.mark.slow
+def test_the_archive_installs_trains_and_predicts_in_a_fresh_environment(tmp_path, frame_data):
+    """Other packages' files *_models.py next to the installed modules are not imported."""
+    archive = build_archive(tmp_path)
     with tarfile.open(archive) as content:
         names = {pathlib.PurePath(name).name for name in content.getnames()}
-    assert {"train.py", "requirements.txt"} <= names
-
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "fresh"], **run)
-    python = tmp_path / "fresh" / "bin" / "python"
-    asked = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    packages = pathlib.Path(subprocess.run(asked, **run).stdout.strip())
-    (packages / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([python, *install, archive], cwd=tmp_path, **run)
+    assert {"train.py", "requirements.txt", "gcs.txt"} <= names
+    python, packages = install(archive, tmp_path / "fresh")
     assert (packages / "train.py").exists()
+    marker = tmp_path / "foreign"
+    (packages / "foreign_models.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
-    def trains(*arguments):
-        """Runs `python -m train`, as Vertex AI does, away from the project."""
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        return subprocess.run(
-            [python, "-m", "train", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+    def run_module(name, *arguments, **variables):
+        """Runs `python -m NAME`, as Vertex AI does, away from the project."""
+        arguments = [*arguments, f"--train_dir={tmp_path}/run"]
+        run_command(python, "-m", name, *arguments, cwd=tmp_path, env=environment | variables)
 
-    assert "--train_data_pattern" in trains("--help").stdout
-    done = trains(
-        f"--train_data_pattern={frame_data}",
-        f"--train_dir={tmp_path}/run",
-        *programs.SMALL_DBOF,
-        "--max_steps=1",
-    )
-    assert done.returncode == 0, done.stderr
+    run_module("train", f"--train_data_pattern={frame_data}", *programs.SMALL_MEAN, "--max_steps=1")
     assert tf.train.latest_checkpoint(str(tmp_path / "run")).endswith("model.ckpt-1")
+    assert not marker.exists()
+    output = tmp_path / "predictions.csv"
+    run_module(
+        "inference",
+        f"--input_data_pattern={frame_data}",
+        f"--output_file={output}",
+        YOUTUBE8M_MODELS="foreign_models",
+    )
+    assert len(programs.prediction_rows(output)) == 1 + 160
+    assert marker.exists()
 
 
-def test_paths_of_another_file_system_are_taken(frame_data, tmp_path, monkeypatch):
-    """In TensorFlow's memory, which only its own file operations reach, as a bucket.
+@pytest.mark.slow
+def test_paths_of_another_file_system_work(frame_data, tmp_path, monkeypatch):
+    """Like a bucket, ram:// is accessible only through TensorFlow's file operations.
 
-    It cannot rename directories, as a bucket can: what writes one writes it elsewhere.
+    Unlike a bucket it cannot rename directories, so directories are written elsewhere.
     """
     gfile = tf.io.gfile
 
     def is_directory(path):
-        """What it says itself is true of any beginning of a file's name."""
+        """Replaces isdir of ram://, which is true of any prefix of a file's name."""
         return bool(gfile.glob(f"{path.rstrip('/')}/*"))
 
     monkeypatch.setattr(gfile, "isdir", is_directory)
@@ -261,7 +280,7 @@ def test_paths_of_another_file_system_are_taken(frame_data, tmp_path, monkeypatc
     data, names = "ram://data/part*", "--class_names=ram://data/vocabulary.csv"
     run, averaged = "--train_dir=ram://run", f"--output_dir={tmp_path}/averaged"
     programs.run(
-        "train", f"--train_data_pattern={data}", run, *programs.SMALL_DBOF, "--max_steps=4"
+        "train", f"--train_data_pattern={data}", run, *programs.SMALL_MEAN, "--max_steps=4"
     )
     programs.run(
         "average_checkpoints", run, "--num_last=1", averaged, f"--train_data_pattern={data}"

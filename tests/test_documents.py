@@ -1,17 +1,28 @@
-"""What README, docs and scripts show must work."""
+"""Commands, code, flags and links in README, docs and scripts work; --help is complete."""
 
 import importlib
+import json
+import pathlib
 import re
+
+import program
 
 import pytest
 from absl import flags
 
 import documents
+import programs
+import registry
+import run_config
 import sample_records
+import train
 
 COMMANDS = [
     (path.name, command) for path in documents.SOURCES for command in documents.commands(path)
 ]
+GROUPS = ["Programs", "Models", "Data", "Numbers", "A run", "Prediction", "Base"]
+# Flags of absl, TensorBoard and the scripts.
+OTHER_FLAGS = {"--flagfile", "--help", "--logdir", "--dry_run", "--quick", "--fast"}
 
 
 def test_there_are_commands_to_check():
@@ -22,59 +33,150 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize(
     ("source", "command"), COMMANDS, ids=[f"{name}-{' '.join(c)[:60]}" for name, c in COMMANDS]
 )
-def test_commands_have_only_flags_that_exist(source, command, monkeypatch):
+def test_commands_parse(source, command, monkeypatch):
     _, script, *arguments = command
-    assert (documents.ROOT / script).exists()
-    if "/" in script or script == "setup.py":
-        return  # Benchmarks define their flags for themselves.
-    program = importlib.import_module(script.removesuffix(".py"))
-    flag_values = flags.FlagValues()
-    program.define_flags(flag_values)
-    # The flag of the README's own model exists only where that model does.
-    arguments = [argument for argument in arguments if "--attention_units" not in argument]
+    path = documents.ROOT / script
+    assert path.exists()
+    if script.startswith(("study/", "tests/")):
+        return  # Run by other tests.
     monkeypatch.chdir(documents.ROOT)
+    monkeypatch.syspath_prepend(str(path.parent))
+    main = importlib.import_module(path.stem).main
+    if "..." not in arguments:
+        program.parse_options(main, arguments)
+        return
+    # README's own model and its flag do not exist here.
+    arguments = [
+        argument
+        for argument in arguments
+        if argument != "..." and "--attention_units" not in argument
+    ]
+    flag_values = flags.FlagValues()
+    program.define_flags(main, flag_values)
     assert flag_values([script, *arguments]) == [script]
 
 
-def test_flags_in_the_readme_exist():
-    known = {"--flagfile", "--help", "--attention_units", "--logdir", "--dry_run", "--quick"}
+@pytest.fixture(scope="module")
+def known_flags():
+    """Returns the flags of all programs, with leading hyphens."""
+    known = set()
     for path in documents.ROOT.glob("*.py"):
-        if "program.run(main" not in path.read_text():
-            continue
-        name, flag_values = path.stem, flags.FlagValues()
-        importlib.import_module(name).define_flags(flag_values)
-        known |= {f"--{flag}" for flag in flag_values} | {f"--no{flag}" for flag in flag_values}
-    text = (documents.ROOT / "README.md").read_text()
+        if 'if __name__ == "__main__":' in path.read_text():
+            flag_values = flags.FlagValues()
+            program.define_flags(importlib.import_module(path.stem).main, flag_values)
+            known |= {f"--{flag}" for flag in flag_values} | {f"--no{flag}" for flag in flag_values}
+    return known
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "docs/distribution.md",
+        "docs/export.md",
+        "docs/flags.md",
+        "docs/security.md",
+        "docs/training.md",
+    ],
+)
+def test_flags_in_documents_exist(name, known_flags):
+    text = (documents.ROOT / name).read_text()
     text = re.sub(r'--beam_options="[^"]*"', "--beam_options", text)  # Those flags are Beam's.
-    assert set(re.findall(r"--[a-z_]+", text)) <= known
+    text = text.replace("--attention_units", "")  # README's own model does not exist here.
+    named = set(re.findall(r"--[a-z]\w*", text))
+    assert named
+    assert named <= known_flags | OTHER_FLAGS
 
 
-def test_the_readme_lists_every_module_and_folder():
+def test_the_readme_lists_every_module_by_group():
     text = (documents.ROOT / "README.md").read_text()
-    modules = {path.name for path in documents.ROOT.glob("*.py")}
-    assert modules == set(re.findall(r"^\| `(\w+\.py)` \|", text, re.MULTILINE))
+    modules = sorted(path.name for path in documents.ROOT.glob("*.py"))
+    text = text.partition("\n## Files\n")[2]
+    assert sorted(re.findall(r"`(\w+\.py)`:", text)) == modules
+    assert re.findall(r"^- \*\*([\w ]+)\.\*\*", text, re.MULTILINE) == GROUPS
+
+
+def test_help_explains_every_hyperparameter_with_its_default():
+    for model in registry.models():
+        text = " ".join(program.help_text(train.main, model).split())
+        for name, parameter in registry.hyperparameters(model).items():
+            assert f"--{name}=" in text or f"--[no]{name}" in text
+            assert parameter.help in text
+            if parameter.default is not None:
+                assert f"Default: {parameter.default}".lower() in text.lower()
+
+
+@pytest.mark.parametrize(
+    "path", documents.DOCUMENTS, ids=lambda path: str(path.relative_to(documents.ROOT))
+)
+def test_links_resolve(path):
+    for link in documents.links(path):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        if anchor:
+            assert anchor in documents.anchors(target), link
 
 
 # Keras warns of its own default for `shuffle`, and that it did not know the length of the data.
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed", "ignore:Your input ran out of data")
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     (code,) = [
         block
         for block in documents.code_blocks(documents.ROOT / "README.md", "python")
         if "model.fit" in block
     ]
-    (tmp_path / "data").mkdir()
-    sizes = (1024, 128)
-    sample_records.write_frame_files(tmp_path / "data", 1, 8, sizes=sizes)
-    (tmp_path / "data" / "part000.tfrecord").rename(tmp_path / "data" / "train0.tfrecord")
+    data = pathlib.Path(tmp_path, "data")
+    data.mkdir()
+    sample_records.write_frame_files(data, 1, 8, sizes=(1024, 128))
+    (data / "part000.tfrecord").rename(data / "train0.tfrecord")
     monkeypatch.chdir(tmp_path)
-    train = importlib.import_module("train")
-    config = train.RunConfig(
-        "DbofModel",
-        hyperparameters={"dbof_cluster_size": 16, "dbof_hidden_size": 8},
-        batch_size=4,
+    small = {"dbof_cluster_size": 16, "dbof_hidden_size": 8}
+    config = run_config.RunConfig("DbofModel", hyperparameters=small, batch_size=4)
+    options = run_config.TrainOptions(
+        train_data_pattern="data/train*", train_dir="run", max_steps=1
     )
-    train.train(config, train_data_pattern="data/train*", train_dir="run", max_steps=1)
+    train.train(config, options)
+    full_size = '{"dbof_cluster_size": 2048}'
+    assert full_size in code
     scope = {}
-    exec(compile(code, "README.md", "exec"), scope)
+    exec(compile(code.replace(full_size, repr(small)), "README.md", "exec"), scope)
     assert scope["probabilities"].shape == (8, 3862)
+
+
+@pytest.mark.slow
+def test_the_readme_model_in_a_new_file_is_a_model_with_flags_in_all_programs(tmp_path, frame_data):
+    project = tmp_path / "project"
+    project.mkdir()
+    for source in [*documents.ROOT.glob("*.py"), documents.ROOT / "pyproject.toml"]:
+        (project / source.name).write_bytes(source.read_bytes())
+    (code,) = [
+        block
+        for block in documents.code_blocks(documents.ROOT / "README.md", "python")
+        if "@registry.register" in block
+    ]
+    assert len(code.splitlines()) <= 28
+    (project / "my_models.py").write_text(code)
+    train_dir, output = tmp_path / "run", tmp_path / "p.csv"
+    commands = [
+        (
+            "train",
+            "--model=AttentionModel",
+            "--attention_units=5",
+            f"--train_data_pattern={frame_data}",
+            *programs.SMALL_DATA,
+            "--batch_size=16",
+            "--max_steps=5",
+        ),
+        ("inference", f"--input_data_pattern={frame_data}", f"--output_file={output}"),
+    ]
+    # Both programs in one process, because starting one takes seconds.
+    code = "import program, train, inference\n"
+    for name, *arguments in commands:
+        code += f"program.call({name}.main, {[*arguments, f'--train_dir={train_dir}']!r})\n"
+    result = programs.run_command("-c", code, cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert len(programs.prediction_rows(output)) == 161
+    config = json.loads((train_dir / "model_flags.json").read_text())
+    assert config["hyperparameters"]["attention_units"] == 5

@@ -1,4 +1,6 @@
-"""Ensembles: weighted means, samplings, parts of a batch, fitted weights."""
+"""Ensembles: weighted means, samplings, chunks of a batch, fitted weights."""
+
+import gc
 
 import keras
 import numpy as np
@@ -6,7 +8,6 @@ import pytest
 import tensorflow as tf
 
 import ensemble
-import frame_level_models
 import registry
 from ensemble import Ensemble
 from utils import InputError
@@ -39,6 +40,13 @@ def make_model(name, seed=1):
     return model
 
 
+@pytest.fixture(scope="module")
+def models():
+    """A model of each family, by name."""
+    yield {name: make_model(name) for name in SMALL}
+    gc.collect()
+
+
 def make_inputs(num_videos=4, length=9):
     rng = np.random.default_rng(3)
     num_frames = rng.integers(1, length + 1, num_videos).astype(np.int32)
@@ -49,105 +57,110 @@ def make_inputs(num_videos=4, length=9):
 
 
 def predict(models, inputs, **options):
-    return np.asarray(tf.function(Ensemble(models, **options))(inputs))
+    return np.asarray(Ensemble(models, **options)(inputs))
 
 
-def test_prediction_is_the_weighted_mean_of_the_members():
-    models = [make_model(name) for name in SMALL]
-    members = Ensemble(models).member_predictions(make_inputs())
+def test_prediction_is_the_weighted_mean_of_the_members(models):
+    members = Ensemble(list(models.values())).member_predictions(make_inputs())
     expected = sum(w * np.asarray(p) for w, p in zip((0.4, 0.3, 0.2, 0.1), members, strict=True))
-    actual = predict(models, make_inputs(), weights=(4, 3, 2, 1))
+    actual = predict(list(models.values()), make_inputs(), weights=(4, 3, 2, 1))
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_a_member_of_an_ensemble_predicts_as_it_does_alone():
-    model = make_model("LFNLNetVLADModel")
-    together = Ensemble([model, make_model("GruModel")]).member_predictions(make_inputs())[0]
-    np.testing.assert_allclose(together, predict([model], make_inputs()), rtol=1e-5)
+def test_a_member_of_an_ensemble_predicts_as_a_single_model(models):
+    pair = [models["LFNLNetVLADModel"], models["GruModel"]]
+    member = Ensemble(pair).member_predictions(make_inputs())[0]
+    np.testing.assert_allclose(member, predict(pair[:1], make_inputs()), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_prediction_repeats_and_follows_the_seed(name):
-    model, inputs = make_model(name), make_inputs()
+def test_predictions_depend_on_the_seed_only_if_the_model_samples(models, name):
+    model, inputs = models[name], make_inputs()
     first = predict([model], inputs, seed=1)
     np.testing.assert_array_equal(predict([model], inputs, seed=1), first)
     assert np.any(predict([model], inputs, seed=2) != first) == (name in SAMPLING)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_no_sampling_uses_every_real_frame_once(name, monkeypatch):
-    model, inputs = make_model(name), make_inputs()
+def test_without_sampling_every_real_frame_is_used_once(models, name, monkeypatch):
+    model, inputs = models[name], make_inputs()
     actual = predict([model], inputs, num_samplings=0)
     monkeypatch.setattr(model, "iterations", 0)
     np.testing.assert_allclose(actual, model(inputs, training=False), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_several_samplings_equal_the_mean_over_their_positions(name):
-    model, inputs = make_model(name), make_inputs()
-    positions = model.draw_frame_indices(inputs["num_frames"], 5, 7)
-    if positions is None:
-        np.testing.assert_array_equal(
-            predict([model], inputs, num_samplings=5), predict([model], inputs)
-        )
-        return
-    actual = model({**inputs, "positions": positions}, training=False)
+@pytest.mark.parametrize("name", SAMPLING)
+def test_several_samplings_equal_the_mean_over_their_frame_indices(models, name):
+    model, inputs = models[name], make_inputs()
+    indices = model.draw_frame_indices(inputs["num_frames"], 5, 7)
+    actual = model({**inputs, "frame_indices": indices}, training=False)
     each = [
-        np.asarray(model({**inputs, "positions": positions[:, n : n + 1]}, training=False))
+        np.asarray(model({**inputs, "frame_indices": indices[:, n : n + 1]}, training=False))
         for n in range(5)
     ]
     np.testing.assert_allclose(actual, np.mean(each, axis=0), rtol=1e-5)
     assert np.ptp(each, axis=0).max() > 1e-3
 
 
+def test_models_that_do_not_sample_ignore_the_number_of_samplings(models):
+    model, inputs = models["GruModel"], make_inputs()
+    assert model.draw_frame_indices(inputs["num_frames"], 5, 7) is None
+    np.testing.assert_array_equal(
+        predict([model], inputs, num_samplings=5), predict([model], inputs)
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLING)
-def test_several_samplings_are_distributed_as_passes_one_by_one(name):
-    model, inputs = make_model(name), make_inputs()
-    together = tf.function(
-        lambda seed: model({**inputs, "positions": draw(model, inputs, 4, seed)}, training=False)
-    )
-    alone = tf.function(
-        lambda seed: model({**inputs, "positions": draw(model, inputs, 1, seed)}, training=False)
-    )
-    several = np.array([together(tf.constant(seed)) for seed in range(200)])
-    single = np.array([alone(tf.constant(seed)) for seed in range(1000, 1800)])
+def test_several_samplings_have_the_distribution_of_single_passes(models, name):
+    model, inputs = models[name], make_inputs()
+
+    @tf.function
+    def predict_at(indices):
+        return model({**inputs, "frame_indices": indices}, training=False)
+
+    def draw(num_samplings, seed):
+        return model.draw_frame_indices(inputs["num_frames"], num_samplings, seed)
+
+    several = np.array([predict_at(draw(4, seed)) for seed in range(200)])
+    single = np.array([predict_at(draw(1, seed)) for seed in range(1000, 1800)])
     error = np.sqrt(several.var(axis=0) / 200 + single.var(axis=0) / 800) + 1e-7
     assert np.abs(several.mean(axis=0) - single.mean(axis=0)).max() < (5 * error).max()
-    # The mean of 4 samplings varies a quarter as much.
+    # The mean of 4 samplings has a quarter of the variance.
     assert several.var(axis=0).sum() == pytest.approx(single.var(axis=0).sum() / 4, rel=0.3)
 
 
-def draw(model, inputs, num_samplings, seed):
-    """Positions under a seed that is a tensor, so that one graph serves all seeds."""
-    shape = (4, num_samplings, model.iterations)
-    uniform = tf.sort(tf.random.stateless_uniform(shape, tf.stack([seed, 0])), axis=-1)
-    return frame_level_models._scaled_floor(uniform, inputs["num_frames"])
-
-
-@pytest.mark.parametrize("max_floats", [1, 500, 10**9])
-def test_parts_of_a_batch_predict_as_the_whole(max_floats):
-    models, inputs = [make_model(name) for name in SMALL], make_inputs(7)
-    expected = predict(models, inputs, num_samplings=3)
-    actual = predict(models, inputs, num_samplings=3, max_floats=max_floats)
+@pytest.mark.parametrize("max_floats", [1, 500])
+def test_chunks_of_a_batch_predict_as_the_whole(models, max_floats):
+    inputs = make_inputs(7)
+    expected = predict(list(models.values()), inputs, num_samplings=3)
+    actual = predict(list(models.values()), inputs, num_samplings=3, max_floats=max_floats)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("num_videos", [None, 0], ids=["size unknown", "size known"])
-def test_empty_batch_gives_no_predictions(num_videos):
+@pytest.mark.slow
+def test_a_graph_predicts_chunks_as_the_whole(models):
+    ensemble = Ensemble(list(models.values()), num_samplings=3, max_floats=500)
     signature = {
-        "frames": tf.TensorSpec([num_videos, None, 8], tf.uint8),
-        "num_frames": tf.TensorSpec([num_videos], tf.int32),
+        "frames": tf.TensorSpec([None, None, 8], tf.uint8),
+        "num_frames": tf.TensorSpec([None], tf.int32),
     }
-    members = Ensemble([make_model(name) for name in SMALL], num_samplings=3)
-    function = tf.function(members, input_signature=[signature])
+    function = tf.function(ensemble, input_signature=[signature])
+    expected = predict(list(models.values()), make_inputs(7), num_samplings=3)
+    np.testing.assert_allclose(function(make_inputs(7)), expected, rtol=1e-5)
     empty = {"frames": tf.zeros([0, 9, 8], tf.uint8), "num_frames": tf.zeros([0], tf.int32)}
     assert function(empty).shape == (0, 6)
 
 
-def test_a_video_without_frames_leaves_the_others_alone():
-    model, inputs = make_model("LFNLNetVLADModel"), make_inputs(2)
-    positions = model.draw_frame_indices(tf.constant([3, 0]), 1, 7)
-    _, weights = model.sample(inputs["frames"][:2], tf.constant([3, 0]), positions)
+def test_an_empty_batch_gives_no_predictions(models):
+    empty = {"frames": tf.zeros([0, 9, 8], tf.uint8), "num_frames": tf.zeros([0], tf.int32)}
+    assert predict(list(models.values()), empty, num_samplings=3).shape == (0, 6)
+
+
+def test_a_video_without_frames_does_not_affect_the_others(models):
+    model, inputs = models["LFNLNetVLADModel"], make_inputs(2)
+    indices = model.draw_frame_indices(tf.constant([3, 0]), 1, 7)
+    _, weights = model.sample(inputs["frames"][:2], tf.constant([3, 0]), indices)
     weights = np.asarray(weights)
     assert weights[0, :3].sum() == model.iterations
     assert weights[0, 3:].sum() == weights[1].sum() == 0
@@ -163,7 +176,7 @@ def test_a_video_without_frames_leaves_the_others_alone():
         ((1, float("inf")), "0 or more"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(weights, message):
+def test_weights_that_do_not_fit_are_rejected(weights, message):
     with pytest.raises(InputError, match=message):
         ensemble.normalized_weights(weights, 2)
 
@@ -171,12 +184,12 @@ def test_weights_that_do_not_fit_are_refused(weights, message):
 def fit(predictions, labels, batch=5):
     stacking = ensemble.StackingFit(len(predictions))
     for start in range(0, len(labels), batch):
-        part = slice(start, start + batch)
-        stacking.accumulate([values[part] for values in predictions], labels[part])
+        rows = slice(start, start + batch)
+        stacking.accumulate([values[rows] for values in predictions], labels[rows])
     return stacking.weights()
 
 
-def test_fitted_weights_find_the_mixture_that_made_the_labels():
+def test_fitted_weights_are_those_of_the_mixture_that_made_the_labels():
     rng = np.random.default_rng(0)
     predictions = rng.random((3, 40, 6))
     labels = np.einsum("M,MBC->BC", [0.7, 0.0, 0.3], predictions)

@@ -14,7 +14,7 @@ SEEDS = range(120)
 
 
 def random_case(seed):
-    """Predictions and labels `[B, C]` of varied sizes, with ties, empty rows and full rows."""
+    """Returns predictions and labels `[B, C]` with ties, empty rows and full rows."""
     rng = np.random.default_rng(seed)
     num_videos = 1 if seed % 10 == 1 else int(rng.integers(2, 14))
     num_class = 1 if seed % 10 == 2 else int(rng.integers(2, 45))
@@ -40,7 +40,7 @@ def random_case(seed):
 
 
 def accumulated(predictions, labels, top_k, top_n=None, cuts=(), losses=None):
-    """EvaluationMetrics over the batches between `cuts`."""
+    """Returns EvaluationMetrics of the batches between `cuts`."""
     losses = np.zeros(len(predictions)) if losses is None else losses
     metrics = eval_util.EvaluationMetrics(predictions.shape[1], top_k, top_n)
     edges = [0, *cuts, len(predictions)]
@@ -150,7 +150,7 @@ def test_gap_orders_equal_scores_of_a_video_by_class():
     assert eval_util.calculate_gap([[0.5, 0.5]], [[0, 1]]) == 0.5
 
 
-def test_scores_that_only_float64_tells_apart_are_ties():
+def test_scores_that_differ_only_in_float64_are_ties():
     nearly_equal = np.array([[0.5, 0.5 + 1e-12]])
     assert eval_util.calculate_hit_at_one(nearly_equal, [[1, 0]]) == 1.0
     assert eval_util.calculate_gap(nearly_equal, [[1, 0]]) == 1.0
@@ -176,7 +176,7 @@ def test_videos_without_labels_count_zero_in_the_means():
     assert eval_util.calculate_gap(predictions, labels) == 1.0
 
 
-def test_data_without_any_label_has_gap_zero_and_no_map():
+def test_data_without_labels_have_gap_zero_and_no_map():
     result = accumulated(np.ones((3, 4)), np.zeros((3, 4)), 2).get()
     assert result["gap"] == result["avg_perr"] == result["avg_hit_at_one"] == 0.0
     assert np.isnan(result["map"])
@@ -260,7 +260,7 @@ def test_clear_forgets_everything():
     assert metrics.get()["gap"] == pytest.approx(2 / 3)
 
 
-def test_more_classes_than_16_bits_hold_are_told_apart():
+def test_more_classes_than_16_bits_can_hold_are_distinguished():
     predictions, labels = np.zeros((2, 65540), np.float32), np.zeros((2, 65540), bool)
     predictions[0, [2, 65538]] = 0.9, 0.8
     predictions[1, [2, 65538]] = 0.3, 0.4
@@ -271,7 +271,7 @@ def test_more_classes_than_16_bits_hold_are_told_apart():
 
 
 def reference_prior_gap(positives, num_videos, top_k, rng, trials):
-    """Mean GAP of the class frequencies as scores over random orders of the equal scores."""
+    """Returns the mean GAP of class frequencies as scores, over random orders of equal scores."""
     total = 0.0
     for _ in range(trials):
         rank, found, score = 0, 0, 0.0
@@ -295,7 +295,7 @@ def test_class_prior_gap_is_the_mean_over_random_tie_orders(top_k):
     assert received == pytest.approx(expected, rel=3e-3)
 
 
-def test_class_prior_gap_is_what_constant_predictions_reach():
+def test_class_prior_gap_is_that_of_constant_predictions():
     rng = np.random.default_rng(5)
     frequencies = 0.6 / np.arange(1, 31)
     labels = rng.random((4000, 30)) < frequencies
@@ -311,14 +311,14 @@ def test_class_prior_gap_of_hand_computed_blocks():
     assert eval_util.class_prior_gap([1, 2, 1], 2, top_k=2) == pytest.approx(expected)
 
 
-def test_class_prior_gap_knows_its_extremes():
+def test_class_prior_gap_is_right_at_its_extremes():
     assert eval_util.class_prior_gap([5, 5], 5) == pytest.approx(1.0)
     assert eval_util.class_prior_gap([0, 0], 5) == 0.0
     assert eval_util.class_prior_gap([5, 5], 5, top_k=1) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
-def test_a_prediction_that_is_not_finite_is_refused_naming_row_and_class(bad):
+def test_a_prediction_that_is_not_finite_is_rejected_with_row_and_class(bad):
     predictions = np.zeros((5, 4))
     predictions[3, 2] = bad
     labels = np.zeros((5, 4))
@@ -348,7 +348,7 @@ def test_a_prediction_that_is_not_finite_is_refused_naming_row_and_class(bad):
         ((4, 3), (4, 3), (4, 3), r"loss must be .*Received: shape \(4, 3\)"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(predictions_shape, labels_shape, loss_shape, message):
+def test_shapes_that_do_not_fit_are_rejected(predictions_shape, labels_shape, loss_shape, message):
     metrics = eval_util.EvaluationMetrics(3, 2)
     arrays = [np.zeros(shape) for shape in (predictions_shape, labels_shape, loss_shape)]
     with pytest.raises(ValueError, match=message):
@@ -357,14 +357,14 @@ def test_shapes_that_do_not_fit_are_refused(predictions_shape, labels_shape, los
 
 
 @pytest.mark.parametrize("bad", [-1, 2, 0.5, np.nan])
-def test_labels_other_than_zero_and_one_are_refused(bad):
+def test_labels_other_than_zero_and_one_are_rejected(bad):
     labels = np.zeros((2, 3))
     labels[1, 2] = bad
     with pytest.raises(ValueError, match=r"actuals must be 0 or 1.*in row 1, class 2\."):
         eval_util.calculate_gap(np.zeros((2, 3)), labels)
 
 
-def test_get_without_videos_is_refused():
+def test_get_without_videos_is_rejected():
     with pytest.raises(ValueError, match=r"at least one accumulated video.*Call accumulate\(\)"):
         eval_util.EvaluationMetrics(3, 2).get()
 
@@ -384,6 +384,6 @@ def test_sizes_must_be_positive_ints(bad):
 
 
 @pytest.mark.parametrize("bad", [[3, -1], [6], [np.nan], [[1, 2]]])
-def test_class_prior_gap_refuses_impossible_counts(bad):
+def test_class_prior_gap_rejects_impossible_counts(bad):
     with pytest.raises(ValueError, match=r"positives must be .* from 0 to num_videos=5"):
         eval_util.class_prior_gap(bad, 5)

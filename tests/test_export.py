@@ -1,5 +1,6 @@
-"""Exported models: what they predict, refuse and contain, and that they need TensorFlow alone."""
+"""Exported models: predictions, content, rejected input, and use with only TensorFlow."""
 
+import gc
 import glob
 import json
 import shutil
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import checkpoints
 import documents
+import eval_util
 import export_model
 import frame_level_models
 import programs
 import registry
 import sample_records
-from predictor import ExportedPredictor, Predictor
+from predictor import ExportedPredictor, Predictor, read_manifest
+from run_config import RunConfig
 from utils import InputError
 
 NUM_CLASSES = 10
@@ -35,7 +39,7 @@ def records_of(pattern):
 
 
 def in_batches(predict, reader, batch_size=16):
-    """Predictions of all videos: a dict from id to probabilities."""
+    """Returns the predictions for all videos, a dict from id to probabilities."""
     found = {}
     for batch in reader.batches(batch_size):
         found |= dict(zip(batch.video_ids, predict(batch.inputs), strict=True))
@@ -58,92 +62,97 @@ def of_export(export_dir, pattern):
     return in_batches(predictor.predict, predictor.data.reader(pattern))
 
 
-@pytest.fixture(scope="module")
-def trained_moe(tmp_path_factory, video_data):
-    train_dir = tmp_path_factory.mktemp("moe") / "run"
-    programs.run(
-        "train",
-        "--model=MoeModel",
-        "--moe_prob_gating",
-        f"--train_dir={train_dir}",
-        f"--train_data_pattern={video_data}",
-        *programs.SMALL_DATA,
-        "--batch_size=20",
-        "--num_epochs=20",
-        "--base_learning_rate=0.02",
+def gap_of(predictions, data, pattern):
+    """Returns the GAP of predictions by video."""
+    batches = data.reader(pattern).batches(16)
+    labels = {
+        video: row
+        for batch in batches
+        for video, row in zip(batch.video_ids, batch.labels, strict=True)
+    }
+    return eval_util.calculate_gap(
+        np.array(list(predictions.values())), np.array([labels[video] for video in predictions])
     )
+
+
+def untrained_run(train_dir, model, **hyperparameters):
+    """Writes a train directory with the initial weights of a model, as of step 1."""
+    config = RunConfig(
+        model, hyperparameters=hyperparameters, num_classes=NUM_CLASSES, feature_sizes=(8, 4)
+    )
+    keras.utils.set_random_seed(0)
+    weights = checkpoints.weights(config.build_model())
+    config.save(str(train_dir))
+    checkpoints.new_manager(str(train_dir), tf.train.Checkpoint(weights=weights)).save(1)
     return train_dir
 
 
 @pytest.fixture(scope="module")
-def trained_gru(tmp_path_factory, frame_data):
-    train_dir = tmp_path_factory.mktemp("gru") / "run"
-    programs.run(
-        "train",
-        "--model=GruModel",
-        "--gru_cells=8",
-        f"--train_dir={train_dir}",
-        f"--train_data_pattern={frame_data}",
-        *programs.SMALL_DATA,
-        "--batch_size=16",
-        "--num_epochs=3",
-        "--base_learning_rate=0.01",
-    )
-    return train_dir
+def loaded(exported):
+    """The exported model, loaded by TensorFlow."""
+    yield tf.saved_model.load(str(exported))
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, trained_netvlad):
-    """An LFNLNetVLADModel in bfloat16, without sampling."""
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    export(folder, f"--train_dir={trained_netvlad}", "--num_samplings=0", "--top_k=3")
-    return folder
+def exported_predictions(exported, frame_data):
+    return of_export(exported, frame_data)
 
 
-def test_float32_is_the_model_in_process(
-    trained_netvlad, trained, trained_gru, frame_data, tmp_path
+# --- Predictions ---
+
+
+def test_float32_equals_the_model_in_process(trained, exported_sampling, frame_data):
+    expected = in_process([trained], frame_data, num_samplings=5)
+    assert largest_difference(of_export(exported_sampling, frame_data), expected) < 1e-6
+
+
+@pytest.mark.slow
+def test_float32_equals_the_model_in_process_for_netvlad(trained_netvlad, frame_data, tmp_path):
+    export(tmp_path / "model", f"--train_dir={trained_netvlad}", "--dtype=float32", "--seed=3")
+    expected = in_process([trained_netvlad], frame_data, seed=3)
+    assert largest_difference(of_export(tmp_path / "model", frame_data), expected) < 1e-6
+
+
+def test_several_samplings_are_not_one(trained, exported_sampling, frame_data):
+    one = in_process([trained], frame_data, num_samplings=1)
+    assert largest_difference(of_export(exported_sampling, frame_data), one) > 1e-3
+
+
+def test_a_video_level_model_predicts_the_same_in_both_signatures(
+    trained_moe, video_data, tmp_path
 ):
-    for train_dir in (trained_netvlad, trained, trained_gru):
-        folder = tmp_path / train_dir.parent.name
-        export(folder, f"--train_dir={train_dir}", "--dtype=float32", "--seed=3")
-        expected = in_process([train_dir], frame_data, seed=3)
-        assert largest_difference(of_export(folder, frame_data), expected) < 1e-6
-
-
-def test_a_video_level_model_is_exported_too(trained_moe, video_data, tmp_path):
     expected = in_process([trained_moe], video_data)
     for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 2e-2)):
         folder = tmp_path / dtype
         export(folder, f"--train_dir={trained_moe}", f"--dtype={dtype}")
-        assert largest_difference(of_export(folder, video_data), expected) < tolerance
-    loaded = tf.saved_model.load(str(folder))
-    answer = loaded.signatures["serving_default"](tf.constant(records_of(video_data)[:5]))
+        predictions = of_export(folder, video_data)
+        assert largest_difference(predictions, expected) < tolerance
+    served = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    answer = served(tf.constant(records_of(video_data)[:5]))
     assert answer["video_id"].numpy().tolist() == [b"v0_0", b"v0_1", b"v0_2", b"v0_3", b"v0_4"]
     for video, classes, scores in zip(
         answer["video_id"].numpy(), answer["class_indexes"], answer["predictions"], strict=True
     ):
-        np.testing.assert_allclose(
-            scores, of_export(folder, video_data)[video.decode()][classes.numpy()], rtol=1e-5
-        )
+        np.testing.assert_allclose(scores, predictions[video.decode()][classes.numpy()], rtol=1e-5)
 
 
-def test_bfloat16_changes_predictions_and_gap_little(trained_netvlad, exported, frame_data):
-    expected = in_process([trained_netvlad], frame_data, num_samplings=0)
-    assert 0 < largest_difference(of_export(exported, frame_data), expected) < 2e-2
-    data = f"--eval_data_pattern={frame_data}"
-    gaps = [
-        programs.evaluate(data, *flags)["gap"]
-        for flags in (
-            (f"--train_dir={trained_netvlad}", "--num_samplings=0"),
-            (f"--exported_model={exported}",),
-        )
-    ]
+@pytest.mark.slow
+def test_bfloat16_changes_predictions_and_gap_only_slightly(trained_netvlad, frame_data, tmp_path):
+    predictor = Predictor([str(trained_netvlad)], num_samplings=0)
+    predictor.restore()
+    expected = in_batches(predictor.predict, predictor.data.reader(frame_data))
+    export(tmp_path / "model", f"--train_dir={trained_netvlad}", "--num_samplings=0")
+    found = of_export(tmp_path / "model", frame_data)
+    assert 0 < largest_difference(found, expected) < 2e-2
+    gaps = [gap_of(values, predictor.data, frame_data) for values in (found, expected)]
     assert abs(gaps[0] - gaps[1]) <= 5e-4
+    check_frozen_weights(tmp_path / "model")
 
 
-def test_records_give_the_best_classes_of_what_frames_give(exported, frame_data):
-    expected = of_export(exported, frame_data)
-    loaded = tf.saved_model.load(str(exported))
+def test_the_signature_for_records_returns_the_best_classes_of_the_one_for_frames(
+    loaded, exported_predictions, frame_data
+):
     records = records_of(frame_data)
     answer = loaded.signatures["serving_default"](tf.constant(records))
     assert len(records) == len(answer["video_id"])
@@ -153,24 +162,24 @@ def test_records_give_the_best_classes_of_what_frames_give(exported, frame_data)
         answer["predictions"].numpy(),
         strict=True,
     ):
-        probabilities = expected[video.decode()]
+        probabilities = exported_predictions[video.decode()]
         assert len(classes) == 3
         np.testing.assert_allclose(scores, np.sort(probabilities)[:-4:-1], atol=2e-3)
         np.testing.assert_allclose(scores, probabilities[classes], atol=2e-3)
 
 
-def test_the_programs_take_an_exported_model(exported, frame_data, tmp_path):
+def test_the_programs_take_an_exported_model(exported, exported_predictions, frame_data, tmp_path):
     metrics = programs.evaluate(f"--exported_model={exported}", f"--eval_data_pattern={frame_data}")
-    assert metrics["step"] == 120
+    assert metrics["step"] == 100
     assert metrics["gap"] > 2 * metrics["class_prior_gap"]
     found = programs.predictions(
         tmp_path / "p.csv", NUM_CLASSES, exported_model=exported, input_data_pattern=frame_data
     )
-    expected = of_export(exported, frame_data)
-    assert largest_difference(found, expected) < 1e-5
+    assert largest_difference(found, exported_predictions) < 1e-5
 
 
-def test_tensorflow_alone_loads_and_calls_it(exported, frame_data, tmp_path):
+@pytest.mark.slow
+def test_only_tensorflow_is_needed_to_load_and_call_it(exported, frame_data, tmp_path):
     np.save(tmp_path / "records.npy", np.array(records_of(frame_data)[:6], object))
     code = f"""
 import sys
@@ -193,25 +202,30 @@ assert not set(project) & set(sys.modules), "project code was imported"
     assert answer["all"].shape == (2, NUM_CLASSES)
 
 
-def test_nothing_in_it_is_trainable_and_matrices_are_bfloat16(exported):
-    stored = tf.train.load_checkpoint(str(exported / "variables" / "variables"))
-    dtypes = stored.get_variable_to_dtype_map()
-    for name, shape in stored.get_variable_to_shape_map().items():
+# --- Content ---
+
+
+def check_frozen_weights(export_dir):
+    """Checks that matrices are bfloat16 and batch normalization is folded into them."""
+    stored = tf.train.load_checkpoint(str(export_dir / "variables" / "variables"))
+    shapes, dtypes = stored.get_variable_to_shape_map(), stored.get_variable_to_dtype_map()
+    for name, shape in shapes.items():
         if len(shape) >= 2:
             assert dtypes[name] == tf.bfloat16, name
-    loaded = tf.saved_model.load(str(exported))
-    assert not [variable for variable in loaded.kept_variables if variable.trainable]
     assert not any("optimizer" in name for name in dtypes)
-    # Means and variances are folded into the matrices and offsets; those of the input stay.
-    vectors = [shape for shape in stored.get_variable_to_shape_map().values() if shape == [12]]
-    assert len(vectors) <= 4
+    # Means and variances are folded into the matrices and offsets, except those of the input.
+    assert sum(shape == [12] for shape in shapes.values()) <= 4
 
 
-def test_signatures_tell_the_shapes_of_their_outputs(exported):
-    signatures = tf.saved_model.load(str(exported)).signatures
+def test_no_weight_is_trainable_and_matrices_are_bfloat16(exported, loaded):
+    check_frozen_weights(exported)
+    assert not [variable for variable in loaded.kept_variables if variable.trainable]
+
+
+def test_signatures_declare_the_shapes_of_their_outputs(loaded):
     shapes = {
         name: {key: spec.shape.as_list() for key, spec in signature.structured_outputs.items()}
-        for name, signature in signatures.items()
+        for name, signature in loaded.signatures.items()
     }
     assert shapes == {
         "predict": {"predictions": [None, 10]},
@@ -223,13 +237,13 @@ def test_signatures_tell_the_shapes_of_their_outputs(exported):
     }
 
 
-def test_the_manifest_tells_where_it_comes_from(exported, trained_netvlad):
+def test_the_manifest_states_origin_settings_and_size(exported, trained):
     manifest = json.loads((exported / "manifest.json").read_text())
     (model,) = manifest["models"]
-    assert model["step"] == 120
+    assert model["step"] == 100
     assert model["weight"] == 1.0
-    assert model["config"]["model"] == "LFNLNetVLADModel"
-    assert model["config"]["hyperparameters"]["netvlad_cluster_size"] == "4,3"
+    assert model["config"]["model"] == "DbofModel"
+    assert model["config"]["hyperparameters"]["dbof_cluster_size"] == 16
     assert manifest["dtype"] == "bfloat16"
     assert manifest["num_samplings"] == 0
     assert manifest["data"]["feature_sizes"] == [8, 4]
@@ -237,45 +251,38 @@ def test_the_manifest_tells_where_it_comes_from(exported, trained_netvlad):
     assert len(manifest["digest"]) == 16
     size = sum(path.stat().st_size for path in exported.rglob("*") if path.is_file())
     assert manifest["bytes"] == size - (exported / "manifest.json").stat().st_size
-    weights = programs.weights_of(trained_netvlad)
+    weights = programs.weights_of(trained)
     assert manifest["parameters"] == sum(weight.size for weight in weights.values())
 
 
-def test_equal_weights_have_equal_digests(exported, trained_netvlad, tmp_path):
-    digest = json.loads((exported / "manifest.json").read_text())["digest"]
-    again = export(tmp_path / "again", f"--train_dir={trained_netvlad}")
-    older = export(tmp_path / "older", f"--train_dir={trained_netvlad}", "--checkpoint=60")
-    assert again["digest"] == digest != older["digest"]
-    assert older["models"][0]["step"] == 60
+@pytest.mark.slow
+def test_equal_weights_have_equal_digests(trained_moe, tmp_path):
+    given = (f"--train_dir={trained_moe}", "--dtype=float32")
+    first = export(tmp_path / "first", *given)
+    again = export(tmp_path / "again", *given, "--top_k=3", "--num_samplings=5")
+    older = export(tmp_path / "older", *given, "--checkpoint=90")
+    assert first["digest"] == again["digest"] != older["digest"]
+    assert older["models"][0]["step"] == 90
 
 
-def test_moving_averages_can_be_exported(trained_netvlad, frame_data, tmp_path):
-    export(
-        tmp_path / "ema",
-        f"--train_dir={trained_netvlad}",
-        "--use_ema",
-        "--dtype=float32",
-        "--num_samplings=0",
-    )
-    expected = in_process([trained_netvlad], frame_data, use_ema=True, num_samplings=0)
-    assert largest_difference(of_export(tmp_path / "ema", frame_data), expected) < 1e-6
-
-
-def test_class_names_travel_along(trained, tmp_path):
+def test_moving_averages_and_class_names_can_be_exported(trained_moe, video_data, tmp_path):
     vocabulary = tmp_path / "vocabulary.csv"
     vocabulary.write_text("Index,Name\n0,Cats\n")
-    export(tmp_path / "model", f"--train_dir={trained}", f"--class_names={vocabulary}")
-    loaded = tf.saved_model.load(str(tmp_path / "model"))
-    with open(loaded.class_names.asset_path.numpy()) as file:
+    folder = tmp_path / "model"
+    given = (f"--train_dir={trained_moe}", "--use_ema", "--dtype=float32")
+    export(folder, *given, f"--class_names={vocabulary}")
+    expected = in_process([trained_moe], video_data, use_ema=True)
+    assert largest_difference(of_export(folder, video_data), expected) < 1e-6
+    assert largest_difference(in_process([trained_moe], video_data), expected) > 1e-5
+    saved = tf.saved_model.load(str(folder))
+    with open(saved.class_names.asset_path.numpy()) as file:
         assert file.read() == "Index,Name\n0,Cats\n"
     with pytest.raises(InputError, match="there is no file --class_names=nowhere"):
-        export(tmp_path / "other", f"--train_dir={trained}", "--class_names=nowhere")
+        export(tmp_path / "other", *given, "--class_names=nowhere")
 
 
-def test_a_frozen_graph_predicts_the_same(trained_netvlad, exported, frame_data, tmp_path):
-    folder = tmp_path / "model"
-    export(folder, f"--train_dir={trained_netvlad}", "--num_samplings=0", "--frozen_graph")
-    graph = tf.compat.v1.GraphDef.FromString((folder / "frozen_graph.pb").read_bytes())
+def test_a_frozen_graph_predicts_the_same(exported, exported_predictions, frame_data):
+    graph = tf.compat.v1.GraphDef.FromString((exported / "frozen_graph.pb").read_bytes())
     wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     assert not wrapped.variables
     frames, num_frames, predictions = (
@@ -285,73 +292,62 @@ def test_a_frozen_graph_predicts_the_same(trained_netvlad, exported, frame_data,
     predict = wrapped.prune([frames, num_frames], predictions)
     frozen = in_batches(
         lambda inputs: predict(tf.constant(inputs["frames"]), tf.constant(inputs["num_frames"])),
-        ExportedPredictor(str(exported)).data.reader(frame_data),
+        read_manifest(str(exported))[1].reader(frame_data),
     )
-    assert largest_difference(frozen, of_export(exported, frame_data)) < 1e-6
+    assert largest_difference(frozen, exported_predictions) < 1e-6
 
 
-def test_an_ensemble_is_the_weighted_mean_of_its_members(
-    trained, trained_netvlad, trained_gru, frame_data, tmp_path
-):
-    train_dirs = [trained, trained_netvlad, trained_gru]
-    joined = ",".join(map(str, train_dirs))
-    options = ("--dtype=float32", "--num_samplings=0")
-    manifest = export(tmp_path / "model", f"--train_dirs={joined}", "--weights=2,1,1", *options)
-    assert [model["weight"] for model in manifest["models"]] == [0.5, 0.25, 0.25]
-    assert [model["step"] for model in manifest["models"]] == [100, 120, 30]
-    members = [in_process([path], frame_data, num_samplings=0) for path in train_dirs]
-    expected = {
-        video: sum(w * member[video] for w, member in zip((0.5, 0.25, 0.25), members, strict=True))
-        for video in members[0]
-    }
-    assert largest_difference(of_export(tmp_path / "model", frame_data), expected) < 1e-6
+# --- Ensembles and other models ---
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_the_weighted_mean_of_its_members(trained, frame_data, tmp_path):
+    gru = untrained_run(tmp_path / "gru", "GruModel", gru_cells=8)
+    train_dirs = [trained, gru]
+    given = (f"--train_dirs={trained},{gru}", "--weights=3,1", "--num_samplings=0")
+    manifest = export(tmp_path / "model", *given, "--dtype=float32")
+    assert [model["weight"] for model in manifest["models"]] == [0.75, 0.25]
+    assert [model["step"] for model in manifest["models"]] == [100, 1]
+    one, other = (in_process([path], frame_data, num_samplings=0) for path in train_dirs)
+    expected = {video: 0.75 * one[video] + 0.25 * other[video] for video in one}
+    found = of_export(tmp_path / "model", frame_data)
+    assert largest_difference(found, expected) < 1e-6
     direct = programs.predictions(
         tmp_path / "p.csv",
         NUM_CLASSES,
-        train_dirs=joined,
-        weights="2,1,1",
+        train_dirs=f"{trained},{gru}",
+        weights="3,1",
         num_samplings=0,
         input_data_pattern=frame_data,
     )
     assert largest_difference(direct, expected) < 1e-5
-    gaps = [
-        programs.evaluate(f"--eval_data_pattern={frame_data}", *flags)["gap"]
-        for flags in (
-            (f"--train_dirs={joined}", "--weights=2,1,1", "--num_samplings=0"),
-            (f"--exported_model={tmp_path / 'model'}",),
-        )
-    ]
-    assert gaps[0] == pytest.approx(gaps[1], abs=1e-6)
+    metrics = programs.evaluate(f"--eval_data_pattern={frame_data}", *given)
+    data = read_manifest(str(tmp_path / "model"))[1]
+    assert metrics["gap"] == pytest.approx(gap_of(found, data, frame_data), abs=1e-6)
 
 
-def test_several_samplings_are_averaged_in_the_exported_graph(trained, frame_data, tmp_path):
-    export(tmp_path / "model", f"--train_dir={trained}", "--dtype=float32", "--num_samplings=5")
-    expected = in_process([trained], frame_data, num_samplings=5)
-    assert largest_difference(of_export(tmp_path / "model", frame_data), expected) < 1e-6
-    one = in_process([trained], frame_data, num_samplings=1)
-    assert largest_difference(one, expected) > 1e-3
-
-
-def test_fitted_weights_beat_equal_ones_and_every_member_is_told(
-    trained_gru, trained_netvlad, frame_data, tmp_path, caplog
+@pytest.mark.slow
+def test_fitted_weights_favor_the_better_model_and_every_member_is_logged(
+    trained_moe, video_data, tmp_path, caplog
 ):
+    untrained = untrained_run(tmp_path / "run", "LogisticModel")
     caplog.set_level("INFO", logger="absl")
     manifest = export(
         tmp_path / "model",
-        f"--train_dirs={trained_gru},{trained_netvlad}",
+        f"--train_dirs={untrained},{trained_moe}",
         "--fit_weights",
-        f"--eval_data_pattern={frame_data}",
+        f"--eval_data_pattern={video_data}",
     )
     weights = [model["weight"] for model in manifest["models"]]
     assert sum(weights) == pytest.approx(1)
     assert min(weights) >= 0
-    # The GRU has hardly been trained.
     assert weights[1] > 0.8
-    members = [f"{train_dir}: GAP@20" for train_dir in (trained_gru, trained_netvlad)]
+    members = [f"{train_dir}: GAP@20" for train_dir in (untrained, trained_moe)]
     for text in ("equal weights: GAP@20", *members, "fitted"):
         assert text in caplog.text
 
 
+@pytest.mark.slow
 def test_a_model_of_plain_keras_layers_is_exported(frame_data, tmp_path, monkeypatch):
     (code,) = [
         block
@@ -360,26 +356,19 @@ def test_a_model_of_plain_keras_layers_is_exported(frame_data, tmp_path, monkeyp
     ]
     monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
     exec(compile(code, "my_models.py", "exec"), {"__name__": "my_models"})
-    programs.run(
-        "train",
-        "--model=AttentionModel",
-        f"--train_dir={tmp_path / 'run'}",
-        f"--train_data_pattern={frame_data}",
-        *programs.SMALL_DATA,
-        "--batch_size=16",
-        "--max_steps=20",
-    )
-    expected = in_process([tmp_path / "run"], frame_data)
-    export(tmp_path / "model", f"--train_dir={tmp_path / 'run'}")
+    train_dir = untrained_run(tmp_path / "run", "AttentionModel")
+    expected = in_process([train_dir], frame_data)
+    export(tmp_path / "model", f"--train_dir={train_dir}")
     assert largest_difference(of_export(tmp_path / "model", frame_data), expected) < 5e-3
 
 
-def test_layers_without_names_are_restored_again_and_again(frame_data, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_layers_without_names_can_be_restored_repeatedly(frame_data, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
 
     @registry.register
     class UnnamedModel(frame_level_models.FrameLevelModel):
-        """Has a layer that Keras names."""
+        """A model with a layer that Keras names."""
 
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
@@ -388,26 +377,18 @@ def test_layers_without_names_are_restored_again_and_again(frame_data, tmp_path,
         def encode(self, frames, frame_weights, training):
             return self.hidden(keras.ops.sum(frames, axis=1))
 
-    programs.run(
-        "train",
-        "--model=UnnamedModel",
-        f"--train_dir={tmp_path / 'run'}",
-        f"--train_data_pattern={frame_data}",
-        *programs.SMALL_DATA,
-        "--batch_size=16",
-        "--max_steps=2",
-    )
-    predictor = Predictor([str(tmp_path / "run")] * 2)
+    train_dir = untrained_run(tmp_path / "run", "UnnamedModel")
+    predictor = Predictor([str(train_dir)] * 2)
     results = []
     for _ in range(2):
         predictor.restore()
         results.append(in_batches(predictor.predict, predictor.data.reader(frame_data)))
     assert largest_difference(*results) == 0
-    export(tmp_path / "model", f"--train_dir={tmp_path / 'run'}", "--dtype=float32")
+    export(tmp_path / "model", f"--train_dir={train_dir}", "--dtype=float32")
     assert largest_difference(of_export(tmp_path / "model", frame_data), results[0]) < 1e-2
 
 
-# What an exported model refuses.
+# --- Rejected input ---
 
 
 @pytest.mark.parametrize(
@@ -419,8 +400,8 @@ def test_layers_without_names_are_restored_again_and_again(frame_data, tmp_path,
         ((2, 5, 11), [5, 5], "frames must have 12 entries each"),
     ],
 )
-def test_frames_of_the_wrong_form_are_refused(exported, frames, num_frames, message):
-    predict = tf.saved_model.load(str(exported)).signatures["predict"]
+def test_frames_of_the_wrong_form_are_rejected(loaded, frames, num_frames, message):
+    predict = loaded.signatures["predict"]
     with pytest.raises((tf.errors.InvalidArgumentError, TypeError, ValueError), match=message):
         predict(frames=tf.zeros(frames, tf.uint8), num_frames=tf.constant(num_frames, tf.int32))
 
@@ -440,14 +421,13 @@ def frame_record(rgb=8, audio=4, num_frames=3, num_audio=None):
         (b"garbage", "Invalid protocol message"),
     ],
 )
-def test_records_of_the_wrong_form_are_refused(exported, record, message):
-    serve = tf.saved_model.load(str(exported)).signatures["serving_default"]
+def test_records_of_the_wrong_form_are_rejected(loaded, record, message):
+    serve = loaded.signatures["serving_default"]
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         serve(tf.constant([frame_record(), record]))
 
 
-def test_empty_batches_and_single_frames_are_answered(exported):
-    loaded = tf.saved_model.load(str(exported))
+def test_empty_batches_and_single_frames_are_accepted(loaded):
     predict = loaded.signatures["predict"]
     empty = predict(frames=tf.zeros([0, 4, 12], tf.uint8), num_frames=tf.zeros([0], tf.int32))
     assert empty["predictions"].shape == (0, NUM_CLASSES)
@@ -459,7 +439,7 @@ def test_empty_batches_and_single_frames_are_answered(exported):
     ("arguments", "message"),
     [
         ((), "--train_dir or --train_dirs must be given"),
-        (("--train_dir={run}", "--weights=1,2"), "--weights weighs --train_dirs"),
+        (("--train_dir={run}", "--weights=1,2"), "--weights needs --train_dirs"),
         (("--train_dirs={run},{run}", "--weights=1"), "one weight per model: 2. Received: 1"),
         (("--train_dirs={run},{run}", "--weights=1,-1"), "0 or more, and one of them above 0"),
         (("--train_dirs={run},{run}", "--weights=0,0"), "0 or more, and one of them above 0"),
@@ -473,15 +453,16 @@ def test_empty_batches_and_single_frames_are_answered(exported):
         (("--train_dir=/no/such/run",), r"model_flags\.json"),
     ],
 )
-def test_bad_flags_are_refused_and_leave_nothing(trained, tmp_path, arguments, message):
+def test_bad_flags_are_rejected_and_leave_no_files(trained, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         export(tmp_path / "model", *(argument.format(run=trained) for argument in arguments))
     assert not list(tmp_path.iterdir())
 
 
-def test_members_of_other_data_are_refused_by_name(trained, frame_data, tmp_path):
-    other = tmp_path / "other"
-    programs.run_small(other, frame_data, "--num_classes=11", "--max_steps=1")
+def test_models_of_other_data_are_rejected_by_name(trained, tmp_path):
+    other = shutil.copytree(trained, tmp_path / "other")
+    config = json.loads((trained / "model_flags.json").read_text())
+    (other / "model_flags.json").write_text(json.dumps({**config, "num_classes": 11}))
     with pytest.raises(InputError, match=r"num_classes: 10 and 11") as error:
         export(tmp_path / "model", f"--train_dirs={trained},{other}")
     assert str(trained) in str(error.value)
@@ -489,30 +470,30 @@ def test_members_of_other_data_are_refused_by_name(trained, frame_data, tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"other"}
 
 
-def test_an_output_directory_that_exists_is_refused(trained, tmp_path):
+def test_an_existing_output_directory_is_rejected(trained, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="exists already"):
         export(tmp_path, f"--train_dir={trained}")
 
 
-def test_a_failed_export_leaves_nothing(trained, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_no_files(trained_moe, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(export_model.files, "write_json", fail)
     with pytest.raises(OSError, match="no space left"):
-        export(tmp_path / "model", f"--train_dir={trained}")
+        export(tmp_path / "model", f"--train_dir={trained_moe}")
     assert not list(tmp_path.iterdir())
 
 
-def test_settled_flags_are_refused_with_an_exported_model(exported, frame_data):
+def test_flags_that_the_graph_has_fixed_are_rejected_with_an_exported_model(exported, frame_data):
     with pytest.raises(InputError, match="--num_samplings cannot be given with --exported_model"):
         programs.evaluate(
             f"--exported_model={exported}", f"--eval_data_pattern={frame_data}", "--num_samplings=3"
         )
 
 
-def test_a_directory_that_is_no_export_is_refused(trained, frame_data, exported, tmp_path):
+def test_a_directory_without_an_exported_model_is_rejected(trained, frame_data, exported, tmp_path):
     data = f"--eval_data_pattern={frame_data}"
     with pytest.raises(InputError, match=r"no manifest\.json"):
         programs.evaluate(f"--exported_model={trained}", data)

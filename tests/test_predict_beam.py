@@ -11,24 +11,11 @@ import programs
 import sample_records
 from utils import InputError
 
-pytest.importorskip("apache_beam", reason="needs requirements-beam.txt")
+pytest.importorskip("apache_beam", reason="needs requirements/beam.txt")
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Of Beam's own dependencies.
-# The engine of the DirectRunner that needs no download.
+pytestmark = pytest.mark.filterwarnings("ignore")  # Beam's dependencies warn.
+# The part of Beam's DirectRunner that needs no download.
 IN_PROCESS = "--beam_options=--runner=FnApiRunner"
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory, trained_netvlad):
-    """An exported model that samples frames."""
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    programs.run(
-        "export_model",
-        f"--train_dir={trained_netvlad}",
-        f"--output_dir={folder}",
-        "--dtype=float32",
-    )
-    return folder
 
 
 def shards(prefix):
@@ -36,7 +23,7 @@ def shards(prefix):
 
 
 def lines(paths):
-    """All lines behind the header of each file, sorted."""
+    """Returns the lines after the header of each file, sorted."""
     found = []
     for path in paths:
         header, *rows = path.read_text().splitlines()
@@ -54,15 +41,16 @@ def arguments(exported, data, prefix):
     )
 
 
-def test_two_workers_write_the_lines_of_inference(exported, frame_data, tmp_path):
-    """From another directory, in processes of their own, as on a cluster."""
+@pytest.mark.slow
+def test_two_workers_write_the_lines_of_inference(exported_sampling, frame_data, tmp_path):
+    """Runs from another directory, in separate processes, as on a cluster."""
     prefix, single = tmp_path / "beam" / "predictions", tmp_path / "single.csv"
     options = "--direct_num_workers=2 --direct_running_mode=multi_processing"
     done = subprocess.run(
         [
             sys.executable,
             programs.ROOT / "predict_beam.py",
-            *arguments(exported, frame_data, prefix),
+            *arguments(exported_sampling, frame_data, prefix),
             f"--beam_options=--runner=FnApiRunner {options}",
         ],
         cwd=tmp_path,
@@ -72,10 +60,10 @@ def test_two_workers_write_the_lines_of_inference(exported, frame_data, tmp_path
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "160 videos predicted, 0 damaged records skipped" in done.stderr
+    assert "160 videos predicted, 0 corrupt records skipped" in done.stderr
     programs.run(
         "inference",
-        f"--exported_model={exported}",
+        f"--exported_model={exported_sampling}",
         f"--input_data_pattern={frame_data}",
         f"--output_file={single}",
         "--batch_size=16",
@@ -85,8 +73,8 @@ def test_two_workers_write_the_lines_of_inference(exported, frame_data, tmp_path
 
 
 @pytest.fixture
-def damaged(tmp_path, frame_data):
-    """Glob of three files; one record is damaged in each of two."""
+def corrupt(tmp_path, frame_data):
+    """Glob of three files, two of which have a corrupt record."""
     for number, source in enumerate(sorted(pathlib.Path(frame_data).parent.glob("part*"))[:3]):
         content = bytearray(source.read_bytes())
         content[200] ^= number != 1
@@ -95,15 +83,17 @@ def damaged(tmp_path, frame_data):
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
-def test_more_damage_than_allowed_fails_and_writes_nothing(exported, damaged, tmp_path, allowed):
-    given = arguments(exported, damaged, tmp_path / "p")
+def test_more_corrupt_records_than_allowed_fail_and_write_no_file(
+    exported, corrupt, tmp_path, allowed
+):
+    given = arguments(exported, corrupt, tmp_path / "p")
     with pytest.raises(Exception, match="skip_corrupt_records"):
         programs.run("predict_beam", *given, IN_PROCESS, f"--skip_corrupt_records={allowed}")
     assert not shards(tmp_path / "p")
 
 
-def test_allowed_damage_costs_its_records_alone(exported, damaged, tmp_path):
-    given = arguments(exported, damaged, tmp_path / "p")
+def test_allowed_corrupt_records_are_skipped(exported, corrupt, tmp_path):
+    given = arguments(exported, corrupt, tmp_path / "p")
     programs.run("predict_beam", *given, IN_PROCESS, "--skip_corrupt_records=2")
     assert len(lines(shards(tmp_path / "p"))) == 3 * 40 - 2
 
@@ -116,12 +106,12 @@ def test_ids_are_quoted_as_csv(exported, tmp_path):
     assert row[0] == 'a,"b'
 
 
-def test_shards_of_an_earlier_run_are_refused(exported, frame_data, tmp_path):
+def test_shards_of_an_earlier_run_are_rejected(exported, frame_data, tmp_path):
     (tmp_path / "p-00000-of-00007.csv").touch()
     with pytest.raises(InputError, match=r"p-00000-of-00007\.csv exists already"):
         programs.run("predict_beam", *arguments(exported, frame_data, tmp_path / "p"), IN_PROCESS)
 
 
-def test_a_directory_without_an_exported_model_is_refused(frame_data, tmp_path):
+def test_a_directory_without_an_exported_model_is_rejected(frame_data, tmp_path):
     with pytest.raises(InputError, match=r"has no manifest\.json"):
         programs.run("predict_beam", *arguments(tmp_path, frame_data, tmp_path / "p"), IN_PROCESS)

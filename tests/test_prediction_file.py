@@ -1,12 +1,9 @@
-"""A prediction file whose run is interrupted is finished by the next one."""
+"""A prediction file of an interrupted run is completed by the next run."""
 
 import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
@@ -14,31 +11,47 @@ import programs
 import sample_records
 from utils import InputError
 
+# Runs inference.py and kills the process before it marks the fourth input file as finished.
+KILLED_RUN = """
+import os, signal, sys
+import inference
+import prediction_file
+import program
+
+finish = prediction_file.PredictionParts.finish
+
+def finish_or_die(parts, number, *arguments):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    finish(parts, number, *arguments)
+
+prediction_file.PredictionParts.finish = finish_or_die
+program.call(inference.main, sys.argv[1:])
+"""
+
 
 @pytest.fixture
-def many_files(tmp_path, frame_data):
-    """Paths of 80 input files."""
+def input_files(tmp_path, video_data):
+    """Paths of six input files of 60 videos each."""
     folder = tmp_path / "input"
     folder.mkdir()
-    sources = sorted(pathlib.Path(frame_data).parent.glob("part*"))
-    paths = [folder / f"test{number:03d}.tfrecord" for number in range(80)]
+    sources = sorted(pathlib.Path(video_data).parent.glob("part*"))
+    paths = [folder / f"test{number}.tfrecord" for number in range(6)]
     for number, path in enumerate(paths):
         shutil.copy(sources[number % len(sources)], path)
     return paths
 
 
 @pytest.fixture
-def damaged_files(tmp_path, frame_data):
-    """Paths of three input files; a record of the first and one of the last are damaged."""
-    folder = tmp_path / "input"
-    folder.mkdir()
-    paths = []
-    for number, source in enumerate(sorted(pathlib.Path(frame_data).parent.glob("part*"))[:3]):
-        content = bytearray(source.read_bytes())
-        content[200] ^= number != 1
-        paths.append(folder / f"test{number}.tfrecord")
-        paths[-1].write_bytes(content)
-    return paths
+def corrupt_files(input_files):
+    """Paths of three input files; the first and the last have a corrupt record."""
+    for path in input_files[3:]:
+        path.unlink()
+    for path in (input_files[0], input_files[2]):
+        content = bytearray(path.read_bytes())
+        content[200] ^= 1
+        path.write_bytes(content)
+    return input_files[:3]
 
 
 def arguments(train_dir, inputs, output):
@@ -54,91 +67,80 @@ def finished_parts(output):
     return sorted(pathlib.Path(f"{output}.parts").glob("[0-9]*.json"))
 
 
-def start_and_kill(given, output):
-    """Runs inference.py and kills it when it has finished three input files."""
-    process = subprocess.Popen(
-        [sys.executable, "inference.py", *given],
-        cwd=programs.ROOT,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while len(finished_parts(output)) < 3 and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
-
-def test_a_killed_run_resumes_to_the_same_bytes_without_reading_finished_files(
-    tmp_path, trained_netvlad, many_files
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_without_reading_finished_files_again(
+    tmp_path, trained_moe, input_files
 ):
     unbroken, broken = tmp_path / "unbroken.csv", tmp_path / "broken.csv"
-    # float32, as this process predicts.
-    given = (*arguments(trained_netvlad, many_files, broken), "--compute_dtype=float32")
-    start_and_kill(given, broken)
+    # float32, as in this process.
+    given = (*arguments(trained_moe, input_files, broken), "--compute_dtype=float32")
+    killed = programs.run_command("-c", KILLED_RUN, *given)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not broken.exists()
-    programs.run("inference", *arguments(trained_netvlad, many_files, unbroken))
+    programs.run("inference", *arguments(trained_moe, input_files, unbroken))
     finished = [int(path.stem) for path in finished_parts(broken)]
-    assert 3 <= len(finished) < 80
+    assert finished == [0, 1, 2]
     for number in finished:
-        size = many_files[number].stat().st_size
-        many_files[number].write_bytes(b"?" * size)
+        size = input_files[number].stat().st_size
+        input_files[number].write_bytes(b"?" * size)
     programs.run("inference", *given)
     assert broken.read_bytes() == unbroken.read_bytes()
     assert not pathlib.Path(f"{broken}.parts").exists()
-    assert len(programs.prediction_rows(broken)) == 1 + 80 * 40
+    assert len(programs.prediction_rows(broken)) == 1 + 6 * 60
 
 
-def test_lines_are_in_the_order_of_the_input_files(tmp_path, trained, frame_data):
+def test_lines_are_in_the_order_of_the_input_files(tmp_path, trained_moe, video_data):
     output = tmp_path / "predictions.csv"
-    inputs = sorted(pathlib.Path(frame_data).parent.glob("part*"))
-    programs.run("inference", *arguments(trained, inputs, output))
+    inputs = sorted(pathlib.Path(video_data).parent.glob("part*"))
+    programs.run("inference", *arguments(trained_moe, inputs, output))
     ids = [row[0] for row in programs.prediction_rows(output)[1:]]
-    assert ids == [f"v{file}_{index}" for file in range(4) for index in range(40)]
+    assert ids == [f"v{file}_{index}" for file in range(3) for index in range(60)]
 
 
 def interrupt(given):
-    """Leaves the parts of two of three files, by the damaged record of the last."""
+    """Leaves the parts of two of three files: the corrupt record of the last one is an error."""
     with pytest.raises(InputError, match=r"record 1 of .*test2"):
         programs.run("inference", *given, "--skip_corrupt_records=1")
 
 
-def test_damaged_records_of_both_runs_count_together(tmp_path, trained, damaged_files):
+def test_corrupt_records_of_both_runs_are_added(tmp_path, trained_moe, corrupt_files):
     output = tmp_path / "predictions.csv"
-    given = arguments(trained, damaged_files, output)
+    given = arguments(trained_moe, corrupt_files, output)
     interrupt(given)
     assert len(finished_parts(output)) == 2
-    with pytest.raises(InputError, match="1 damaged records were skipped before"):
+    with pytest.raises(InputError, match="1 corrupt records were skipped before"):
         programs.run("inference", *given, "--skip_corrupt_records=1")
     with pytest.raises(InputError, match=r"test0\.tfrecord"):
         programs.run("inference", *given)
     programs.run("inference", *given, "--skip_corrupt_records=2")
-    assert len(programs.prediction_rows(output)) == 1 + 3 * 40 - 2
+    assert len(programs.prediction_rows(output)) == 1 + 3 * 60 - 2
 
 
-def test_parts_are_not_mixed_with_others_unless_they_are_given_up(tmp_path, trained, damaged_files):
+def test_parts_of_other_settings_are_rejected_unless_the_run_starts_over(
+    tmp_path, trained_moe, corrupt_files
+):
     output = tmp_path / "predictions.csv"
-    given = arguments(trained, damaged_files, output)
+    given = arguments(trained_moe, corrupt_files, output)
     interrupt(given)
     with pytest.raises(InputError, match="another value of top_k"):
         programs.run("inference", *given, "--top_k=3")
     with pytest.raises(InputError, match="another value of checkpoint_steps, model_weights"):
-        programs.run("inference", *given, "--checkpoint=40")
-    shutil.copy(damaged_files[1], tmp_path / "input" / "test9.tfrecord")
+        programs.run("inference", *given, "--checkpoint=90")
+    shutil.copy(corrupt_files[1], corrupt_files[1].with_name("test9.tfrecord"))
     with pytest.raises(InputError, match="another value of input_files"):
         programs.run("inference", *given)
     programs.run("inference", *given, "--noresume", "--skip_corrupt_records=3")
-    assert len(programs.prediction_rows(output)) == 1 + 4 * 40 - 2
+    assert len(programs.prediction_rows(output)) == 1 + 4 * 60 - 2
 
 
-def test_an_empty_file_is_allowed_among_others_but_not_alone(tmp_path, trained, frame_data):
+def test_an_empty_file_is_allowed_but_not_as_the_only_one(tmp_path, trained_moe, video_data):
     (tmp_path / "input").mkdir()
     empty = tmp_path / "input" / "a.tfrecord"
     sample_records.write_records(empty, [])
     output = tmp_path / "predictions.csv"
     with pytest.raises(InputError, match="no video in 1 files"):
-        programs.run("inference", *arguments(trained, [empty], output))
+        programs.run("inference", *arguments(trained_moe, [empty], output))
     assert os.listdir(tmp_path) == ["input"]
-    shutil.copy(next(pathlib.Path(frame_data).parent.glob("part*")), empty.with_name("b.tfrecord"))
-    programs.run("inference", *arguments(trained, [empty], output))
-    assert len(programs.prediction_rows(output)) == 1 + 40
+    shutil.copy(next(pathlib.Path(video_data).parent.glob("part*")), empty.with_name("b.tfrecord"))
+    programs.run("inference", *arguments(trained_moe, [empty], output))
+    assert len(programs.prediction_rows(output)) == 1 + 60

@@ -1,4 +1,4 @@
-"""What must hold for all inputs, tried on inputs that hypothesis invents; the same in every run."""
+"""Properties that must hold for all inputs, checked on those that hypothesis generates."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ QUICK = settings(max_examples=40, derandomize=True, deadline=None, database=None
 SLOW = settings(QUICK, max_examples=12)
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
-# Records.
+# --- Records ---
 
 NUM_CLASSES, RGB, AUDIO = 6, 3, 2
 LABELS = st.sets(st.integers(0, NUM_CLASSES - 1))
@@ -90,7 +90,7 @@ def test_any_video_level_record_is_read_as_it_was_written(videos, id_name):
     )
 
 
-# Metrics.
+# --- Metrics ---
 
 
 @st.composite
@@ -118,7 +118,7 @@ def check_same(found, expected):
 
 @QUICK
 @given(scored())
-def test_metrics_are_those_of_exact_loops(case):
+def test_metrics_equal_exact_loops(case):
     check_same(metrics_of(*case), metric_references.metrics(*case))
 
 
@@ -130,7 +130,7 @@ def test_metrics_do_not_depend_on_the_batches(case, cuts):
 
 @QUICK
 @given(scored(unique=True), st.randoms(use_true_random=False))
-def test_metrics_of_different_scores_do_not_depend_on_the_order_of_videos(case, random):
+def test_metrics_of_distinct_scores_do_not_depend_on_the_order_of_videos(case, random):
     scores, labels, top_k = case
     order = random.sample(range(len(scores)), len(scores))
     check_same(metrics_of(scores[order], labels[order], top_k), metrics_of(*case))
@@ -138,7 +138,7 @@ def test_metrics_of_different_scores_do_not_depend_on_the_order_of_videos(case, 
 
 @QUICK
 @given(scored(unique=True), st.randoms(use_true_random=False))
-def test_metrics_of_different_scores_do_not_depend_on_the_order_of_classes(case, random):
+def test_metrics_of_distinct_scores_do_not_depend_on_the_order_of_classes(case, random):
     scores, labels, top_k = case
     order = random.sample(range(scores.shape[1]), scores.shape[1])
     expected = metrics_of(*case)
@@ -146,13 +146,13 @@ def test_metrics_of_different_scores_do_not_depend_on_the_order_of_classes(case,
     check_same(metrics_of(scores[:, order], labels[:, order], top_k), expected)
 
 
-# Lines of CSV.
+# --- Lines of CSV ---
 
 IDS = st.one_of(st.text(), st.text(alphabet="ab=+-@(|!,;'\"\\\r\n\t "))
 
 
 def is_formula(cell):
-    """Whether a spreadsheet program would run it: the rule of `utils.csv_line`, character by it."""
+    """Returns whether a spreadsheet program would run a cell as a formula."""
     stripped = cell.lstrip()
     return stripped[:1] in ("=", "+", "-", "@") and any(c in stripped for c in "(|!")
 
@@ -175,13 +175,13 @@ def test_pandas_reads_lines_of_csv_as_the_csv_module_does(ids):
     assert set(table["pairs"]) == {"1 0.5"}
 
 
-# Averages of checkpoints.
+# --- Averages of checkpoints ---
 
 WEIGHTS = arrays.arrays(np.float32, (2, 3), elements=FLOATS)
 
 
 def mean_of(values):
-    """Mean of checkpoints of one variable each, by the code of average_checkpoints.py."""
+    """Returns the mean of checkpoints of one variable each, by average_checkpoints.py."""
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for step, value in enumerate(values):
@@ -201,7 +201,7 @@ def test_the_mean_of_identical_checkpoints_is_identical(weights, count):
 @SLOW
 @given(st.lists(WEIGHTS, min_size=2, max_size=4), st.randoms(use_true_random=False))
 def test_the_order_of_checkpoints_does_not_change_their_mean(values, random):
-    # Sums of float64 may differ in their last bit, which rounding to float32 may show.
+    # Sums in float64 may differ in their last bit, and so may their float32 roundings.
     largest = np.max(np.abs(values))
     np.testing.assert_allclose(
         mean_of(random.sample(values, len(values))),
@@ -211,7 +211,7 @@ def test_the_order_of_checkpoints_does_not_change_their_mean(values, random):
     )
 
 
-# Configs.
+# --- Configs ---
 
 SETTINGS = st.fixed_dictionaries(
     {},
@@ -220,8 +220,8 @@ SETTINGS = st.fixed_dictionaries(
         "feature_names": st.lists(st.text(min_size=1), min_size=2, max_size=2),
         "feature_sizes": st.lists(st.integers(1, 5000), min_size=2, max_size=2),
         "max_frames": st.integers(1, 1000),
-        "base_learning_rate": st.floats(0, allow_infinity=False),
-        "ema_decay": st.floats(0, 1),
+        "base_learning_rate": st.floats(0, exclude_min=True, allow_infinity=False),
+        "ema_decay": st.floats(0, 1, exclude_max=True),
         "seed": st.integers(0, 2**63),
         "hyperparameters": st.fixed_dictionaries(
             {},
@@ -246,7 +246,7 @@ def test_a_config_is_read_as_it_was_written(chosen):
 
 @QUICK
 @given(st.text(min_size=1), st.one_of(st.none(), st.booleans(), st.integers(), st.text()))
-def test_an_unknown_key_of_a_config_is_refused_by_name(key, value):
+def test_an_unknown_key_of_a_config_is_rejected_by_name(key, value):
     config = RunConfig("LogisticModel")
     with tempfile.TemporaryDirectory() as folder:
         config.save(folder)

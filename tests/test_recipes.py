@@ -1,16 +1,13 @@
 """Recipes: the settings of the paper, sizes that fit it, commands that parse."""
 
 import dataclasses
-import gc
-import importlib
 import re
 
 import keras
 import pytest
-from absl import flags
 
 import documents
-import train
+import programs
 
 RECIPES = {path.stem: path for path in sorted((documents.ROOT / "recipes").glob("*.flags"))}
 EVERY_RECIPE = pytest.mark.parametrize("name", RECIPES)
@@ -41,7 +38,10 @@ NETVLAD = {
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """A recipe as it should be; sizes in millions and MiB, GAP of one and of averaged weights."""
+    """The expected content of a recipe.
+
+    `parameters` is in millions. `gap` holds the GAP of a single checkpoint and of averaged ones.
+    """
 
     model: str
     hyperparameters: dict
@@ -139,35 +139,26 @@ OF_THE_PAPER = {name for name, expected in EXPECTED.items() if expected.gap}
 
 
 def parsed(name, *more):
-    """Flags of train.py as a recipe sets them."""
-    flag_values = flags.FlagValues()
-    train.define_flags(flag_values)
+    """Returns the config and the options of train.py that a recipe sets."""
     arguments = (f"--flagfile={RECIPES[name]}", "--train_data_pattern=data", "--train_dir=run")
-    assert flag_values(["train.py", *arguments, *more]) == ["train.py"]
-    return flag_values
-
-
-def config_of(name, *more):
-    return train.config_from_flags(parsed(name, *more))
+    found = programs.options("train", *arguments, *more)
+    return found["config"], found["options"]
 
 
 def header(name):
-    """The comment that opens a recipe, without comment marks and line breaks."""
+    """Returns the comment at the top of a recipe as one line."""
     comment, _, _ = RECIPES[name].read_text().partition("\n\n")
     return " ".join(re.sub(r"^#", "", comment, flags=re.MULTILINE).split())
 
 
 @pytest.fixture(scope="module")
 def sizes():
-    """Parameters of every recipe's model; with weights of 0, as random ones take their time."""
+    """Returns the parameters of every recipe's model, built without memory for its weights."""
     found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        for kind in ("GlorotUniform", "Orthogonal", "RandomNormal"):
-            zeros = keras.initializers.Zeros.__call__
-            patch.setattr(getattr(keras.initializers, kind), "__call__", zeros)
-        for name in RECIPES:
-            found[name] = config_of(name).build_model().count_params()
-            gc.collect()
+    for name in RECIPES:
+        config, _ = parsed(name)
+        with keras.StatelessScope(initialize_variables=False):
+            found[name] = config.build_model().count_params()
     return found
 
 
@@ -178,8 +169,7 @@ def test_the_table_covers_every_recipe():
 
 @EVERY_RECIPE
 def test_a_recipe_has_the_settings_of_the_table(name):
-    flag_values, expected = parsed(name), EXPECTED[name]
-    config = train.config_from_flags(flag_values)
+    (config, options), expected = parsed(name), EXPECTED[name]
     assert (config.model, config.hyperparameters) == (expected.model, expected.hyperparameters)
     assert (config.batch_size, config.learning_rate_decay) == (expected.batch_size, expected.decay)
     assert config.base_learning_rate == expected.learning_rate
@@ -188,31 +178,33 @@ def test_a_recipe_has_the_settings_of_the_table(name):
     assert (config.clip_gradient_norm, config.regularization_penalty) == (1.0, 1.0)
     data = (config.feature_names, config.feature_sizes, config.num_classes, config.max_frames)
     assert data == expected.data
-    assert flag_values.max_steps == expected.steps
-    assert flag_values.keep_checkpoints == 20
+    assert options.max_steps == expected.steps
+    assert options.keep_checkpoints == 20
 
 
 @EVERY_RECIPE
-def test_steps_end_a_run_and_not_epochs(name):
-    """Even with a thousand videos, --max_steps comes first."""
-    flag_values = parsed(name)
-    videos = flag_values.max_steps * flag_values.batch_size
-    assert videos < 1000 * flag_values.num_epochs
+def test_steps_end_a_run_before_epochs(name):
+    """Even with only a thousand videos."""
+    config, options = parsed(name)
+    videos = options.max_steps * config.batch_size
+    assert videos < 1000 * options.num_epochs
 
 
 @EVERY_RECIPE
 def test_a_recipe_states_every_hyperparameter_that_matters(name):
-    """So that a change of defaults does not change a recipe."""
-    flag_values = parsed(name)
-    values = train.config_from_flags(flag_values).hyperparameters
-    unsaid = {key for key in values if not flag_values[key].present}
+    """A change of defaults must not change a recipe."""
+    config, _ = parsed(name)
+    values = config.hyperparameters
+    flags = set(re.findall(r"^--(\w+)", RECIPES[name].read_text(), re.MULTILINE))
+    missing = set(values) - flags - {flag.removeprefix("no") for flag in flags}
     if values.get("iterations") == 0:
-        unsaid.discard("sample_random_frames")  # No frame is sampled.
+        missing.discard("sample_random_frames")  # All frames are used.
     if values.get("nonlocal_scale", 0) is None:
-        unsaid.discard("nonlocal_scale")  # No flag says None.
-    assert not unsaid
+        missing.discard("nonlocal_scale")  # No flag sets None.
+    assert not missing
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_paper(sizes):
     for name, expected in EXPECTED.items():
         assert sizes[name] == pytest.approx(expected.parameters * 1e6, rel=0.005)
@@ -221,7 +213,8 @@ def test_sizes_are_those_of_the_paper(sizes):
     assert total == pytest.approx(1988, rel=0.005)
 
 
-def test_the_comment_of_a_recipe_tells_size_steps_and_gap(sizes):
+@pytest.mark.slow
+def test_the_comment_of_a_recipe_states_size_steps_and_gap(sizes):
     for name, expected in EXPECTED.items():
         text = header(name)
         size = f"{sizes[name]:,}" if sizes[name] < 1e6 else f"{sizes[name] / 1e6:.1f} M"
@@ -237,8 +230,8 @@ def test_the_comment_of_a_recipe_tells_size_steps_and_gap(sizes):
             assert "see docs/performance.md" in text
 
 
-def test_flags_behind_the_recipe_win():
-    config = config_of("gru", "--batch_size=7", "--gru_cells=9", "--num_classes=5")
+def test_flags_after_the_recipe_win():
+    config, _ = parsed("gru", "--batch_size=7", "--gru_cells=9", "--num_classes=5")
     assert (config.batch_size, config.num_classes) == (7, 5)
     assert config.hyperparameters["gru_cells"] == 9
 
@@ -261,13 +254,11 @@ def test_commands_parse(name, tmp_path, monkeypatch):
     monkeypatch.chdir(documents.ROOT)
     train_dirs = set()
     for _, script, *arguments in commands:
-        flag_values = flags.FlagValues()
-        importlib.import_module(script.removesuffix(".py")).define_flags(flag_values)
-        assert flag_values([script, *arguments]) == [script]
+        found = programs.options(script.removesuffix(".py"), *arguments)
         if script in ("train.py", "eval.py", "average_checkpoints.py"):
-            train_dirs.add(flag_values.train_dir)
+            train_dirs.add(found["options"].train_dir)
         if script == "train.py" and name != "README":
-            assert train.config_from_flags(flag_values) == config_of(name)
+            assert found["config"] == parsed(name)[0]
     assert len(train_dirs) == 1
 
 

@@ -1,4 +1,4 @@
-"""Reads good files as TensorFlow does, and damaged ones as far as they go."""
+"""Intact TFRecord files are read as TensorFlow reads them, corrupt ones as far as possible."""
 
 import gzip
 import re
@@ -8,7 +8,6 @@ import tracemalloc
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import logging
 
 import records
 from sample_records import write_records
@@ -23,13 +22,13 @@ def random_payloads(sizes, seed=0):
 
 
 def read_all(path, allowed=0):
-    """Payloads of a file and its damage log."""
-    damage = records.CorruptRecordLog(allowed)
-    with records.TFRecordFile(path, damage) as file:
+    """Returns the payloads of a file and the log of its corrupt records."""
+    log = records.CorruptRecordLog(allowed)
+    with records.TFRecordFile(path, log) as file:
         payloads = []
         while (record := file.read()) is not None:
             payloads.append(record[1])
-    return payloads, damage
+    return payloads, log
 
 
 def change_byte(path, offset):
@@ -40,8 +39,8 @@ def change_byte(path, offset):
         file.write(bytes([value ^ 0x10]))
 
 
-def refusal(path, allowed=0):
-    """The message with which a file is refused."""
+def error_of(path, allowed=0):
+    """Returns the message of the error that reading a file raises."""
     with pytest.raises(InputError) as caught:
         read_all(path, allowed)
     return str(caught.value)
@@ -53,29 +52,25 @@ def path(tmp_path):
     return write_records(tmp_path / "a.tfrecord", random_payloads([20, 14, 50]))
 
 
-@pytest.fixture
-def warnings(monkeypatch):
-    """The warnings that are logged, as text."""
-    logged = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: logged.append(text % values))
-    return logged
-
-
 @pytest.mark.parametrize("prefix", ["", "file://"], ids=["local", "by TensorFlow"])
-def test_a_good_file_is_read_as_tensorflow_reads_it(tmp_path, prefix):
+def test_an_intact_file_is_read_as_tensorflow_reads_it(tmp_path, prefix):
     payloads = random_payloads([0, 1, 100, 5000, (1 << 15) - 16, 1 << 15, 300_000, 0, 70_000])
     path = prefix + write_records(tmp_path / "a.tfrecord", payloads)
-    read, damage = read_all(path)
+    read, log = read_all(path)
     assert read == payloads
     assert read == list(tf.data.TFRecordDataset(path).as_numpy_iterator())
-    assert damage.count == 0
+    assert log.count == 0
 
 
-def test_a_record_knows_its_place(path):
+def test_records_have_their_index_and_offset(path):
     with records.TFRecordFile(path, records.CorruptRecordLog()) as file:
-        places = [file.read()[0] for _ in range(3)]
-    assert [(place.index, place.offset) for place in places] == [(0, 0), (1, 36), (2, 66)]
-    assert str(places[1]) == f"record 1 of {path} (byte 36)"
+        locations = [file.read()[0] for _ in range(3)]
+    assert [(location.index, location.offset) for location in locations] == [
+        (0, 0),
+        (1, 36),
+        (2, 66),
+    ]
+    assert str(locations[1]) == f"record 1 of {path} (byte 36)"
 
 
 def test_an_empty_file_has_no_records(tmp_path):
@@ -83,40 +78,40 @@ def test_an_empty_file_has_no_records(tmp_path):
 
 
 @pytest.mark.parametrize("where", [0, 13, 17], ids=["first byte", "last byte", "checksum"])
-def test_a_flipped_bit_names_file_and_record(path, where):
+def test_a_flipped_bit_is_reported_with_file_and_record(path, where):
     change_byte(path, 36 + HEADER_BYTES + where)
     expected = f"record 1 of {path} (byte 36): its content does not match its checksum"
-    assert refusal(path).startswith(expected)
+    assert error_of(path).startswith(expected)
 
 
-def test_a_flipped_bit_costs_one_record(path, warnings):
+def test_a_flipped_bit_costs_one_record(path, logged_warnings):
     before, _ = read_all(path)
     change_byte(path, 36 + HEADER_BYTES)
-    read, damage = read_all(path, allowed=1)
+    read, log = read_all(path, allowed=1)
     assert read == [before[0], before[2]]
-    assert damage.count == 1
-    assert warnings == [
+    assert log.count == 1
+    assert logged_warnings == [
         f"skipped record 1 of {path} (byte 36): its content does not match its checksum "
         "(1 of 1 allowed)"
     ]
 
 
 @pytest.mark.parametrize("where", range(HEADER_BYTES))
-def test_a_damaged_length_costs_the_rest(path, where):
+def test_a_corrupt_length_costs_the_rest_of_the_file(path, where):
     before, _ = read_all(path)
     change_byte(path, 36 + where)
     expected = (
         f"record 1 of {path} (byte 36): its length does not match its checksum, so the rest of "
         "the file is lost"
     )
-    assert refusal(path).startswith(expected)
-    read, damage = read_all(path, allowed=1)
+    assert error_of(path).startswith(expected)
+    read, log = read_all(path, allowed=1)
     assert read == before[:1]
-    assert damage.count == 1
+    assert log.count == 1
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
-def test_a_truncation_at_any_byte_is_noticed(path, allowed):
+def test_a_truncation_at_any_byte_is_detected(path, allowed):
     before, _ = read_all(path)
     with open(path, "rb") as file:
         content = file.read()
@@ -125,64 +120,64 @@ def test_a_truncation_at_any_byte_is_noticed(path, allowed):
         with open(path, "wb") as file:
             file.write(content[:size])
         whole = sum(end <= size for end in ends[1:])
-        if size in ends:  # Nothing is left that could tell.
+        if size in ends:  # Truncated between records: nothing shows it.
             assert read_all(path)[0] == before[:whole]
         elif allowed:
-            read, damage = read_all(path, allowed)
-            assert (read, damage.count) == (before[:whole], 1), f"{size} bytes"
+            read, log = read_all(path, allowed)
+            assert (read, log.count) == (before[:whole], 1), f"{size} bytes"
         else:
             rest = size - ends[whole]
             reason = "the file ends inside" if rest < HEADER_BYTES else "the file is truncated"
             expected = f"record {whole} of {path} (byte {ends[whole]}): {reason}"
-            assert refusal(path).startswith(expected)
+            assert error_of(path).startswith(expected)
 
 
-def test_a_truncated_record_tells_both_sizes(path):
+def test_a_truncated_record_is_reported_with_both_sizes(path):
     with open(path, "r+b") as file:
         file.truncate(100)
-    assert "the file is truncated: 100 bytes, the record ends at byte 132" in refusal(path)
+    assert "the file is truncated: 100 bytes, the record ends at byte 132" in error_of(path)
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_noticed(tmp_path):
+def test_a_file_that_shrinks_while_it_is_read_is_detected(tmp_path):
     path = write_records(tmp_path / "a", random_payloads([100_000, 100_000]))
-    damage = records.CorruptRecordLog(1)
-    with records.TFRecordFile(path, damage) as file:
+    log = records.CorruptRecordLog(1)
+    with records.TFRecordFile(path, log) as file:
         assert file.read() is not None
         with open(path, "r+b") as other:
             other.truncate(150_000)
         assert file.read() is None
         assert file.read() is None
-    assert damage.count == 1
+    assert log.count == 1
 
 
 @pytest.mark.parametrize("content", [b"not records at all", b"\x00" * 100, b"{}" * 40])
-def test_another_kind_of_file_is_refused(tmp_path, content):
+def test_a_file_of_another_format_is_rejected(tmp_path, content):
     path = tmp_path / "a.tfrecord"
     path.write_bytes(content)
     expected = f"record 0 of {path} (byte 0): this is not a TFRecord file"
-    assert refusal(str(path)).startswith(expected)
+    assert error_of(str(path)).startswith(expected)
 
 
-def test_a_short_file_of_another_kind_is_refused(tmp_path):
+def test_a_short_file_of_another_format_is_rejected(tmp_path):
     path = tmp_path / "a.tfrecord"
     path.write_bytes(b"hello")
-    assert "the file ends inside a record's header" in refusal(str(path))
+    assert "the file ends inside a record's header" in error_of(str(path))
 
 
-def test_a_compressed_file_is_refused_as_such(tmp_path, path):
+def test_a_compressed_file_is_rejected_as_compressed(tmp_path, path):
     packed = tmp_path / "packed"
     with open(path, "rb") as file:
         packed.write_bytes(gzip.compress(file.read()))
-    assert "the file is compressed by gzip; decompress it first" in refusal(str(packed))
+    assert "the file is compressed by gzip; decompress it first" in error_of(str(packed))
 
 
-def test_a_directory_is_refused(tmp_path):
+def test_a_directory_is_rejected(tmp_path):
     with pytest.raises(InputError, match=f"^cannot read {re.escape(str(tmp_path))}: "):
         records.TFRecordFile(str(tmp_path), records.CorruptRecordLog(9))
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
-def test_a_missing_file_is_refused(tmp_path, prefix):
+def test_a_missing_file_is_rejected(tmp_path, prefix):
     path = f"{prefix}{tmp_path}/missing"
     with pytest.raises(InputError, match=f"^cannot read {re.escape(path)}: "):
         records.TFRecordFile(path, records.CorruptRecordLog(9))
@@ -194,7 +189,7 @@ def test_a_huge_length_with_a_valid_checksum_takes_no_memory(tmp_path, length):
     path = tmp_path / "a"
     path.write_bytes(encoded + struct.pack("<I", records.masked_crc32c(encoded)) + b"x" * 100)
     tracemalloc.start()
-    message = refusal(str(path))
+    message = error_of(str(path))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert f"the file is truncated: 112 bytes, the record ends at byte {length + 16}" in message
@@ -208,57 +203,56 @@ def test_checksums_are_those_that_tensorflow_writes(path):
     assert struct.unpack("<I", content[32:36])[0] == records.masked_crc32c(content[12:32])
 
 
-def test_one_damaged_record_more_than_allowed_is_refused(tmp_path):
+def test_one_corrupt_record_more_than_allowed_is_rejected(tmp_path):
     path = write_records(tmp_path / "a", random_payloads([10] * 6))
     for index in (1, 2, 4):
         change_byte(path, 26 * index + HEADER_BYTES)
     assert read_all(path, allowed=3)[1].count == 3
-    message = refusal(path, allowed=2)
+    message = error_of(path, allowed=2)
     assert message.startswith(f"record 4 of {path} (byte 104): its content")
-    assert message.endswith(
-        "2 damaged records were skipped before; to skip more, pass --skip_corrupt_records with a "
-        "number above 2."
+    assert re.search(
+        r"2 corrupt records were skipped before.*--skip_corrupt_records .* above 2\.$", message
     )
 
 
-def test_a_damaged_record_that_is_met_again_counts_once(path, warnings):
+def test_a_corrupt_record_that_is_read_again_counts_once(path, logged_warnings):
     change_byte(path, 36 + HEADER_BYTES)
-    damage = records.CorruptRecordLog(1)
+    log = records.CorruptRecordLog(1)
     for _ in range(3):
-        with records.TFRecordFile(path, damage) as file:
+        with records.TFRecordFile(path, log) as file:
             assert file.read()[0].index == 0
             assert file.read()[0].index == 2
             assert file.read() is None
-    assert damage.count == 1
-    assert len(warnings) == 1
+    assert log.count == 1
+    assert len(logged_warnings) == 1
 
 
-def test_equal_records_of_two_files_count_each(tmp_path):
-    damage = records.CorruptRecordLog(2)
+def test_equal_corrupt_records_of_two_files_count_twice(tmp_path):
+    log = records.CorruptRecordLog(2)
     for name in ("a", "b"):
         path = write_records(tmp_path / name, random_payloads([10]))
         change_byte(path, HEADER_BYTES)
-        with records.TFRecordFile(path, damage) as file:
+        with records.TFRecordFile(path, log) as file:
             assert file.read() is None
-    assert damage.count == 2
+    assert log.count == 2
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"], ids=["local", "by TensorFlow"])
-def test_skimming_finds_every_place_and_seeking_returns_there(tmp_path, prefix):
+def test_skimming_finds_every_location_and_seeking_returns_to_it(tmp_path, prefix):
     payloads = random_payloads([10, 100_000, 0, 50_000])
     path = prefix + write_records(tmp_path / "a", payloads)
     with records.TFRecordFile(path, records.CorruptRecordLog()) as file:
-        places = []
-        while (place := file.skim()) is not None:
-            places.append(place)
-        assert [place.index for place in places] == [0, 1, 2, 3]
+        locations = []
+        while (location := file.skim()) is not None:
+            locations.append(location)
+        assert [location.index for location in locations] == [0, 1, 2, 3]
         for index in (2, 0, 3, 1):
-            file.seek(places[index])
-            assert file.read() == (places[index], payloads[index])
-        assert file.read() == (places[2], payloads[2])
+            file.seek(locations[index])
+            assert file.read() == (locations[index], payloads[index])
+        assert file.read() == (locations[2], payloads[2])
 
 
-def test_reading_goes_on_where_skimming_stopped(path):
+def test_reading_continues_where_skimming_stopped(path):
     before, _ = read_all(path)
     with records.TFRecordFile(path, records.CorruptRecordLog()) as file:
         file.skim()
@@ -267,26 +261,26 @@ def test_reading_goes_on_where_skimming_stopped(path):
         assert file.read() is None
 
 
-def test_skimming_notices_a_truncated_end_but_not_a_flipped_bit(path):
+def test_skimming_detects_a_truncated_end_but_not_a_flipped_bit(path):
     change_byte(path, HEADER_BYTES)
     with open(path, "r+b") as file:
         file.truncate(100)
-    damage = records.CorruptRecordLog(1)
-    with records.TFRecordFile(path, damage) as file:
+    log = records.CorruptRecordLog(1)
+    with records.TFRecordFile(path, log) as file:
         assert [file.skim().index, file.skim().index] == [0, 1]
         assert file.skim() is None
-    assert damage.count == 1
+    assert log.count == 1
 
 
-def test_bytes_read_add_up_to_the_size_also_of_a_damaged_file(path):
+def test_bytes_read_add_up_to_the_size_even_of_a_corrupt_file(path):
     change_byte(path, 66)
-    damage = records.CorruptRecordLog(1)
-    with records.TFRecordFile(path, damage) as file:
+    log = records.CorruptRecordLog(1)
+    with records.TFRecordFile(path, log) as file:
         file.read()
-        assert file.take_bytes_read() == 36
-        assert file.take_bytes_read() == 0
+        assert file.pop_bytes_read() == 36
+        assert file.pop_bytes_read() == 0
         file.read()
-        assert file.take_bytes_read() == 30
+        assert file.pop_bytes_read() == 30
         assert file.read() is None
-        assert file.take_bytes_read() == 66
-    assert damage.count == 1
+        assert file.pop_bytes_read() == 66
+    assert log.count == 1

@@ -1,4 +1,4 @@
-"""Promises of docs/security.md: files of other people are data, never code."""
+"""Promises of docs/security.md: files from others are data, never code."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ import documents
 import programs
 from utils import InputError
 
-# What runs code from files, unpacks archives or fetches from other machines.
+# Modules that run code from files, unpack archives or fetch from other machines.
 DANGEROUS_MODULES = {
     *("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy"),
     *("tarfile", "zipfile", "urllib", "http", "ftplib", "requests", "httpx", "telnetlib"),
@@ -48,8 +48,8 @@ def test_no_module_unpickles_unpacks_or_fetches(path):
 
 
 @pytest.fixture
-def run_dir(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "run")
+def run_dir(trained_mean, tmp_path):
+    return shutil.copytree(trained_mean, tmp_path / "run")
 
 
 def change_config(run_dir, **changes):
@@ -58,7 +58,7 @@ def change_config(run_dir, **changes):
 
 
 @pytest.mark.parametrize("name", ["HarmModel", "harm_models.HarmModel", "../run/harm", "os.system"])
-def test_a_config_does_not_choose_code_of_its_own_directory(run_dir, name):
+def test_a_config_cannot_select_code_in_its_own_directory(run_dir, name):
     (run_dir / "harm_models.py").write_text(
         "import pathlib, registry\n"
         f"pathlib.Path({str(run_dir / 'harmed')!r}).touch()\n"
@@ -73,12 +73,12 @@ def test_a_config_does_not_choose_code_of_its_own_directory(run_dir, name):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"hyperparameters": {"dbof_cluster_size": "__import__('os')"}},
-        {"hyperparameters": {"dbof_cluster_size": {"class_name": "Lambda"}}},
+        {"hyperparameters": {"iterations": "__import__('os')"}},
+        {"hyperparameters": {"iterations": {"class_name": "Lambda"}}},
         {"hyperparameters": {"build": 1}},
-        {"hyperparameters": ["dbof_cluster_size"]},
+        {"hyperparameters": ["iterations"]},
         {"hyperparameters": 7},
-        {"model": ["DbofModel"]},
+        {"model": ["FrameLevelLogisticModel"]},
         {"model": {}},
         {"num_classes": "10"},
         {"num_classes": -1},
@@ -89,14 +89,14 @@ def test_a_config_does_not_choose_code_of_its_own_directory(run_dir, name):
     ],
     ids=str,
 )
-def test_values_that_a_config_cannot_have_are_refused(run_dir, changes):
+def test_invalid_values_in_a_config_are_rejected(run_dir, changes):
     change_config(run_dir, **changes)
     with pytest.raises(InputError):
         checkpoints.load_model(str(run_dir))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "{", '{"model": 1}', "\x00"])
-def test_a_damaged_config_is_refused(run_dir, content):
+def test_a_corrupt_config_is_rejected(run_dir, content):
     (run_dir / "model_flags.json").write_text(content)
     with pytest.raises(InputError, match=r"model_flags\.json"):
         checkpoints.load_model(str(run_dir))
@@ -104,17 +104,18 @@ def test_a_damaged_config_is_refused(run_dir, content):
 
 @pytest.mark.parametrize("ending", ["index", "data-00000-of-00001"])
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "missing"])
-def test_a_damaged_checkpoint_is_refused_by_name(run_dir, frame_data, ending, damage):
-    path = run_dir / f"model.ckpt-100.{ending}"
+def test_a_corrupt_checkpoint_is_rejected_by_name(run_dir, frame_data, ending, damage):
+    path = run_dir / f"model.ckpt-20.{ending}"
     content = path.read_bytes()
     if damage == "missing":
         path.unlink()
     else:
-        half = len(content) // 2
-        path.write_bytes({"cut": content[:half], "garbage": b"\x07" * half, "empty": b""}[damage])
-    with pytest.raises(InputError, match=r"model\.ckpt-100"):
+        start = content[: len(content) // 10]
+        garbage = b"\x07" * len(content)
+        path.write_bytes({"cut": start, "garbage": garbage, "empty": b""}[damage])
+    with pytest.raises(InputError, match=r"model\.ckpt-20"):
         checkpoints.load_model(str(run_dir))
-    with pytest.raises(InputError, match=r"model\.ckpt-100"):
-        programs.run_small(run_dir, frame_data)
-    with pytest.raises(InputError, match=r"model\.ckpt-100"):
-        average_checkpoints.mean_of([f"{run_dir}/model.ckpt-100"])
+    with pytest.raises(InputError, match=r"model\.ckpt-20"):
+        programs.train_mean(run_dir, frame_data)
+    with pytest.raises(InputError, match=r"model\.ckpt-20"):
+        average_checkpoints.mean_of([f"{run_dir}/model.ckpt-20"])

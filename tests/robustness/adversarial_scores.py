@@ -1,10 +1,10 @@
-"""Gives the metrics scores and labels that are meant to break them.
+"""Feeds the metrics scores and labels that are meant to break them.
 
     python tests/robustness/adversarial_scores.py --cases=2000
 
-Each case is drawn from its number. Its metrics must be those of plain loops over exact fractions.
-Then comes a batch that must be refused with a message that tells what is wrong, and must leave what
-was accumulated before as it was.
+Each case is drawn from its number. Its metrics must equal those of plain loops over exact
+fractions. A bad batch follows: the metrics must reject it with a message that names the fault, and
+keep what they have accumulated.
 """
 
 import collections
@@ -43,11 +43,11 @@ def few_values(rng, shape):
 
 
 def extreme(rng, shape):
-    # Largest and smallest of float32, numbers without a leading 1 among them.
+    # Largest and smallest numbers of float32, including subnormal ones.
     return rng.choice([3.4e38, -3.4e38, 1e-45, -1e-45, 1e-38, 0.0], shape)
 
 
-def only_float64_tells_apart(rng, shape):
+def equal_in_float32(rng, shape):
     return 0.5 + 1e-12 * rng.random(shape)
 
 
@@ -62,7 +62,7 @@ def last_class(rng, shape):
 
 
 SCORES = (
-    *(uniform, negative, above_one, all_ties, few_values, extreme, only_float64_tells_apart),
+    *(uniform, negative, above_one, all_ties, few_values, extreme, equal_in_float32),
     *(integers, last_class),
 )
 
@@ -103,14 +103,14 @@ def no_video(rng, scores, labels):
     return scores[:0], labels[:0], "predictions must hold at least one video"
 
 
-DAMAGE = (
+BAD_BATCHES = (
     *(nan, infinity, too_large_for_float32, other_label, fewer_classes, other_labels_shape),
     no_video,
 )
 
 
 def run_case(number):
-    """Checks one case and returns its name."""
+    """Checks one case and returns the names of its scores and of its bad batch."""
     rng = np.random.default_rng(number)
     num_classes = NUM_CLASSES if number % 50 == 0 else int(rng.integers(2, 40))
     num_videos = 1 if number % 5 == 0 else int(rng.integers(2, 12))
@@ -125,24 +125,24 @@ def run_case(number):
     for part in np.array_split(np.arange(num_videos), rng.integers(1, 4)):
         if len(part):
             metrics.accumulate(scores[part], labels[part], 0.0)
-    damage = random.Random(number).choice(DAMAGE)
-    bad_scores, bad_labels, message = damage(rng, scores.astype(np.float64), labels)
+    spoil = random.Random(number).choice(BAD_BATCHES)
+    bad_scores, bad_labels, message = spoil(rng, scores.astype(np.float64), labels)
     try:
         metrics.accumulate(bad_scores, bad_labels, 0.0)
     except ValueError as error:
-        harness.check(message in str(error), f"{damage.__name__} is refused with: {error}")
+        harness.check(message in str(error), f"{spoil.__name__} is rejected with: {error}")
     else:
-        raise harness.FaultError(f"{damage.__name__} is not refused")
+        raise harness.FaultError(f"{spoil.__name__} is not rejected")
     expected = metric_references.metrics(scores.astype(np.float32), labels, top_k)
     for name, value in metrics.get().items():
         if name != "avg_loss":
             equal = np.allclose(value, expected[name], rtol=1e-12, atol=0, equal_nan=True)
             harness.check(equal, f"{name} is {value} instead of {expected[name]}")
-    return make.__name__, damage.__name__
+    return make.__name__, spoil.__name__
 
 
 def run(cases):
-    """Runs cases and returns how often each kind of scores and of refusal came, a Counter.
+    """Runs cases and counts the kinds of scores and of bad batches.
 
     Raises:
         harness.FaultError: naming the first case that fails.
@@ -161,7 +161,7 @@ def main(_):
     print(", ".join(f"{name} {count}" for name, count in sorted(kinds.items())))
     print(
         f"{flags.FLAGS.cases} cases of adversarial scores: as many results equal to exact "
-        "fractions, as many bad batches refused; no fault"
+        "fractions, as many bad batches rejected; no fault"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the robustness programs share. Import it first: it makes the project importable."""
+"""Shared by the robustness programs. Import it first: it makes the project importable."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ for folder in (ROOT / "tests", ROOT):
 
 
 class FaultError(AssertionError):
-    """What was promised was not kept."""
+    """A promise of the project was broken."""
 
 
 def check(condition, message):

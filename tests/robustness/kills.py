@@ -1,15 +1,15 @@
-"""Kills the programs at random moments, and checks what they leave and that they go on.
+"""Kills the programs at random moments and checks what they leave and that they recover.
 
     python tests/robustness/kills.py --kills=20
     python tests/robustness/kills.py --kills=20 --programs=train
 
-Half of the moments are drawn from the time that the program takes, the others come when a file is
-being written. After each kill the same command runs again, and nothing is cleaned between.
+Half of the moments are drawn from the duration of the program; the others come while it writes a
+file. After each kill the same command runs again, without cleaning up.
 
-train: killed again and again in one directory, it must go on each time and end with all variables
-equal, bit by bit, to those of a run that nobody disturbed, and leave the same files.
-The others: a killed run leaves no output, or the whole; the second run succeeds and gives the
-output that an undisturbed run gives.
+train: killed repeatedly in one directory, it must resume each time, end with all variables equal,
+bit by bit, to those of an undisturbed run, and leave the same files.
+The others: a killed run leaves no output or the complete output; the next run succeeds and writes
+the output of an undisturbed run.
 """
 
 import json
@@ -33,7 +33,9 @@ import processes
 import programs
 import sample_records
 
-# What files are called while they are written.
+# A small model with every kind of state: weights, batch normalization statistics, random states.
+MODEL = (*programs.SMALL_MEAN, "--video_level_classifier_model=MoeModel", "--moe_prob_gating")
+# Parts of the names of unfinished files.
 UNFINISHED = ("_temp", ".tmp", ".partial", ".parts")
 
 
@@ -44,8 +46,8 @@ def start_and_kill(name, arguments, rng, seconds, folder):
         name: str. The program.
         arguments: list of str.
         rng: `random.Random`.
-        seconds: float. How long it takes.
-        folder: `pathlib.Path`. Where it writes.
+        seconds: float. Its duration.
+        folder: `pathlib.Path`. Directory that it writes to.
     """
     process = processes.start(name, arguments)
     process.join(rng.uniform(0.0, seconds))
@@ -60,35 +62,36 @@ def start_and_kill(name, arguments, rng, seconds, folder):
 
 
 def unfinished(folder):
-    """Names of files in a folder that are being written, or were when their writer was killed."""
-    return [name for name in os.listdir(folder) if any(sign in name for sign in UNFINISHED)]
+    """Returns the names of unfinished files in a folder."""
+    return [name for name in os.listdir(folder) if any(part in name for part in UNFINISHED)]
 
 
 def variables_of(train_dir):
-    """All that the newest checkpoint of a directory holds, a dict from name to array."""
+    """Returns the content of the newest checkpoint of a directory, a dict from name to array."""
     reader = tf.train.load_checkpoint(checkpoints.find(str(train_dir)))
     names = reader.get_variable_to_shape_map()
     return {
         name: reader.get_tensor(name)
         for name in names
-        # The count of saves differs, and the graph is that of Python objects.
+        # The count of saves differs; the object graph holds no numbers.
         if not name.startswith(("save_counter", "_CHECKPOINTABLE"))
     }
 
 
-def kill_train(folder, data, kills, rng):
-    """Kills training again and again; returns how many trainings were finished in spite of it."""
-    arguments = [
-        f"--train_data_pattern={data}",
-        *programs.SMALL_DBOF,
-        *("--num_epochs=4", "--export_model_steps=3", "--keep_checkpoints=2"),
-    ]
-    undisturbed = folder / "undisturbed"
-    seconds = processes.succeed("train", [f"--train_dir={undisturbed}", *arguments])
+def kill_train(arguments, undisturbed, seconds, kills, rng):
+    """Kills training repeatedly and returns a line about the runs that ended right.
+
+    Args:
+        arguments: list of str, without the train directory.
+        undisturbed: `pathlib.Path` of the train directory of an undisturbed run.
+        seconds: float. Duration of that run.
+        kills: int.
+        rng: `random.Random`.
+    """
     expected, files_expected = variables_of(undisturbed), sorted(os.listdir(undisturbed))
     runs = killed = while_writing = 0
     while killed < kills:
-        train_dir = folder / f"run{runs}"
+        train_dir = undisturbed.with_name(f"run{runs}")
         train_dir.mkdir()
         command = [f"--train_dir={train_dir}", *arguments]
         while killed < kills and start_and_kill("train", command, rng, seconds, train_dir):
@@ -102,18 +105,18 @@ def kill_train(folder, data, kills, rng):
         files_found = sorted(os.listdir(train_dir))
         harness.check(files_found == files_expected, f"{files_found} instead of {files_expected}")
         runs += 1
-    return f"{killed} of {kills} go on, {while_writing} of them were saving; {runs} runs bit-equal"
+    return f"{killed} of {kills} resume, {while_writing} of them were saving; {runs} runs bit-equal"
 
 
 def kill_program(name, arguments, folder, output, content, kills, rng):
-    """Kills a program that writes `output` in `folder`; returns what was left, in words.
+    """Kills a program that writes `output` into `folder`; returns a line about the remains.
 
     Args:
         name: str. The program.
         arguments: list of str.
         folder: `pathlib.Path`.
-        output: `pathlib.Path` of what it writes.
-        content: function of a path to what must be equal for two outputs to be equal.
+        output: `pathlib.Path` of its output.
+        content: function from a path to the content that identifies an output.
         kills: int.
         rng: `random.Random`.
     """
@@ -125,15 +128,15 @@ def kill_program(name, arguments, folder, output, content, kills, rng):
         killed += start_and_kill(name, arguments, rng, seconds, folder)
         while_writing += bool(unfinished(folder))
         if output.exists():
-            harness.check(content(output) == expected, f"a part of {output} was left")
+            harness.check(content(output) == expected, f"only a part of {output} is left")
             whole += 1
             continue
         processes.succeed(name, arguments)
-        harness.check(content(output) == expected, f"{output} is another after a kill")
+        harness.check(content(output) == expected, f"{output} differs after a kill")
         harness.check(not unfinished(folder), f"{unfinished(folder)} are left")
     return (
         f"{killed} of {kills} left nothing or all ({while_writing} were writing, {whole} outputs "
-        "were whole); a second run succeeds"
+        "were complete); the next run succeeds"
     )
 
 
@@ -151,7 +154,7 @@ def run(names, kills, seed=0):
     """Kills programs and yields a line for each.
 
     Raises:
-        harness.FaultError: if something is not as it must be.
+        harness.FaultError: if a check fails.
     """
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
@@ -159,15 +162,13 @@ def run(names, kills, seed=0):
         data = sample_records.write_frame_files(folder, 4, 40)
         trained, output = folder / "trained", folder / "output"
         output.mkdir()
-        if set(names) - {"train"}:
-            processes.succeed(
-                "train",
-                [
-                    *(f"--train_dir={trained}", f"--train_data_pattern={data}"),
-                    *programs.SMALL_DBOF,
-                    *("--num_epochs=2", "--export_model_steps=10"),
-                ],
-            )
+        training = [
+            *(f"--train_data_pattern={data}", *MODEL),
+            *("--num_epochs=4", "--export_model_steps=3", "--keep_checkpoints=2"),
+        ]
+        seconds = processes.succeed("train", [f"--train_dir={trained}", *training])
+        if "train" in names:
+            yield f"kill -9 of train: {kill_train(training, trained, seconds, kills, rng)}"
         of_run, evaluated = f"--train_dir={trained}", trained / "eval"
         commands = {
             "average_checkpoints": (
@@ -187,10 +188,7 @@ def run(names, kills, seed=0):
                 metrics,
             ),
         }
-        for name in names:
-            if name == "train":
-                yield f"kill -9 of train: {kill_train(folder, data, kills, rng)}"
-                continue
+        for name in [name for name in names if name != "train"]:
             arguments, path, content = commands[name]
             path.parent.mkdir(exist_ok=True)
             line = kill_program(name, arguments, path.parent, path, content, kills, rng)
@@ -204,7 +202,7 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("kills", 20, "How often to kill each program.")
-    flags.DEFINE_integer("kills_seed", 0, "Of the moments.")
+    flags.DEFINE_integer("kills", 20, "Kills per program.")
+    flags.DEFINE_integer("kills_seed", 0, "Seed of the moments.")
     flags.DEFINE_list("programs", list(processes.PROGRAMS), "Programs to kill.")
     app.run(main)

@@ -1,9 +1,9 @@
-"""Puts NaN and infinity into data, losses and weights, and checks that a program says where.
+"""Puts NaN and infinity into data, losses and weights, and checks that the programs report them.
 
     python tests/robustness/not_finite.py
 
-Values that are not numbers must never be saved, averaged, exported or counted without a word: each
-program must end with an error that names the video, the step or the weight, and leave no output.
+No program may save, average, export or count such values silently. Each must end with an error that
+names the video, the step or the weight, and leave no output.
 """
 
 import pathlib
@@ -18,16 +18,13 @@ from absl import app, logging
 
 import average_checkpoints
 import checkpoints
-import export_model
-import inference
 import programs
 import sample_records
-import train
 from utils import InputError
 
 
 def write_videos(path, *means):
-    """Video-level records `v0`, `v1`, ... with the given values of each feature."""
+    """Writes video-level records `v0`, `v1`, ...; all entries of the nth have the nth value."""
     records = [
         sample_records.video_record(f"v{n}", [n % 10], mean_rgb=[mean] * 8, mean_audio=[mean] * 4)
         for n, mean in enumerate(means)
@@ -36,17 +33,17 @@ def write_videos(path, *means):
 
 
 def check_error(message, program, *arguments):
-    """Runs a program that must end with an error that has the message in it."""
+    """Runs a program that must raise an error with this message, and returns the whole message."""
     try:
         programs.run(program, *arguments)
     except (InputError, FloatingPointError) as error:
-        harness.check(message in str(error), f"{program.__name__}: {error}")
-        return f"{program.__name__}: {error}"
-    raise harness.FaultError(f"{program.__name__} did not notice; expected: {message}")
+        harness.check(message in str(error), f"{program}: {error}")
+        return f"{program}: {error}"
+    raise harness.FaultError(f"{program} raised no error; expected: {message}")
 
 
 def with_weight(trained, target, value, of, ending, everywhere=False):
-    """Copies a run with one entry of a variable set, or all, and returns the variable's name."""
+    """Copies a run, sets one entry or all of a variable, and returns the variable's name."""
     path = checkpoints.find(str(trained))
     values = average_checkpoints.mean_of([path])
     name = next(
@@ -71,20 +68,20 @@ def check_data(folder):
         bad = write_videos(folder / name, 0.1, 0.2, 0.3, 0.4, value)
         named = "of video 'v4' has NaN or infinity"
         run_dir = f"--train_dir={folder / f'run_{name}'}"
-        yield check_error(named, train, run_dir, f"--train_data_pattern={bad}", *model)
+        yield check_error(named, "train", run_dir, f"--train_data_pattern={bad}", *model)
         of_run = f"--train_dir={trained}"
-        yield check_error(named, eval_program, of_run, f"--eval_data_pattern={bad}", "--run_once")
+        yield check_error(named, "eval", of_run, f"--eval_data_pattern={bad}", "--run_once")
         output = folder / f"{name}.csv"
         yield check_error(
-            named, inference, of_run, f"--input_data_pattern={bad}", f"--output_file={output}"
+            named, "inference", of_run, f"--input_data_pattern={bad}", f"--output_file={output}"
         )
-        harness.check(not output.exists(), "an output was left")
+        harness.check(not output.exists(), "an output is left")
     huge = write_videos(folder / "huge", *[3e38, -3e38] * 4)
     run_dir = folder / "run_huge"
     more = (*model, "--base_learning_rate=1e30", "--clip_gradient_norm=0", "--optimizer=SGD")
     yield check_error(
         "not finite",
-        train,
+        "train",
         *(f"--train_dir={run_dir}", f"--train_data_pattern={huge}", "--num_epochs=9", *more),
     )
     harness.check(not checkpoints.names(str(run_dir)), "a checkpoint was saved")
@@ -92,9 +89,13 @@ def check_data(folder):
 
 def check_checkpoints(folder):
     """Checkpoints with a weight, statistic or moment that is not finite."""
-    data = sample_records.write_frame_files(folder, 2, 16)
-    trained, more = folder / "dbof", (*programs.SMALL_DBOF, "--num_epochs=2")
-    programs.run_small(trained, data, "--num_epochs=1")
+    data = write_videos(folder / "more_videos", *np.linspace(-1, 1, 8))
+    trained = folder / "gated"
+    model = ("--model=MoeModel", "--moe_prob_gating", *programs.SMALL_DATA, "--batch_size=4")
+    programs.run(
+        "train",
+        *(f"--train_dir={trained}", f"--train_data_pattern={data}", "--num_epochs=1", *model),
+    )
     cases = {"weights": "kernel", "statistics": "moving_variance", "optimizer": "kernel_velocity"}
     for kind, ending in cases.items():
         broken = folder / kind
@@ -103,45 +104,49 @@ def check_checkpoints(folder):
         of_run, output = f"--train_dir={broken}", folder / "output"
         for mode in ("mean", "last"):
             yield check_error(
-                name, average_checkpoints, of_run, f"--output_dir={output}", f"--batch_norm={mode}"
+                name,
+                "average_checkpoints",
+                of_run,
+                f"--output_dir={output}",
+                f"--batch_norm={mode}",
             )
-        if kind != "optimizer":  # The others do not read the optimizer's state.
-            yield check_error(name, export_model, of_run, f"--output_dir={output}")
+        if kind != "optimizer":  # Other programs do not read the optimizer's state.
+            yield check_error(name, "export_model", of_run, f"--output_dir={output}")
             yield check_error(
-                name, inference, of_run, f"--input_data_pattern={data}", f"--output_file={output}"
+                name, "inference", of_run, f"--input_data_pattern={data}", f"--output_file={output}"
             )
-            yield check_error(
-                name, eval_program, of_run, f"--eval_data_pattern={data}", "--run_once"
-            )
-        yield check_error("not finite", train, of_run, f"--train_data_pattern={data}", *more)
-        harness.check(not output.exists(), "an output was left")
+            yield check_error(name, "eval", of_run, f"--eval_data_pattern={data}", "--run_once")
+        yield check_error(
+            "not finite", "train", of_run, f"--train_data_pattern={data}", "--num_epochs=2", *model
+        )
+        harness.check(not output.exists(), "an output is left")
 
 
 def check_predictions(folder):
-    """A model of finite weights whose predictions are not numbers."""
+    """A model with finite weights whose predictions are not finite."""
     good = write_videos(folder / "videos", *np.linspace(0.1, 1, 8))
-    trained, broken, exported = folder / "moe", folder / "overflowing", folder / "exported"
+    trained, broken = folder / "moe", folder / "overflowing"
     model = ("--model=MoeModel", *programs.SMALL_DATA, "--batch_size=4", "--max_steps=1")
     programs.run("train", f"--train_dir={trained}", f"--train_data_pattern={good}", *model)
-    # Logits of infinity, of which a softmax makes NaN.
+    # Infinite logits, which a softmax turns into NaN.
     with_weight(trained, broken, 3e38, "weights", "gates/kernel", everywhere=True)
     exported = folder / "exported"
     programs.run("export_model", f"--train_dir={broken}", f"--output_dir={exported}")
     for model in (f"--train_dir={broken}", f"--exported_model={exported}"):
         named = "the prediction for video 'v"
-        yield check_error(named, eval_program, model, f"--eval_data_pattern={good}", "--run_once")
+        yield check_error(named, "eval", model, f"--eval_data_pattern={good}", "--run_once")
         output = folder / "overflowing.csv"
         yield check_error(
-            named, inference, model, f"--input_data_pattern={good}", f"--output_file={output}"
+            named, "inference", model, f"--input_data_pattern={good}", f"--output_file={output}"
         )
-        harness.check(not output.exists(), "an output was left")
+        harness.check(not output.exists(), "an output is left")
 
 
 def run():
-    """Checks all cases and returns what the programs said.
+    """Checks all cases and returns the messages of the programs.
 
     Raises:
-        harness.FaultError: if something is not as it must be.
+        harness.FaultError: if a program does not report a value, or leaves an output.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
@@ -150,9 +155,9 @@ def run():
 
 def main(_):
     logging.set_verbosity(logging.ERROR)
-    said = run()
-    print("\n".join(said))
-    print(f"NaN and infinity: {len(said)} of {len(said)} programs told where, none went on")
+    messages = run()
+    print("\n".join(messages))
+    print(f"NaN and infinity: all {len(messages)} programs stopped and named the place")
 
 
 if __name__ == "__main__":

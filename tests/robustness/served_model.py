@@ -2,9 +2,9 @@
 
     python tests/robustness/served_model.py --cases=1000
 
-Tensors of wrong shapes and types, batches of 0, 1 and 1024 videos, videos without frames, records
-that are garbage or damaged. Every answer must be that of the model in process for the same videos,
-and everything else a clear error of TensorFlow; the model must answer as before afterwards.
+The inputs are tensors of wrong shapes and types, batches of 0, 1 and 1024 videos, videos without
+frames, and records that are garbage or corrupt. The exported model must predict the same as the
+model in this process, or raise a clear error of TensorFlow; afterwards it must work as before.
 """
 
 import collections
@@ -20,20 +20,20 @@ import tensorflow as tf
 from absl import app, flags, logging
 from google.protobuf.message import DecodeError
 
-import damaged_records
+import corrupt_records
 import programs
 import sample_records
 from predictor import Predictor
 
-SIZE = sum(damaged_records.SIZES.values())
+SIZE = sum(corrupt_records.SIZES.values())
 ERRORS = (tf.errors.InvalidArgumentError, TypeError, ValueError)
 SMALL = (
-    *("--model=DbofModel", "--dbof_cluster_size=8", "--dbof_hidden_size=4", "--iterations=0"),
-    *("--batch_size=16", f"--num_classes={damaged_records.NUM_CLASSES}", "--feature_sizes=6,3"),
-    *(f"--max_frames={damaged_records.MAX_FRAMES}", "--max_steps=3"),
+    *("--model=FrameLevelLogisticModel", "--iterations=0"),
+    *("--batch_size=16", f"--num_classes={corrupt_records.NUM_CLASSES}", "--feature_sizes=6,3"),
+    *(f"--max_frames={corrupt_records.MAX_FRAMES}", "--max_steps=3"),
 )
 # Arguments of the signature predict: shape and type of frames, num_frames; part of the error.
-REFUSED = (
+BAD_TENSORS = (
     ((2, 5, SIZE - 1), tf.uint8, [5, 5], "frames must have 9 entries each"),
     ((2, 5), tf.uint8, [5, 5], "frames must have 9 entries each"),
     ((2, 5, SIZE, 1), tf.uint8, [5, 5], "shape"),
@@ -49,26 +49,26 @@ REFUSED = (
 )
 
 
-def refusal(call):
-    """The error that a call of a signature gives, as text; None if it answers."""
+def error_message(call):
+    """Returns the message of the error that a call raises, None if it raises none."""
     try:
         call()
     except ERRORS as error:
-        harness.check(str(error), "an error without words")
+        harness.check(str(error), "an error without a message")
         return str(error)
     return None
 
 
-def check_refused_tensors(loaded):
-    for shape, dtype, num_frames, part in REFUSED:
-        text = refusal(
+def check_bad_tensors(loaded):
+    for shape, dtype, num_frames, part in BAD_TENSORS:
+        text = error_message(
             lambda shape=shape, dtype=dtype, num_frames=num_frames: loaded.signatures["predict"](
                 frames=tf.zeros(shape, dtype), num_frames=tf.constant(num_frames, tf.int32)
             )
         )
         found = text is not None and any(word in text for word in part.split("|"))
         harness.check(found, f"frames {shape} {dtype.name}, num_frames {num_frames}: {text}")
-    return len(REFUSED)
+    return len(BAD_TENSORS)
 
 
 def check_batches(loaded, reference):
@@ -78,7 +78,7 @@ def check_batches(loaded, reference):
         num_frames = rng.integers(1, 9, size).astype(np.int32)
         inputs = {"frames": tf.constant(frames), "num_frames": tf.constant(num_frames)}
         found = loaded.signatures["predict"](**inputs)["predictions"].numpy()
-        harness.check(found.shape == (size, damaged_records.NUM_CLASSES), f"shape {found.shape}")
+        harness.check(found.shape == (size, corrupt_records.NUM_CLASSES), f"shape {found.shape}")
         if size:
             check_close(found, reference(inputs))
     return 4
@@ -90,36 +90,36 @@ def check_close(found, expected):
 
 
 def check_records(loaded, reference, cases):
-    """Checks single records: garbage, damaged ones, good ones. Returns answers and refusals."""
+    """Checks single records: garbage, corrupt and good ones. Returns counts by outcome."""
     serve = loaded.signatures["serving_default"]
     counts = collections.Counter()
     for number in range(cases):
         rng = random.Random(number)
-        record = damaged_records.message(True, rng, number)
-        damage = rng.choice([None, *damaged_records.RECORD_DAMAGE])
-        payload = damage(rng, record) if damage else record.SerializeToString()
+        record = corrupt_records.message(True, rng, number)
+        corrupt = rng.choice([None, *corrupt_records.RECORD_CORRUPTIONS])
+        payload = corrupt(rng, record) if corrupt else record.SerializeToString()
         if number % 10 == 0:
             payload = rng.randbytes(rng.randrange(200))
         try:
-            answer = serve(tf.constant([payload]))
+            outputs = serve(tf.constant([payload]))
         except ERRORS as error:
-            harness.check(damage or number % 10 == 0, f"case {number}: a good record gave {error}")
+            harness.check(corrupt or number % 10 == 0, f"case {number}: a good record gave {error}")
             counts["clear errors"] += 1
             continue
         if not parses(payload):
-            # TensorFlow's own parser does not look into names that it does not want.
-            counts["unchecked answers"] += 1
+            # TensorFlow's parser skips features that it is not asked for.
+            counts["unchecked predictions"] += 1
             continue
-        counts["right answers"] += 1
-        # Labels are not looked at here, so those of the record must not matter.
-        video = damaged_records.expected_video(without_labels(payload), frame_level=True)
-        harness.check(video is not None, f"case {number}: an answer to what is no video")
-        harness.check(answer["video_id"].numpy()[0] is not None, "no id")
+        counts["right predictions"] += 1
+        # The exported model ignores labels.
+        video = corrupt_records.expected_video(without_labels(payload), frame_level=True)
+        harness.check(video is not None, f"case {number}: a prediction for an invalid video")
+        harness.check(outputs["video_id"].numpy()[0] is not None, "no id")
         frames = np.frombuffer(video[2], np.uint8).reshape(1, -1, SIZE)
-        frames = frames[:, : damaged_records.MAX_FRAMES]
+        frames = frames[:, : corrupt_records.MAX_FRAMES]
         expected = reference({"frames": frames, "num_frames": np.int32([frames.shape[1]])})[0]
-        classes = answer["class_indexes"].numpy()[0]
-        check_close(answer["predictions"].numpy()[0], expected[classes])
+        classes = outputs["class_indexes"].numpy()[0]
+        check_close(outputs["predictions"].numpy()[0], expected[classes])
     return counts
 
 
@@ -134,7 +134,7 @@ def parses(payload):
 def without_labels(payload):
     record = tf.train.SequenceExample.FromString(payload)
     record.context.feature.pop("labels", None)
-    # An id of another kind is told as an empty one.
+    # The exported model returns an id of another type as an empty one.
     if not any(
         len(record.context.feature[name].bytes_list.value) == 1
         for name in ("id", "video_id")
@@ -145,10 +145,10 @@ def without_labels(payload):
 
 
 def run(cases):
-    """Checks an exported model and returns a line that tells what held.
+    """Checks an exported model and returns a line about the outcomes.
 
     Raises:
-        harness.FaultError: if something is not as it must be.
+        harness.FaultError: if a check fails.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
@@ -161,11 +161,11 @@ def run(cases):
         predictor = Predictor([str(trained)], compute_dtype="float32")
         predictor.restore()
         loaded = tf.saved_model.load(str(exported))
-        tensors = check_refused_tensors(loaded)
+        tensors = check_bad_tensors(loaded)
         counts = check_records(loaded, predictor.predict, cases)
         batches = check_batches(loaded, predictor.predict)
     return (
-        f"exported model: {tensors} wrong tensors refused, {batches} batches of 0 to 1024 right, "
+        f"exported model: {tensors} wrong tensors rejected, {batches} batches of 0 to 1024 right, "
         f"{cases} records: "
         + ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     )

@@ -1,10 +1,10 @@
-"""Trains for many small steps with an evaluation beside it, and watches memory, threads and files.
+"""Trains for many small steps while eval.py runs, and watches memory, threads and open files.
 
     python tests/robustness/soak.py --steps=20000 --checkpoints=50
 
-Training and evaluation run as two processes, as users run them. Both are looked at every second;
-after a warm-up of a fifth of the time, neither may grow by more than 2% in memory, nor gain threads
-or open files.
+Training and evaluation are two processes, as users run them. Both are measured every second. After
+a warm-up of a fifth of the time, neither may grow by more than 2% in memory or gain threads or open
+files.
 """
 
 import os
@@ -24,11 +24,11 @@ import programs
 import sample_records
 
 WARM_UP = 0.2
-MOST_GROWTH = 0.02
+MAX_GROWTH = 0.02
 
 
 def measure(pid):
-    """Resident memory in KiB, threads and open files of a process; None if it has ended."""
+    """Returns resident KiB, threads and open files of a process; None if it has ended."""
     try:
         with open(f"/proc/{pid}/status") as file:
             status = dict(line.split(":", 1) for line in file)
@@ -44,10 +44,10 @@ def measure(pid):
 
 
 def growth(samples):
-    """Growth after the warm-up: memory as a share, threads and files as numbers.
+    """Returns the growth after the warm-up: memory as a fraction, threads and files as numbers.
 
-    Compares the first with the last fifth of what is left: the highest memory, which goes up and
-    down within a step, and the fewest threads and files, as reading has some for a moment.
+    Compares the first fifth of the remaining samples with the last. Memory varies within a step, so
+    its maximum counts; reading uses threads and files for a moment, so their minimum counts.
     """
     samples = np.array(samples)[int(len(samples) * WARM_UP) :]
     fifth = max(1, len(samples) // 5)
@@ -58,7 +58,7 @@ def growth(samples):
 
 
 def run(steps, num_checkpoints):
-    """Trains and evaluates, and yields a line for each of the two.
+    """Trains and evaluates, and yields a line for each process.
 
     Raises:
         harness.FaultError: if one of them fails or grows.
@@ -104,7 +104,7 @@ def run(steps, num_checkpoints):
                 f"memory {samples[name][-1][0] / 1024:.0f} MiB, {memory:+.2%}; threads "
                 f"{threads:+d}; open files {opened:+d}"
             )
-            harness.check(memory < MOST_GROWTH, f"{name} grew by {memory:.2%}")
+            harness.check(memory < MAX_GROWTH, f"{name} grew by {memory:.2%}")
             harness.check(threads <= 0, f"{name} has {threads} threads more")
             harness.check(opened <= 0, f"{name} has {opened} open files more")
 
@@ -116,5 +116,5 @@ def main(_):
 
 if __name__ == "__main__":
     flags.DEFINE_integer("steps", 20_000, "Steps.")
-    flags.DEFINE_integer("checkpoints", 50, "Checkpoints, each of which is evaluated.")
+    flags.DEFINE_integer("checkpoints", 50, "Checkpoints to save and evaluate.")
     app.run(main)

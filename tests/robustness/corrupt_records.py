@@ -1,13 +1,13 @@
-"""Reads thousands of damaged record files, and checks that nothing wrong comes out of them.
+"""Reads thousands of corrupt record files and checks that the reader returns nothing wrong.
 
-    python tests/robustness/damaged_records.py --cases=10000
+    python tests/robustness/corrupt_records.py --cases=10000
 
-Every case is one file, damaged in a way drawn from its number, which `--first=NUMBER --cases=1`
-repeats. Two oracles tell what must come out: the format of TFRecord files, and the protobuf
-library. Damage to the bytes of a file is found by its checksums, so no video that was not written
-may be read. Damage from before the checksums were made cannot be told from meant content where the
-record stays valid: then the video must be what the protobuf library sees. In each case the reader
-must give exactly the good videos and count the others, or refuse the file, naming it and record.
+Every case is one file. Its number decides the corruption; `--first=NUMBER --cases=1` repeats it.
+Two oracles know the right result: the format of TFRecord files and the protobuf library. Checksums
+reveal a corruption of the file's bytes, so the reader may return only videos that were written. A
+corruption made before the checksums looks like intended content if the record is still valid; then
+the video must be the one that the protobuf library sees. In each case the reader must return
+exactly the good videos and count the others, or reject the file, naming it and the record.
 """
 
 import collections
@@ -38,9 +38,9 @@ from utils import InputError
 SIZES = {"rgb": 6, "audio": 3}
 NUM_CLASSES = 10
 MAX_FRAMES = 8
-# A case is over in milliseconds; one that takes as long as this hangs.
-MOST_SECONDS = 20
-MOST_MEMORY_GROWTH = 100 << 20
+# A case takes milliseconds; after this time it hangs.
+MAX_SECONDS = 20
+MAX_MEMORY_GROWTH = 100 << 20
 
 
 # Writing.
@@ -65,7 +65,7 @@ def frames(rng, count, size):
 
 
 def message(frame_level, rng, number):
-    """A valid record of a video, a protobuf message."""
+    """Returns a valid record of a video, a protobuf message."""
     context = {
         rng.choice(["id", "video_id"]): sample_records.bytes_feature(f"video{number}".encode()),
         "labels": sample_records.int64_feature(rng.sample(range(NUM_CLASSES), rng.randrange(4))),
@@ -92,14 +92,14 @@ def features_of(record):
     return record.context if isinstance(record, tf.train.SequenceExample) else record.features
 
 
-# Damage to the bytes of a file: the checksums tell.
+# Corruptions of the bytes of a file, which checksums reveal.
 
 
 def flip_bits(rng, content, _):
-    damaged = bytearray(content)
+    corrupt = bytearray(content)
     for _ in range(rng.choice([1, 1, 1, 2, 5])):
-        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
-    return bytes(damaged)
+        corrupt[rng.randrange(len(corrupt))] ^= 1 << rng.randrange(8)
+    return bytes(corrupt)
 
 
 def truncate(rng, content, _):
@@ -115,10 +115,10 @@ def truncate_at_a_boundary(rng, content, offsets):
 def swap_lengths(rng, content, offsets):
     one, other = rng.sample(offsets, 2)
     size = rng.choice([8, 12])  # Without and with the checksum of the length.
-    damaged = bytearray(content)
-    damaged[one : one + size] = content[other : other + size]
-    damaged[other : other + size] = content[one : one + size]
-    return bytes(damaged)
+    corrupt = bytearray(content)
+    corrupt[one : one + size] = content[other : other + size]
+    corrupt[other : other + size] = content[one : one + size]
+    return bytes(corrupt)
 
 
 def oversize_length(rng, content, offsets):
@@ -170,14 +170,14 @@ def another_format(rng, content, _):
     return rng.choice([b"hello", b"VideoId,Labels\n" * 9, rng.randbytes(300), b"\0" * 64, b"{}"])
 
 
-FILE_DAMAGE = (
+FILE_CORRUPTIONS = (
     *(flip_bits, flip_bits, truncate, truncate_at_a_boundary, swap_lengths, oversize_length),
     *(change_length, insert_garbage, delete_bytes, zero_a_block, repeat_a_block, compress),
     *(nothing_left, another_format),
 )
 
 
-# Damage to the content of a record, before its checksum was made.
+# Corruptions of the content of a record, before its checksum is made.
 
 
 def change_payload(rng, record):
@@ -193,7 +193,7 @@ def cut_payload(rng, record):
 
 
 def join_payloads(rng, record):
-    # Valid: protobuf merges what comes twice.
+    # Valid: protobuf merges repeated fields.
     payload = record.SerializeToString()
     return payload + payload[: rng.choice([len(payload), rng.randrange(len(payload))])]
 
@@ -269,7 +269,7 @@ def several_ids(rng, record):
 
 
 def duplicate_id(rng, record):
-    # Allowed: the reader does not compare videos.
+    # Allowed: the reader does not compare ids.
     del rng
     features_of(record).feature["id"].CopyFrom(sample_records.bytes_feature(b"video0"))
     return record.SerializeToString()
@@ -322,20 +322,20 @@ def _set_frames(record, name, values):
     )
 
 
-RECORD_DAMAGE = (
+RECORD_CORRUPTIONS = (
     *(change_payload, change_payload, change_payload, cut_payload, join_payloads, oversize_field),
     *(missing_feature, extra_feature, wrong_type, label_out_of_range, repeated_label, strange_id),
     *(several_ids, duplicate_id, other_number_of_frames, other_size, not_finite, other_level),
 )
-# These are slow, so they are drawn less often.
-RARE_RECORD_DAMAGE = (ten_thousand_frames,)
+# Slow, so drawn less often.
+RARE_RECORD_CORRUPTIONS = (ten_thousand_frames,)
 
 
-# What must come out.
+# The right result.
 
 
 def expected_payloads(content):
-    """Payloads of a TFRecord file by its format, in order: None for a damaged record."""
+    """Yields the payloads of a TFRecord file by its format; None for a corrupt record."""
     place = 0
     while place < len(content):
         head = content[place : place + 12]
@@ -352,7 +352,7 @@ def expected_payloads(content):
 
 
 def expected_video(payload, frame_level):
-    """`(id, labels, values)` by the protobuf library; None if it is no video of the settings."""
+    """Returns `(id, labels, values)` by the protobuf library; None if it is not a valid video."""
     try:
         record = tf.train.SequenceExample.FromString(payload)
     except DecodeError:
@@ -396,25 +396,28 @@ def _expected_vector(record, name, size):
 
 
 def make_case(number):
-    """`(kind, level, payloads or None, content)`: payloads are those before damage to bytes."""
+    """Returns `(kind, frame_level, payloads, content)` of a case.
+
+    `payloads` are those before a corruption of bytes, None if the records are corrupt themselves.
+    """
     rng = random.Random(number)
     frame_level = rng.random() < 0.7
     records = [message(frame_level, rng, index) for index in range(rng.randrange(2, 7))]
     if number % 2:
-        damage = rng.choice(RARE_RECORD_DAMAGE if number % 101 == 0 else RECORD_DAMAGE)
+        corrupt = rng.choice(RARE_RECORD_CORRUPTIONS if number % 101 == 0 else RECORD_CORRUPTIONS)
         payloads = [record.SerializeToString() for record in records]
         chosen = rng.randrange(len(records))
-        payloads[chosen] = damage(rng, records[chosen])
-        return damage.__name__, frame_level, None, b"".join(map(framed, payloads))
-    damage = rng.choice(FILE_DAMAGE)
+        payloads[chosen] = corrupt(rng, records[chosen])
+        return corrupt.__name__, frame_level, None, b"".join(map(framed, payloads))
+    corrupt = rng.choice(FILE_CORRUPTIONS)
     payloads = [record.SerializeToString() for record in records]
     parts = [framed(payload) for payload in payloads]
     offsets = [0, *itertools.accumulate(map(len, parts[:-1]))]
-    return damage.__name__, frame_level, payloads, damage(rng, b"".join(parts), offsets)
+    return corrupt.__name__, frame_level, payloads, corrupt(rng, b"".join(parts), offsets)
 
 
 def read_videos(path, frame_level, allowed):
-    """`(videos, damaged)` as the reader gives them."""
+    """Returns the videos that the reader returns, and the number of records that it skips."""
     kind = readers.YT8MFrameFeatureReader if frame_level else readers.YT8MAggregatedFeatureReader
     reader = kind(
         [path],
@@ -436,21 +439,21 @@ def read_videos(path, frame_level, allowed):
                 values = batch.inputs[row]
             labels = frozenset(np.flatnonzero(batch.labels[row]).tolist())
             videos.append((video_id, labels, values.tobytes()))
-    return videos, reader.damage.count
+    return videos, reader.corrupt_records.count
 
 
 def run_case(number, folder):
     """Checks one case and returns `(kind, outcome)`.
 
     Raises:
-        harness.FaultError: if anything but what must come out did.
+        harness.FaultError: if the reader did anything but what it must.
     """
     kind, frame_level, written, content = make_case(number)
     path = os.path.join(folder, "part.tfrecord")
     pathlib.Path(path).write_bytes(content)
     payloads = list(expected_payloads(content))
     if written is not None:
-        # The checksums leave only what was written.
+        # Only written payloads pass the checksums.
         harness.check({*payloads} <= {*written, None}, "the oracle itself is wrong")
     expected = [
         None if payload is None else expected_video(payload, frame_level) for payload in payloads
@@ -459,19 +462,19 @@ def run_case(number, folder):
     good = [(video[0], video[1], video[2][:size]) for video in expected if video is not None]
     bad = [index for index, video in enumerate(expected) if video is None]
     allowed = random.Random(f"allowed {number}").choice([0, 1000])
-    signal.alarm(MOST_SECONDS)
+    signal.alarm(MAX_SECONDS)
     try:
-        videos, damaged = read_videos(path, frame_level, allowed)
+        videos, num_skipped = read_videos(path, frame_level, allowed)
     except InputError as error:
         named = [f"record {index} of {path} (byte " for index in (bad if allowed else bad[:1])]
         if not good and (allowed or not bad):
-            named.append(f"no video in 1 files, as {path}")
-        harness.check(any(name in str(error) for name in named), f"refused with: {error}")
-        return kind, "refused"
+            named.append(f"no video in 1 files, such as {path}")
+        harness.check(any(name in str(error) for name in named), f"rejected with: {error}")
+        return kind, "rejected"
     finally:
         signal.alarm(0)
     harness.check(videos == good, f"read {videos} instead of {good}")
-    harness.check(damaged == len(bad), f"{damaged} skipped instead of {len(bad)}")
+    harness.check(num_skipped == len(bad), f"{num_skipped} skipped instead of {len(bad)}")
     return kind, "skipped" if bad else "read exactly"
 
 
@@ -489,7 +492,7 @@ def run(first, cases, *, verbose=False):
             read_videos(folder, True, 0)
             raise harness.FaultError("a directory was read")
         except InputError as error:
-            harness.check(f"cannot read {folder}: " in str(error), f"refused with: {error}")
+            harness.check(f"cannot read {folder}: " in str(error), f"rejected with: {error}")
         for number in range(first, first + cases):
             try:
                 outcomes[run_case(number, folder)] += 1
@@ -501,18 +504,18 @@ def run(first, cases, *, verbose=False):
                 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if memory is not None:
         growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) << 10
-        harness.check(growth < MOST_MEMORY_GROWTH, f"memory grew by {growth} bytes")
+        harness.check(growth < MAX_MEMORY_GROWTH, f"memory grew by {growth} bytes")
         if verbose:
             print(f"memory grew by {growth / 2**20:.1f} MiB after the first 200 cases")
     return outcomes
 
 
 def _hangs(*_):
-    raise harness.FaultError(f"it takes more than {MOST_SECONDS} s")
+    raise harness.FaultError(f"it took more than {MAX_SECONDS} s")
 
 
 def define_flags(flag_values):
-    flags.DEFINE_integer("cases", 10_000, "Files to damage.", flag_values=flag_values)
+    flags.DEFINE_integer("cases", 10_000, "Files to corrupt.", flag_values=flag_values)
     flags.DEFINE_integer("first", 0, "Number of the first case.", flag_values=flag_values)
 
 
@@ -521,13 +524,13 @@ def main(_):
     start = time.perf_counter()
     outcomes = run(flags.FLAGS.first, flags.FLAGS.cases, verbose=True)
     kinds = sorted({kind for kind, _ in outcomes})
-    columns = ("read exactly", "skipped", "refused")
-    print(f"{'damage':26}" + "".join(f"{column:>14}" for column in columns))
+    columns = ("read exactly", "skipped", "rejected")
+    print(f"{'corruption':26}" + "".join(f"{column:>14}" for column in columns))
     for kind in kinds:
         print(f"{kind:26}" + "".join(f"{outcomes[kind, column]:14}" for column in columns))
     totals = {column: sum(outcomes[kind, column] for kind in kinds) for column in columns}
     print(
-        f"{flags.FLAGS.cases} damaged files: "
+        f"{flags.FLAGS.cases} corrupt files: "
         + ", ".join(f"{count} {column}" for column, count in totals.items())
         + f"; no fault; {time.perf_counter() - start:.0f} s"
     )

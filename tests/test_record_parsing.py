@@ -1,4 +1,4 @@
-"""Compares the parser of records with the protobuf library, on usual and on odd layouts."""
+"""Compares the parser of records with the protobuf library, on usual and on unusual layouts."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ UTF8_NAMES = ["id", "labels", "rgb", "audio", "", "größe", "x" * 200]
 
 
 def varint(value, padding=0):
-    """A number as protobuf writes it, or longer by some bytes without meaning."""
+    """Encodes a number as protobuf does, optionally with redundant bytes."""
     encoded = []
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -26,12 +26,12 @@ def varint(value, padding=0):
 
 
 def field(number, content, padding=0):
-    """A length-delimited field."""
+    """Encodes a length-delimited field."""
     return varint(number << 3 | 2) + varint(len(content), padding) + content
 
 
 def unknown_fields(rng):
-    """Mostly nothing, or a field of a number and wire type that no message here has."""
+    """Returns no bytes in most cases, else a field with an unknown number or wire type."""
     choices = [
         *[b""] * 40,
         field(4, b"x" * int(rng.integers(0, 20))),
@@ -45,7 +45,7 @@ def unknown_fields(rng):
 
 
 def float_list(rng, values):
-    """The content of a FloatList in one of its layouts."""
+    """Returns the content of a FloatList in a random layout."""
     packed = np.asarray(values, "<f4").tobytes()
     layout = rng.integers(3)
     if layout == 0:
@@ -57,14 +57,14 @@ def float_list(rng, values):
 
 
 def int64_list(rng, values):
-    """The content of an Int64List in one of its layouts."""
+    """Returns the content of an Int64List in a random layout."""
     if rng.integers(2):
         return field(1, b"".join(varint(value) for value in values))
     return b"".join(b"\x08" + varint(value) for value in values)
 
 
-def odd_feature(rng):
-    """A serialized Feature of some kind in some valid layout."""
+def unusual_feature(rng):
+    """Returns a serialized Feature of a random kind in a random valid layout."""
     kind = rng.integers(5)
     if kind == 0:
         return b""
@@ -76,12 +76,12 @@ def odd_feature(rng):
     elif kind == 3:
         content = field(3, int64_list(rng, rng.integers(0, 2**40, rng.integers(0, 6)).tolist()))
     else:  # The last of two kinds counts.
-        content = odd_feature(rng) + odd_feature(rng)
+        content = unusual_feature(rng) + unusual_feature(rng)
     return content + unknown_fields(rng)
 
 
-def odd_feature_list(rng):
-    """A serialized FeatureList: mostly frames, of equal or unequal sizes."""
+def unusual_feature_list(rng):
+    """Returns a serialized FeatureList: mostly frames, of equal or unequal sizes."""
     size = int(rng.integers(0, 200))
     rows = []
     for _ in range(rng.integers(0, 6)):
@@ -89,7 +89,7 @@ def odd_feature_list(rng):
         if kind == 0:
             size = int(rng.integers(0, 200))
         if kind == 1:
-            rows.append(odd_feature(rng))
+            rows.append(unusual_feature(rng))
         elif kind == 2:  # Two values.
             rows.append(field(1, field(1, rng.bytes(size)) + field(1, rng.bytes(size))))
         else:
@@ -98,8 +98,8 @@ def odd_feature_list(rng):
     return b"".join(unknown_fields(rng) + field(1, row, padding) for row in rows)
 
 
-def odd_map(rng, make_value):
-    """The content of Features or FeatureLists: entries in any order, some keys repeated."""
+def unusual_map(rng, make_value):
+    """Returns the content of Features or FeatureLists: unordered entries, some keys repeated."""
     content = b""
     for _ in range(rng.integers(0, 6)):
         key = field(1, UTF8_NAMES[rng.integers(len(UTF8_NAMES))].encode())
@@ -117,19 +117,19 @@ def odd_map(rng, make_value):
     return content
 
 
-def odd_record(seed):
-    """A serialized SequenceExample in a layout that a writer may choose but ours does not."""
+def unusual_record(seed):
+    """Returns a serialized SequenceExample in a valid layout that no known writer uses."""
     rng = np.random.default_rng(seed)
-    parts = [field(1, odd_map(rng, odd_feature), padding=int(rng.integers(10) == 0))]
-    parts += [field(2, odd_map(rng, odd_feature_list)) for _ in range(rng.integers(0, 3))]
+    parts = [field(1, unusual_map(rng, unusual_feature), padding=int(rng.integers(10) == 0))]
+    parts += [field(2, unusual_map(rng, unusual_feature_list)) for _ in range(rng.integers(0, 3))]
     if rng.integers(2):  # Two contexts are merged.
-        parts.append(field(1, odd_map(rng, odd_feature)))
+        parts.append(field(1, unusual_map(rng, unusual_feature)))
     parts += [unknown_fields(rng), unknown_fields(rng)]
-    return b"".join(parts[place] for place in rng.permutation(len(parts)))
+    return b"".join(parts[position] for position in rng.permutation(len(parts)))
 
 
 def usual_record(seed):
-    """A record as protobuf writes it, with some features more and some less."""
+    """Returns a record as protobuf writes it, with a random number of features."""
     rng = np.random.default_rng(seed)
     frames = {
         name: rng.integers(0, 256, (rng.integers(0, 6), rng.integers(0, 200)), dtype=np.uint8)
@@ -142,7 +142,7 @@ def usual_record(seed):
 
 
 def reference_frames(feature_list):
-    """Frames as a list of bytes; None where `frame_bytes` gives None."""
+    """Returns frames as a list of bytes; None where `frame_bytes` returns None."""
     values = [list(feature.bytes_list.value) for feature in feature_list.feature]
     if any(len(value) != 1 for value in values) or len({len(value[0]) for value in values}) > 1:
         return None
@@ -160,7 +160,7 @@ def reference_floats(feature):
 
 
 def contents(payload):
-    """All that readers take from a record, read by `wire`, as sorted text."""
+    """Returns everything that readers take from a record, parsed by `records`, as sorted text."""
     features, feature_lists = records.parse_record(payload)
     floats = {name: records.float_values(feature) for name, feature in features.items()}
     return as_text(
@@ -171,13 +171,13 @@ def contents(payload):
 
 
 def reference_contents(payload):
-    """The same, read by the protobuf library."""
+    """Returns the same, parsed by the protobuf library."""
     record = tf.train.SequenceExample.FromString(payload)
     return as_text(dict(record.context.feature), *reference_values(record))
 
 
 def reference_values(record):
-    """Floats and frames by name."""
+    """Returns floats and frames by name."""
     return (
         {name: reference_floats(feature) for name, feature in record.context.feature.items()},
         {
@@ -188,46 +188,46 @@ def reference_values(record):
 
 
 def as_text(*parts):
-    """Text that is equal for equal parts, also if they hold NaN."""
+    """Returns text that is equal for equal parts, even with NaN."""
     return "; ".join(
         str(sorted((name, str(value)) for name, value in part.items())) for part in parts
     )
 
 
 def outcome(read, payload):
-    """What `read` finds, or that it refuses the payload."""
+    """Returns what `read` returns, or "rejected"."""
     try:
         return read(payload)
     except DecodeError:
-        return "refused"
+        return "rejected"
 
 
-def damaged(payload, rng):
-    """The payload with one bit flipped, or with some bytes inserted, removed or repeated."""
+def corrupted(payload, rng):
+    """Returns the payload with a bit flipped, or with bytes inserted, removed or repeated."""
     data = bytearray(payload)
-    place = int(rng.integers(0, len(data)))
+    position = int(rng.integers(0, len(data)))
     length = int(rng.integers(1, 5))
     kind = rng.integers(6)
     if kind == 0:
-        data[place:place] = rng.bytes(length)
+        data[position:position] = rng.bytes(length)
     elif kind == 1:
-        del data[place : place + length]
+        del data[position : position + length]
     elif kind == 2:
-        data[place : place + length] = data[place : place + length] * 2
+        data[position : position + length] = data[position : position + length] * 2
     else:
-        data[place] ^= 1 << int(rng.integers(8))
+        data[position] ^= 1 << int(rng.integers(8))
     return bytes(data)
 
 
-@pytest.mark.parametrize("make", [usual_record, odd_record])
+@pytest.mark.parametrize("make", [usual_record, unusual_record])
 def test_every_valid_layout_is_read_as_protobuf_reads_it(make):
     for seed in SEEDS:
         payload = make(seed)
         assert contents(payload) == reference_contents(payload), f"seed {seed}"
 
 
-def test_the_odd_layouts_reach_what_they_are_made_for():
-    records = [tf.train.SequenceExample.FromString(odd_record(seed)) for seed in SEEDS]
+def test_unusual_layouts_cover_floats_and_all_kinds_of_frames():
+    records = [tf.train.SequenceExample.FromString(unusual_record(seed)) for seed in SEEDS]
     read = [reference_values(record) for record in records]
     floats = [values for by_name, _ in read for values in by_name.values()]
     frames = [rows for _, by_name in read for rows in by_name.values()]
@@ -259,7 +259,7 @@ def test_usual_floats_are_a_view_of_the_record():
     assert np.shares_memory(values, np.frombuffer(payload, np.uint8))
 
 
-def test_equal_rows_with_another_header_in_between_are_not_taken_for_frames():
+def test_rows_of_equal_size_with_different_headers_are_no_frames():
     # All three features have as many bytes, but the middle one holds two values.
     two_values = field(1, field(1, b"a") + field(1, b""))
     one_value = field(1, field(1, b"abc"))
@@ -278,7 +278,7 @@ def test_a_feature_of_another_kind_holds_no_floats(feature):
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 6, 7])
-def test_packed_floats_with_a_part_of_one_are_refused(size):
+def test_packed_floats_with_a_partial_float_are_rejected(size):
     with pytest.raises(DecodeError):
         records.float_values(field(2, field(1, b"x" * size)))
 
@@ -292,8 +292,8 @@ def test_a_list_without_frames_has_none():
     assert records.frame_bytes(field(9, b"unknown")).shape == (0, 0)
 
 
-@pytest.mark.parametrize("make", [usual_record, odd_record])
-def test_every_truncation_is_read_or_refused_as_by_protobuf(make):
+@pytest.mark.parametrize("make", [usual_record, unusual_record])
+def test_every_truncation_is_read_or_rejected_as_by_protobuf(make):
     for seed in SEEDS[:12]:
         payload = make(seed)
         for end in range(0, len(payload), 1 + len(payload) // 300):
@@ -301,21 +301,21 @@ def test_every_truncation_is_read_or_refused_as_by_protobuf(make):
             assert outcome(contents, cut) == outcome(reference_contents, cut), (seed, end)
 
 
-@pytest.mark.parametrize("make", [usual_record, odd_record])
-def test_damaged_records_are_read_or_refused_as_by_protobuf(make):
+@pytest.mark.parametrize("make", [usual_record, unusual_record])
+def test_corrupt_records_are_read_or_rejected_as_by_protobuf(make):
     rng = np.random.default_rng(0)
-    refused = 0
+    rejected = 0
     for seed in SEEDS:
         payload = make(seed)
         for _ in range(5 if payload else 0):
-            changed = damaged(payload, rng)
+            changed = corrupted(payload, rng)
             expected = outcome(reference_contents, changed)
             assert outcome(contents, changed) == expected, (seed, changed)
-            refused += expected == "refused"
-    assert 150 < refused < 1350
+            rejected += expected == "rejected"
+    assert 150 < rejected < 1350
 
 
-def test_random_bytes_are_read_or_refused_as_by_protobuf():
+def test_random_bytes_are_read_or_rejected_as_by_protobuf():
     rng = np.random.default_rng(0)
     for _ in range(3000):
         payload = rng.bytes(int(rng.integers(1, 40)))
@@ -325,7 +325,7 @@ def test_random_bytes_are_read_or_refused_as_by_protobuf():
         assert outcome(contents, payload) == outcome(reference_contents, payload), payload
 
 
-def test_garbage_inside_a_feature_is_refused_when_the_feature_is_used():
+def test_garbage_inside_a_feature_is_rejected_when_the_feature_is_used():
     entry = field(1, b"broken") + field(2, b"\x0a\xff")
     good = field(1, field(1, b"good") + field(2, float_feature([1.5]).SerializeToString()))
     features, _ = records.parse_record(field(1, field(1, entry) + good))
@@ -337,6 +337,6 @@ def test_garbage_inside_a_feature_is_refused_when_the_feature_is_used():
 
 
 @pytest.mark.parametrize("name", [b"\xff", b"\xc3", b"\xed\xa0\x80"])
-def test_a_name_that_is_not_utf8_is_refused(name):
+def test_a_name_that_is_not_utf8_is_rejected(name):
     with pytest.raises(DecodeError):
         records.parse_record(field(1, field(1, field(1, name) + field(2, b""))))

@@ -1,0 +1,107 @@
+"""Evaluation from end to end: which checkpoints, what it writes, what it leaves alone."""
+
+import csv
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from programs import ROOT, metrics_of, run, train_mean
+from utils import InputError
+
+
+def eval_flags(train_dir, data):
+    return f"--train_dir={train_dir}", f"--eval_data_pattern={data}"
+
+
+def test_eval_leaves_everything_that_training_resumes_from_untouched(trained_mean, frame_data):
+    def state():
+        return {path: path.read_bytes() for path in trained_mean.iterdir() if path.is_file()}
+
+    before = state()
+    run("eval", *eval_flags(trained_mean, frame_data), "--run_once")
+    assert state() == before
+
+
+def test_eval_evaluates_a_step_or_all_and_keeps_one_entry_per_step(
+    tmp_path, trained_mean, frame_data
+):
+    train_dir = shutil.copytree(
+        trained_mean, tmp_path / "run", ignore=shutil.ignore_patterns("eval")
+    )
+    given = eval_flags(train_dir, frame_data)
+    run("eval", *given, "--checkpoint=16")
+    assert [entry["step"] for entry in metrics_of(train_dir)] == [16]
+    run("eval", *given, "--all_checkpoints")
+    history = metrics_of(train_dir)
+    assert [entry["step"] for entry in history] == [8, 16, 20]
+    assert len({entry["gap"] for entry in history}) == 3
+
+
+def test_all_checkpoints_needs_a_run_and_no_checkpoint():
+    data = "--eval_data_pattern=data"
+    with pytest.raises(InputError, match="--all_checkpoints and --checkpoint exclude each other"):
+        run("eval", "--train_dir=run", data, "--all_checkpoints", "--checkpoint=2")
+    with pytest.raises(InputError, match="--train_dir must be given"):
+        run("eval", data, "--all_checkpoints", "--exported_model=any")
+
+
+@pytest.mark.slow
+def test_eval_without_run_once_waits_for_new_checkpoints(tmp_path, trained_mean, frame_data):
+    train_dir = shutil.copytree(
+        trained_mean, tmp_path / "run", ignore=shutil.ignore_patterns("eval")
+    )
+    command = (sys.executable, "eval.py", *eval_flags(train_dir, frame_data))
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        try:
+            wait_for_steps(train_dir, [20])
+            train_mean(train_dir, frame_data, "--num_epochs=3")
+            wait_for_steps(train_dir, [20, 30])
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
+def wait_for_steps(train_dir, steps, seconds=120):
+    deadline = time.monotonic() + seconds
+    found = None
+    while found != steps and time.monotonic() < deadline:
+        time.sleep(0.2)
+        if (train_dir / "eval" / "metrics.json").exists():
+            found = [entry["step"] for entry in metrics_of(train_dir)]
+    assert found == steps
+
+
+def test_metrics_do_not_depend_on_the_batch_size(trained_mean, frame_data):
+    summaries = []
+    for batch_size in (7, 160):
+        run(
+            "eval",
+            *eval_flags(trained_mean, frame_data),
+            f"--batch_size={batch_size}",
+            "--num_samplings=0",  # A sampling depends on the batch size.
+            "--run_once",
+        )
+        summaries.append(metrics_of(trained_mean)[-1])
+    for name in ("gap", "map", "hit_at_one", "perr", "loss"):
+        assert summaries[0][name] == pytest.approx(summaries[1][name], rel=1e-5)
+
+
+def test_per_class_csv_has_the_names_of_the_vocabulary(trained_mean, frame_data, tmp_path):
+    vocabulary = tmp_path / "vocabulary.csv"
+    vocabulary.write_text("Index,Name\n" + "".join(f"{i},Name {i}\n" for i in range(10)))
+    table = tmp_path / "classes.csv"
+    run(
+        "eval",
+        *eval_flags(trained_mean, frame_data),
+        "--run_once",
+        f"--per_class_csv={table}",
+        f"--class_names={vocabulary}",
+    )
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert {row["name"] for row in rows} == {f"Name {i}" for i in range(10)}
+    scores = [float(row["ap"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert all(row["name"] == f"Name {row['class']}" for row in rows)

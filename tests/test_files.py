@@ -1,0 +1,139 @@
+"""Reading and writing files: whole or not at all."""
+
+import gzip
+import json
+import os
+import socket
+
+import pytest
+
+import files
+from utils import InputError
+
+
+def write(path, text):
+    with files.atomic_write(str(path)) as file:
+        file.write(text)
+
+
+def test_atomic_write_creates_folders_and_leaves_only_the_file(tmp_path):
+    path = tmp_path / "new" / "folder" / "out.csv"
+    write(path, "a,ü\n")
+    assert path.read_bytes() == "a,ü\n".encode()
+    assert os.listdir(path.parent) == ["out.csv"]
+
+
+def test_a_file_appears_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "out.csv"
+    with files.atomic_write(str(path)) as file:
+        file.write("x" * 100_000)
+        assert not path.exists()
+        assert os.listdir(tmp_path) == [f"out.csv.{socket.gethostname()}-{os.getpid()}.partial"]
+    assert path.stat().st_size == 100_000
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz"])
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_write_keeps_the_old_file_and_removes_the_partial_file(tmp_path, name, failure):
+    path = tmp_path / name
+    path.write_bytes(b"old")
+
+    def write_half():
+        with files.atomic_write(str(path)) as file:
+            file.write("half")
+            raise failure
+
+    with pytest.raises(failure):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_atomic_write_replaces_an_old_file(tmp_path):
+    path = tmp_path / "out.csv"
+    write(path, "a longer old text")
+    write(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_a_path_that_ends_in_gz_is_compressed(tmp_path):
+    path = tmp_path / "out.csv.gz"
+    write(path, "ü,1\n" * 5000)
+    assert gzip.decompress(path.read_bytes()).decode() == "ü,1\n" * 5000
+    assert path.stat().st_size < 1000
+
+
+def test_equal_text_is_compressed_to_equal_bytes(tmp_path, monkeypatch):
+    write(tmp_path / "first.gz", "text")
+    # The header of a gzip file usually holds the time in seconds.
+    monkeypatch.setattr(gzip.time, "time", lambda: 1e9)
+    write(tmp_path / "second.gz", "text")
+    assert (tmp_path / "first.gz").read_bytes() == (tmp_path / "second.gz").read_bytes()
+
+
+@pytest.mark.parametrize("check", [files.check_writable, lambda path: write(path, "text")])
+def test_a_path_that_cannot_be_written_is_rejected_by_name(tmp_path, check):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match=r"cannot write .*file/out\.csv: "):
+        check(str(tmp_path / "file" / "out.csv"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*folder: it is a directory"):
+        check(str(tmp_path / "folder"))
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_check_writable_leaves_no_file_and_keeps_an_old_one(tmp_path):
+    path = tmp_path / "out.csv"
+    files.check_writable(str(path))
+    assert os.listdir(tmp_path) == []
+    path.write_text("old")
+    files.check_writable(str(path))
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out.csv"]
+
+
+def test_json_is_indented_and_read_back(tmp_path):
+    path, value = tmp_path / "a.json", {"b": [1, 2.5, "ü"], "a": None}
+    files.write_json(str(path), value)
+    assert files.read_json(str(path)) == value
+    assert path.read_text() == json.dumps(value, indent=2) + "\n"
+
+
+def test_a_value_that_is_not_json_writes_no_file(tmp_path):
+    with pytest.raises(TypeError):
+        files.write_json(str(tmp_path / "a.json"), {"a": 1, "b": object()})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe\xff"])
+def test_a_file_that_is_not_json_is_rejected_by_name(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json is not valid JSON: "):
+        files.read_json(str(path))
+
+
+def test_patterns_expand_to_sorted_files_without_duplicates(tmp_path):
+    for name in ("b1", "a2", "a1", "c1"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "a_folder").mkdir()
+    pattern = f"{tmp_path}/b*, {tmp_path}/a*,{tmp_path}/?1,"
+    expected = [str(tmp_path / name) for name in ("a1", "a2", "b1", "c1")]
+    assert files.expand_patterns(pattern) == expected
+
+
+def test_a_pattern_without_a_match_is_rejected_even_if_others_match(tmp_path):
+    (tmp_path / "a1").write_text("")
+    with pytest.raises(InputError, match=r"no file matches '.*/z\*' \(working directory /"):
+        files.expand_patterns(f"{tmp_path}/a*,{tmp_path}/z*")
+
+
+@pytest.mark.parametrize("patterns", ["", " , "])
+def test_an_empty_pattern_is_rejected(patterns):
+    with pytest.raises(InputError, match="a file pattern was expected"):
+        files.expand_patterns(patterns)
+
+
+def test_paths_with_a_scheme_are_remote():
+    assert files.is_remote("gs://bucket/file")
+    assert not files.is_remote("/folder/file")

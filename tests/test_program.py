@@ -1,0 +1,373 @@
+"""Flags, --help and errors of the programs, and how a program starts."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import program
+
+import pytest
+from absl import flags
+
+import average_checkpoints
+import eval
+import export_model
+import inference
+import make_sample_data
+import model_info
+import predict_beam
+import programs
+import registry
+import train
+from options import Options, option, options_of
+from run_config import RunConfig
+from utils import InputError
+
+MAINS = [
+    module.main
+    for module in (
+        average_checkpoints,
+        eval,
+        export_model,
+        inference,
+        make_sample_data,
+        model_info,
+        predict_beam,
+        train,
+    )
+]
+REQUIRED = ("--model=MoeModel", "--train_data_pattern=data", "--train_dir=run")
+
+
+def error_of(main, *arguments):
+    with pytest.raises(InputError) as caught:
+        program.parse_options(main, arguments)
+    return str(caught.value)
+
+
+# --- Flags ---
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample(Options):
+    """One option of every type."""
+
+    count: int = option(7, "A number.", group="data")
+    rate: float = option(0.5, "A rate.", group="data")
+    name: str = option("a", "A name.", group="model", choices=("a", "b"))
+    path: str | None = option(None, "A path.", group="output")
+    verbose: bool = option(True, "A switch.", group="logging")
+    sizes: tuple[int, ...] = option((3, 4), "Sizes.", group="data")
+    weights: tuple[float, ...] | None = option(None, "Weights.", group="data")
+
+
+def main(options: Sample) -> Sample:
+    return options
+
+
+def test_flags_have_the_names_defaults_and_help_of_the_fields():
+    flag_values = flags.FlagValues()
+    program.define_flags(main, flag_values)
+    fields = {field.name: field for field, _ in options_of(Sample)}
+    assert set(flag_values) == set(fields)
+    for name, field in fields.items():
+        # absl puts the choices before the help.
+        assert flag_values[name].help.removeprefix("<a|b>: ") == field.metadata["help"]
+    assert program.call(main, []) == Sample()
+
+
+def test_flags_are_parsed_into_the_types_of_the_fields():
+    arguments = ("--count=1", "--rate=2", "--name=b", "--path=p", "--noverbose")
+    found = program.call(main, [*arguments, "--sizes=5, 6", "--weights=1,0.5"])
+    expected = Sample(
+        count=1, rate=2.0, name="b", path="p", verbose=False, sizes=(5, 6), weights=(1.0, 0.5)
+    )
+    assert found == expected
+    assert type(found.rate) is float
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--count=x", "flag --count=x"),
+        ("--count=1.5", "flag --count=1.5"),
+        ("--rate=x", "flag --rate=x"),
+        ("--rate=nan", "--rate must be finite"),
+        ("--name=c", "flag --name=c"),
+        ("--sizes=3,x", "--sizes must be integers, for example 1024,128. Received: 3,x"),
+        ("--sizes=3.5", "--sizes must be integers, for example 1024,128. Received: 3.5"),
+        ("--weights=a", "--weights must be numbers, for example 2,1,1. Received: a"),
+    ],
+)
+def test_values_that_cannot_be_parsed_are_rejected_by_name(argument, message):
+    assert message in error_of(main, argument)
+
+
+def test_options_of_several_classes_share_equal_flags():
+    found = programs.options("model_info", "--model=MoeModel", "--num_classes=5")
+    assert found["config"].num_classes == found["options"].num_classes == 5
+
+
+def test_given_flags_of_the_model_become_its_hyperparameters():
+    config = programs.options("train", *REQUIRED, "--moe_num_mixtures=3")["config"]
+    assert config == RunConfig("MoeModel", hyperparameters={"moe_num_mixtures": 3})
+    assert config.hyperparameters["moe_num_mixtures"] == 3
+
+
+def test_a_paths_home_directory_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    options = programs.options("eval", "--train_dir=~/run", "--eval_data_pattern=~/a*,~/b*,c~/d")
+    assert options["options"].train_dir == "/home/me/run"
+    assert options["options"].eval_data_pattern == "/home/me/a*,/home/me/b*,c~/d"
+    options = programs.options("eval", "--train_dirs=~/a,b,~/c", "--eval_data_pattern=x")
+    assert options["options"].train_dirs == ("/home/me/a", "b", "/home/me/c")
+
+
+# --- Rejected flags ---
+
+
+def test_an_unknown_flag_is_rejected_with_a_suggestion():
+    assert error_of(train.main, "--modle=x") == (
+        "unknown flag --modle. Did you mean --model? --help lists the flags."
+    )
+    assert error_of(train.main, "--xyzzy") == "unknown flag --xyzzy. --help lists the flags."
+    assert "Did you mean --resume?" in error_of(inference.main, "--resum=true")
+
+
+@pytest.mark.parametrize("name", program._REPLACED_FLAGS)
+def test_a_flag_of_the_starter_code_is_rejected_with_its_replacement(name):
+    for argument in (f"--{name}=1", f"--no{name}"):
+        assert error_of(main, argument) == (
+            f"--{name} has no meaning here. {program._REPLACED_FLAGS[name]}"
+        )
+
+
+def test_no_program_defines_a_replaced_flag():
+    for main in MAINS:
+        flag_values = flags.FlagValues()
+        program.define_flags(main, flag_values)
+        assert not program._REPLACED_FLAGS.keys() & set(flag_values)
+
+
+@pytest.mark.parametrize("argument", ["--model=MoeModel", "--num_classes=4", "--gru_cells=3"])
+def test_settings_of_a_run_are_rejected_where_its_directory_has_them(argument):
+    name = argument.partition("=")[0]
+    for main in (eval.main, inference.main, export_model.main, predict_beam.main):
+        assert error_of(main, argument) == (
+            f"unknown flag {name}. Only train.py takes it; this program reads the settings of a "
+            "run from its directory."
+        )
+
+
+def test_all_missing_flags_are_listed():
+    assert error_of(train.main).startswith(
+        "--model, --train_data_pattern, --train_dir must be given."
+    )
+    assert error_of(predict_beam.main, "--output_prefix=x").startswith(
+        "--exported_model, --input_data_pattern must be given."
+    )
+    # An empty value, as from an unset shell variable, is missing too.
+    assert error_of(train.main, *REQUIRED, "--train_dir=").startswith("--train_dir must be given.")
+
+
+def test_positional_arguments_are_rejected():
+    assert error_of(train.main, *REQUIRED, "data1", "data2") == (
+        "flags start with --. Received: data1, data2"
+    )
+
+
+def test_flags_of_a_model_need_a_model():
+    message = error_of(model_info.main, "--all", "--gru_cells=3", "--iterations=5")
+    assert message == "--gru_cells, --iterations needs --model."
+    assert programs.options("model_info", "--all")["config"] is None
+
+
+def test_flags_of_another_model_are_rejected():
+    message = error_of(train.main, *REQUIRED, "--gru_cells=3")
+    assert message.startswith("MoeModel does not take gru_cells. It takes: ")
+
+
+# --- Environment variables ---
+
+
+def test_environment_variables_set_options_that_are_not_given(monkeypatch):
+    monkeypatch.setenv("AIP_CHECKPOINT_DIR", "gs://bucket/run")
+    monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", "")
+    options = programs.options("train", *REQUIRED[:2])["options"]
+    assert (options.train_dir, options.tensorboard_dir) == ("gs://bucket/run", None)
+    assert programs.options("train", *REQUIRED)["options"].train_dir == "run"
+
+
+def test_environment_variables_do_not_compete_with_alternatives(monkeypatch):
+    monkeypatch.setenv("AIP_CHECKPOINT_DIR", "run")
+    data = "--eval_data_pattern=x"
+    assert programs.options("eval", data)["options"].train_dir == "run"
+    options = programs.options("eval", data, "--exported_model=model")["options"]
+    assert (options.train_dir, options.exported_model) == (None, "model")
+
+
+# --- Help ---
+
+
+@pytest.fixture
+def printed_help(monkeypatch, capsys):
+    """Returns a function that parses a command line with --help and returns the output."""
+
+    def print_help(main, *arguments):
+        monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+        with pytest.raises(SystemExit) as caught:
+            program._parse(main, ["train.py", *arguments])
+        assert caught.value.code == 0
+        output = capsys.readouterr()
+        assert output.err == ""
+        return output.out
+
+    return print_help
+
+
+def model_flags(text):
+    """Returns the flags of models that a help text lists."""
+    listed = {line.split("=")[0].split("]")[-1].strip(" -") for line in text.splitlines()}
+    return listed & {
+        name for model in registry.models() for name in registry.hyperparameters(model)
+    }
+
+
+@pytest.mark.parametrize("main", MAINS, ids=lambda main: main.__module__)
+def test_help_lists_every_flag_once_under_its_group(printed_help, main):
+    text = printed_help(main, "--help")
+    lines = text.splitlines()
+    for cls in program._option_classes(main).values():
+        for field, _ in options_of(cls):
+            (place,) = (
+                number
+                for number, line in enumerate(lines)
+                if line.startswith((f"  --{field.name}=", f"  --[no]{field.name}"))
+            )
+            heading = next(line for line in reversed(lines[:place]) if line[:1] not in ("", " "))
+            assert heading == f"{field.metadata['group'].capitalize()}:"
+    assert max(map(len, lines)) <= 100
+
+
+def test_help_starts_with_the_description_and_lists_required_flags_first(printed_help):
+    text = printed_help(train.main, "-h")
+    assert text.startswith("Trains a model on YouTube-8M records.\n")
+    checkpoints = text.split("Checkpoints:\n")[1]
+    assert checkpoints.startswith("  --train_dir=STR\n")
+    assert "Required." in checkpoints[: checkpoints.index("\n  --")]
+    assert "Default in a Vertex AI job: $AIP_CHECKPOINT_DIR." in " ".join(checkpoints.split())
+    assert "Default in a Vertex AI job: $AIP_MODEL_DIR." in " ".join(
+        printed_help(export_model.main, "--help").split()
+    )
+
+
+def test_help_lists_the_flags_of_the_given_model_only(printed_help, tmp_path):
+    flagfile = tmp_path / "recipe.flags"
+    flagfile.write_text("--model=MoeModel\n--num_epochs=3\n")
+    expected = set(registry.hyperparameters("MoeModel"))
+    for arguments in (
+        ("--model=MoeModel", "--help"),
+        ("--help", "--model", "MoeModel"),
+        ("-h", "-model=MoeModel"),
+        (f"--flagfile={flagfile}", "--helpfull"),
+    ):
+        text = printed_help(train.main, *arguments)
+        assert model_flags(text) == expected
+    for name, parameter in registry.hyperparameters("MoeModel").items():
+        assert f"{name}=" in text or f"[no]{name}" in text
+        assert f"Default: {str(parameter.default).lower()}." in text
+
+
+def test_help_without_a_model_lists_the_models_but_none_of_their_flags(printed_help):
+    text = printed_help(train.main, "--help")
+    assert model_flags(text) == set()
+    for name in registry.models():
+        assert name in text
+
+
+def test_help_with_an_unknown_model_is_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    with pytest.raises(SystemExit, match="error: unknown model 'MoeModle'"):
+        program._parse(train.main, ["train.py", "--help", "--model=MoeModle"])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_flag_file_that_is_missing_is_an_error(monkeypatch):
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    with pytest.raises(SystemExit, match=r"error: .*no_such\.flags"):
+        program._parse(train.main, ["train.py", "--flagfile=no_such.flags"])
+
+
+# --- Processes ---
+
+# Runs a program, then prints whether TensorFlow initialized its devices. After that, TensorFlow
+# rejects the setting.
+REPORTING = """
+import runpy, sys
+program = sys.argv[1]
+sys.argv[:] = sys.argv[1:]
+try:
+    runpy.run_path(program, run_name="__main__")
+finally:
+    import tensorflow as tf
+    try:
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        print("no devices")
+    except RuntimeError:
+        print("devices")
+"""
+
+
+def run_all(commands, **environment):
+    """Runs several commands at once and returns (status, stdout, stderr) of each."""
+    inherited = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=programs.ROOT,
+            env={**inherited, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command in commands
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    return [
+        (process.returncode, *output) for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+def test_a_mistyped_flag_fails_with_one_line_before_devices_are_initialized():
+    ((status, output, errors),) = run_all([("-c", REPORTING, "train.py", "--modle=x")])
+    message = "unknown flag --modle. Did you mean --model? --help lists the flags."
+    assert errors == f"train.py: error: {message}\n"
+    assert (status, output) == (1, "no devices\n")
+
+
+@pytest.mark.slow
+def test_bad_input_fails_with_one_line(tmp_path):
+    given = ("train.py", f"--train_dir={tmp_path}", "--train_data_pattern=/no/such/file*")
+    results = run_all([(*given, "--model=MoeModle"), (*given, "--model=MoeModel")])
+    messages = ("unknown model 'MoeModle'. Registered models: ", "no file matches '/no/such/file*'")
+    for (status, output, errors), message in zip(results, messages, strict=True):
+        assert errors.startswith(f"train.py: error: {message}")
+        assert errors.count("\n") == 1
+        assert (status, output) == (1, "")
+
+
+@pytest.mark.slow
+def test_help_exits_with_0_and_prints_nothing_on_stderr():
+    ((status, output, errors),) = run_all([("train.py", "--help")])
+    assert (status, errors) == (0, "")
+    assert output.startswith("Trains a model on YouTube-8M records.\n")
+
+
+@pytest.mark.slow
+def test_tensorflows_messages_are_shown_if_its_log_level_is_set():
+    ((status, _, errors),) = run_all([("train.py", "--modle=x")], TF_CPP_MIN_LOG_LEVEL="0")
+    *messages, error = errors.splitlines()
+    assert messages
+    assert error.startswith("train.py: error: unknown flag --modle.")
+    assert status == 1

@@ -1,0 +1,184 @@
+"""Training from end to end: learning, resuming, seeds, checkpoints, starting over."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import losses
+from programs import SMALL_DATA, metrics_of, run, run_small, train_mean, weights_of
+from run_config import RunConfig
+from utils import InputError
+
+
+def steps_in(train_dir):
+    return sorted(int(path.stem.rpartition("-")[2]) for path in train_dir.glob("*.index"))
+
+
+def assert_equal_weights(one, other):
+    assert one.keys() == other.keys()
+    for path, weight in one.items():
+        np.testing.assert_array_equal(weight, other[path], err_msg=path)
+
+
+@pytest.mark.slow
+def test_a_frame_level_model_learns_and_beats_the_class_prior(trained, frame_data):
+    run("eval", f"--train_dir={trained}", f"--eval_data_pattern={frame_data}", "--run_once")
+    (summary,) = metrics_of(trained)
+    assert summary["step"] == 100
+    assert summary["num_videos"] == 160
+    assert summary["gap"] > 2 * summary["class_prior_gap"]
+    assert 0 < summary["hit_at_one"] <= 1
+    assert 0 < summary["map"] <= 1
+
+
+def test_a_video_level_model_learns_and_beats_the_class_prior(tmp_path, video_data):
+    train_dir = tmp_path / "run"
+    run(
+        "train",
+        "--model=MoeModel",
+        f"--train_dir={train_dir}",
+        f"--train_data_pattern={video_data}",
+        *SMALL_DATA,
+        "--num_epochs=10",
+        "--batch_size=20",
+        "--base_learning_rate=0.1",
+    )
+    run("eval", f"--train_dir={train_dir}", f"--eval_data_pattern={video_data}", "--run_once")
+    (summary,) = metrics_of(train_dir)
+    assert summary["gap"] > 2 * summary["class_prior_gap"]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path, trained, frame_data):
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    for path in [trained / "model_flags.json", *trained.glob("model.ckpt-80.*")]:
+        shutil.copy(path, resumed)
+    (resumed / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-80"')
+    run_small(resumed, frame_data, "--num_epochs=10")
+    assert steps_in(resumed) == [80, 100]
+    assert_equal_weights(weights_of(resumed), weights_of(trained))
+
+
+def test_a_run_whose_data_ended_continues_as_if_it_had_not(tmp_path, trained_mean, frame_data):
+    train_mean(tmp_path, frame_data, "--num_epochs=1")
+    train_mean(tmp_path, frame_data, "--num_epochs=2")
+    assert steps_in(tmp_path) == [10, 20]
+    assert_equal_weights(weights_of(tmp_path), weights_of(trained_mean))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    tmp_path, trained_mean, frame_data
+):
+    for seed in (0, 6):
+        train_mean(tmp_path / str(seed), frame_data, "--max_steps=8", f"--seed={seed}")
+    same, other = (weights_of(tmp_path / str(seed)) for seed in (0, 6))
+    assert_equal_weights(same, weights_of(trained_mean, 8))
+    kernel = "FrameLevelLogisticModel/classifier/logistic/kernel"
+    assert np.abs(same[kernel] - other[kernel]).max() > 0.01
+
+
+def test_checkpoints_are_saved_at_the_period_and_at_the_end(trained_mean):
+    assert steps_in(trained_mean) == [8, 16, 20]
+
+
+def test_old_checkpoints_are_removed_beyond_the_number_to_keep(tmp_path, frame_data):
+    train_mean(
+        tmp_path, frame_data, "--max_steps=9", "--export_model_steps=2", "--keep_checkpoints=2"
+    )
+    assert steps_in(tmp_path) == [8, 9]
+
+
+def test_the_config_next_to_the_weights_is_complete(trained_mean):
+    values = json.loads((trained_mean / "model_flags.json").read_text())
+    assert values["hyperparameters"]["iterations"] == 4
+    assert values["hyperparameters"]["l2_penalty"] == 1e-8
+    assert values["feature_sizes"] == [8, 4]
+    assert values["frame_features"] is True
+    assert set(values["versions"]) == {"tensorflow", "keras", "numpy", "python"}
+    assert RunConfig.load(str(trained_mean)).batch_size == 16
+
+
+def test_a_config_made_with_lists_equals_the_saved_one(tmp_path):
+    config = RunConfig(
+        "DbofModel", feature_names=["rgb", "audio"], feature_sizes=[8, 4], num_classes=10
+    )
+    config.save(str(tmp_path))
+    assert RunConfig.load(str(tmp_path)) == config
+    assert not config.differences(RunConfig.load(str(tmp_path)))
+
+
+def test_tensorboard_gets_loss_and_learning_rate(trained_mean):
+    (path,) = (trained_mean / "train").glob("events.out.tfevents.*")
+    tags = {
+        value.tag
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    }
+    assert {"loss", "learning_rate", "examples/s", "GAP", "Hit@1", "PERR"} <= tags
+
+
+def test_start_new_model_removes_only_the_old_run(tmp_path, trained_mean, frame_data):
+    """It also removes the remains of an interrupted save."""
+    shutil.copytree(trained_mean, tmp_path, dirs_exist_ok=True)
+    for name in ("notes.txt", "eval/mine.csv", "model.ckpt.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    unfinished = tmp_path / "model.ckpt-24_temp"
+    unfinished.mkdir()
+    (unfinished / "part-00000-of-00001.data").write_text("half")
+    train_mean(tmp_path, frame_data, "--max_steps=2", "--start_new_model", "--l2_penalty=0.5")
+    assert steps_in(tmp_path) == [2]
+    assert not unfinished.exists()
+    assert RunConfig.load(str(tmp_path)).hyperparameters["l2_penalty"] == 0.5
+    for name in ("notes.txt", "eval/mine.csv", "model.ckpt.txt"):
+        assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_checkpoint(
+    tmp_path, trained_mean, frame_data, monkeypatch
+):
+    train_dir = shutil.copytree(trained_mean, tmp_path / "run")
+
+    class Exploding(losses.CrossEntropyLoss):
+        def call(self, y_true, y_pred):
+            return super().call(y_true, y_pred) / 0.0
+
+    monkeypatch.setitem(losses.LOSSES, "CrossEntropyLoss", Exploding)
+    with pytest.raises(FloatingPointError, match="the loss of step 21 is not finite"):
+        train_mean(train_dir, frame_data, "--num_epochs=3")
+    assert_equal_weights(weights_of(train_dir), weights_of(trained_mean))
+
+
+def test_a_weight_that_is_not_finite_is_not_saved(tmp_path, frame_data):
+    with pytest.raises(FloatingPointError, match="not finite"):
+        train_mean(
+            tmp_path,
+            frame_data,
+            "--optimizer=SGD",
+            "--base_learning_rate=1e38",
+            "--clip_gradient_norm=0",
+            "--max_steps=20",
+        )
+    assert not steps_in(tmp_path)
+
+
+@pytest.mark.slow
+def test_training_names_the_corrupt_record_and_continues_if_allowed(tmp_path, frame_data):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in tf.io.gfile.glob(frame_data):
+        shutil.copy(path, folder)
+    victim = folder / "part002.tfrecord"
+    content = bytearray(victim.read_bytes())
+    content[-20] ^= 1
+    victim.write_bytes(content)
+    data = str(folder / "*")
+    with pytest.raises(InputError, match=r"record 39 of .*part002\.tfrecord"):
+        train_mean(tmp_path / "strict", data)
+    train_mean(tmp_path / "lenient", data, "--skip_corrupt_records=1", "--num_epochs=2")
+    # 159 good videos in each of two epochs, in batches of 16.
+    assert steps_in(tmp_path / "lenient") == [19]
