@@ -159,6 +159,8 @@ def sizes():
         config, _ = parsed(name)
         with keras.StatelessScope(initialize_variables=False):
             found[name] = config.build_model().count_params()
+    # Otherwise Keras creates all these weights when the next model is built.
+    keras.utils.clear_session()
     return found
 
 
