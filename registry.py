@@ -89,9 +89,18 @@ def register(cls: type[_Model]) -> type[_Model]:
 
 
 def models() -> dict[str, type[keras.Model]]:
-    """Returns all registered models by name, sorted."""
+    """Returns all registered models by name, sorted.
+
+    Raises:
+        InputError: if a module that the user names does not exist.
+    """
     for name in _module_names():
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            raise InputError(f"${MODULES_VARIABLE} names {name!r}: {error}") from error
     return dict(sorted(_MODELS.items()))
 
 

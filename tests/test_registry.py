@@ -100,6 +100,12 @@ def test_installed_only_modules_named_in_the_environment_are_added(tmp_path, mon
     assert registry.model_class("NewcomerModel").__module__ == "newcomers"
 
 
+def test_a_named_module_that_does_not_exist_is_reported(monkeypatch):
+    monkeypatch.setenv(registry.MODULES_VARIABLE, "no_such_models")
+    with pytest.raises(InputError, match=r"\$YOUTUBE8M_MODELS names 'no_such_models'"):
+        registry.models()
+
+
 def test_hyperparameters_are_the_keyword_arguments_with_their_defaults():
     assert defaults("MoeModel") == {
         "moe_num_mixtures": 2,
