@@ -62,7 +62,7 @@ class AverageOptions(ReadOptions):
     )
     best: int | None = option(
         None,
-        "Average the N checkpoints of highest GAP in the metrics.json of eval.py.",
+        "Average the N checkpoints with the highest GAP in eval/metrics.json.",
         group="checkpoints",
         above=0,
     )

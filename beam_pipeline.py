@@ -37,7 +37,7 @@ class ReadBatches(beam.DoFn):
 
     def process(self, path: str) -> Iterator:
         """Reads one file."""
-        reader = self._data.reader([path], self._options).of_file(path)
+        reader = self._data.reader([path], self._options).for_file(path)
         for batch in reader.batches(self._batch_size):
             Metrics.counter("predict_beam", "videos").inc(len(batch.video_ids))
             yield batch.video_ids, batch.inputs

@@ -19,21 +19,21 @@ from absl import logging
 
 import distribution
 import files
-from run_config import FILE_NAME, RunConfig
+from run_config import CONFIG_FILE, RunConfig
 from utils import InputError, comma_separated
 
 FILE_PREFIX = "model.ckpt"
 LOCK_FILE = "training.lock"
 
 # Files that training and evaluation write into a train directory, and --start_new_model removes.
-# The config comes last, so that after an interruption the directory still says whose the rest is.
+# The config comes last, so that after an interruption it still identifies the remaining files.
 _OWN_FILES = (
     "checkpoint",
     f"{FILE_PREFIX}-*",
     "train/events.out.tfevents.*",
     "eval*/events.out.tfevents.*",
     "eval*/metrics.json",
-    FILE_NAME,
+    CONFIG_FILE,
 )
 
 
@@ -42,14 +42,14 @@ _OWN_FILES = (
 
 @contextlib.contextmanager
 def training_lock(train_dir: str) -> Iterator[None]:
-    """Keeps other trainings out of a directory until the block ends.
+    """Keeps other training runs out of a directory until the block ends.
 
     The operating system holds the lock and drops it when the process ends in any way, so a file
     left behind means nothing. Creates the directory if needed. With several workers, the first
     holds the lock. Remote file systems (such as gs://) have no locks; there it does nothing.
 
     Raises:
-        InputError: if another training holds the lock, naming its process and host.
+        InputError: if another training run holds the lock, naming its process and host.
     """
     if files.is_remote(train_dir) or not distribution.is_first_worker():
         yield
@@ -74,12 +74,12 @@ def _lock(file, train_dir):
     except BlockingIOError:
         file.seek(0)
         raise InputError(
-            f"another training is running in {train_dir}: {file.read() or 'it just started'}. Wait "
-            "until it ends, stop it, or choose another --train_dir."
+            f"another training run is active in {train_dir}: {file.read() or 'it just started'}. "
+            "Wait until it ends, stop it, or choose another --train_dir."
         ) from None
     except OSError as error:
         logging.warning(
-            "cannot lock %s; make sure that no other training uses it: %s", train_dir, error
+            "cannot lock %s; make sure that no other training run uses it: %s", train_dir, error
         )
 
 
@@ -97,7 +97,7 @@ def prepare_train_dir(train_dir: str, config: RunConfig, start_new_model: bool) 
         for pattern in _OWN_FILES:
             for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
                 files.remove(path)  # An interrupted save leaves a directory, model.ckpt-N_temp.
-    if tf.io.gfile.exists(os.path.join(train_dir, FILE_NAME)):
+    if tf.io.gfile.exists(os.path.join(train_dir, CONFIG_FILE)):
         differences = RunConfig.load(train_dir).differences(config)
         if differences:
             changes = "; ".join(
@@ -109,11 +109,11 @@ def prepare_train_dir(train_dir: str, config: RunConfig, start_new_model: bool) 
             )
     elif names(train_dir):
         raise InputError(
-            f"{train_dir} holds checkpoints, but no {FILE_NAME}. Choose another --train_dir, or "
+            f"{train_dir} holds checkpoints, but no {CONFIG_FILE}. Choose another --train_dir, or "
             "--start_new_model to remove them."
         )
     remove_unfinished(train_dir)
-    latest(train_dir)  # Rejects a damaged list, which would otherwise pass for none.
+    latest(train_dir)  # Rejects a damaged list, which would be mistaken for no checkpoints.
 
 
 def remove_unfinished(train_dir: str) -> None:

@@ -232,11 +232,11 @@ def choose(mode: str = "auto", tpu: str | None = None) -> Distribution:
         InputError: if TF_CONFIG or the TPU is not usable.
     """
     if tpu and mode not in ("auto", "tpu"):
-        raise InputError(f"--tpu={tpu} does not go with --distribution={mode}.")
+        raise InputError(f"--tpu={tpu} cannot be combined with --distribution={mode}.")
     if tpu or mode == "tpu":
         return _logged(Distribution(_tpu_strategy(tpu), static_shapes=True))
     uses_workers = mode in ("auto", "multi_worker")
-    workers, own = workers_of(os.environ.get("TF_CONFIG") if uses_workers else None)
+    workers, own = parse_tf_config(os.environ.get("TF_CONFIG") if uses_workers else None)
     if mode == "multi_worker" and not workers:
         raise InputError(
             "--distribution=multi_worker needs the environment variable TF_CONFIG, which lists the "
@@ -257,7 +257,7 @@ def choose(mode: str = "auto", tpu: str | None = None) -> Distribution:
     )
 
 
-def workers_of(tf_config: str | None) -> tuple[list[Task], Task | None]:
+def parse_tf_config(tf_config: str | None) -> tuple[list[Task], Task | None]:
     """Parses TF_CONFIG.
 
     Args:
@@ -293,7 +293,7 @@ def is_first_worker() -> bool:
     Raises:
         InputError: if TF_CONFIG is not usable.
     """
-    workers, own = workers_of(os.environ.get("TF_CONFIG"))
+    workers, own = parse_tf_config(os.environ.get("TF_CONFIG"))
     return not workers or own == workers[0]
 
 

@@ -22,7 +22,7 @@ import checkpoints
 import files
 from options import option, same_option
 from predictor import PredictorOptions, evaluate, format_summary, load_predictor
-from run_config import FILE_NAME, TrainOptions
+from run_config import CONFIG_FILE, TrainOptions
 from utils import InputError
 
 
@@ -135,7 +135,7 @@ def read_class_names(path: str) -> dict[int, str]:
 
 def wait_for_run(train_dir: str) -> None:
     """Returns when training has written the config of its run."""
-    path = os.path.join(train_dir, FILE_NAME)
+    path = os.path.join(train_dir, CONFIG_FILE)
     if not files.gfile.exists(path):
         logging.info("waiting for training to begin in %s", train_dir)
     while not files.gfile.exists(path):

@@ -43,7 +43,7 @@ def absolute(path: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Removes a file, or a directory with its contents; of a link, only the link."""
+    """Removes a file, or a directory with its contents; for a symbolic link, only the link."""
     if is_remote(path):
         (gfile.rmtree if gfile.isdir(path) else gfile.remove)(path)
     elif os.path.isdir(path) and not os.path.islink(path):

@@ -319,7 +319,10 @@ class StreamEncoder(keras.layers.Layer):
         scale, offset = self.input_norm.affine()
         start = 0
         for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
-            pooling.assignment.fold_input(scale[start : start + size], offset[start : start + size])
+            stream = slice(start, start + size)
+            for layer in layers.sublayers(pooling):
+                if isinstance(layer, nonlocal_vlad.SoftAssignment):
+                    layer.fold_input(scale[stream], offset[stream])
             start += size
 
     def call(self, frames, frame_weights, training=False):

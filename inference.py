@@ -104,7 +104,7 @@ def _write_parts(predictor, reader, parts, batch_size, top_k):
     with Progress(reader.total_bytes, "B") as progress:
         for number, path in enumerate(reader.paths):
             if not parts.is_finished(number):
-                before, file_reader = predicted, reader.of_file(path)
+                before, file_reader = predicted, reader.for_file(path)
                 with parts.open(number) as part:
                     for batch in file_reader.batches(batch_size):
                         predictions = predict_videos(predictor, batch.video_ids, batch.inputs)

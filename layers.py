@@ -99,8 +99,8 @@ def matmul_policy(name):
 
 # --- Replicas -------------------------------------------------------------------------------------
 #
-# Several devices may train on one batch, each on its part. Layers learn about it in terms of no
-# backend: the code that runs a replica passes a function that sums over all replicas.
+# Several devices may train on one batch, each on its part. The code that runs a replica passes a
+# function that sums over all replicas, so that layers do not depend on the backend.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -134,7 +134,7 @@ def _option_type(hint):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of the dataclasses of options: makes tuples of lists and checks types and bounds.
+    """Base of the dataclasses of options: converts lists to tuples and checks types and bounds.
 
     Raises:
         InputError: naming the option and the received value.
@@ -161,7 +161,7 @@ class Options:
             raise InputError(f"{comma_separated(given)} exclude each other. Give one of them.")
         if own and not given:
             choices = " or ".join(f"--{name}" for name in own)
-            raise InputError(f"{choices} must be given. --help explains every flag.")
+            raise InputError(f"{choices} must be given. --help explains the flags.")
 
 
 def _check(field, value):

@@ -44,7 +44,7 @@ class BeamOptions(ReadOptions):
     )
     beam_options: str = option(
         "--runner=FnApiRunner",
-        "Options of Apache Beam, in one string: its --runner, and the options of that. FnApiRunner "
+        "Options of Apache Beam, in one string: the --runner and its options. FnApiRunner "
         "is the part of Beam's DirectRunner that needs no download.",
         group="devices",
     )

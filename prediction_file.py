@@ -99,7 +99,7 @@ class PredictionParts:
         """
         corrupt_records = [
             (location.index, location.offset, reason)
-            for location, reason in corrupt_log.of_file(self._input_files[number]).items()
+            for location, reason in corrupt_log.in_file(self._input_files[number]).items()
         ]
         metadata = {"num_videos": num_videos, "corrupt_records": corrupt_records}
         files.write_json(self._path(number, "json"), metadata)

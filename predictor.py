@@ -58,7 +58,7 @@ class ModelOptions(Options):
     )
     use_ema: bool = option(
         False,
-        "Use the exponential moving average of the weights, of a run with --ema_decay.",
+        "Use the moving average of the weights, which a run with --ema_decay saves.",
         group="checkpoints",
     )
     num_samplings: int = option(

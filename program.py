@@ -260,7 +260,7 @@ def _unknown_flag_message(name, known):
 
 def _refuse_positional(arguments):
     if arguments:
-        raise InputError(f"flags start with --. Received: {comma_separated(arguments)}")
+        raise InputError(f"unexpected argument: {comma_separated(arguments)}. Flags start with --.")
 
 
 def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[str, Any]:
@@ -330,7 +330,7 @@ def _require_flags(classes, absent, values):
     ]
     missing = [f"--{name}" for name in required if not values[name]]
     if missing:
-        raise InputError(f"{comma_separated(missing)} must be given. --help explains every flag.")
+        raise InputError(f"{comma_separated(missing)} must be given. --help explains the flags.")
 
 
 def _build_options(cls, values, flag_values):
@@ -358,7 +358,7 @@ def _given_model_flags(flag_values):
 
 
 def _define_model_flags(flag_values):
-    """Defines a flag per hyperparameter; its default is None, which leaves the model its own."""
+    """Defines a flag per hyperparameter, with None for the model's own default."""
     for name, uses in _model_flags().items():
         bases = {parameter.type for _, parameter in uses}
         models = comma_separated(model for model, _ in uses)

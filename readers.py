@@ -122,7 +122,7 @@ class RecordReader:
         """Total size of the files."""
         return sum(map(files.file_size, self.paths))
 
-    def of_file(self, path: str) -> "RecordReader":
+    def for_file(self, path: str) -> "RecordReader":
         """Returns a reader of one file, which may be empty; both share `corrupt_records`."""
         reader = copy.copy(self)
         reader.paths, reader.bytes_read, reader._min_videos = [path], 0, 0

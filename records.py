@@ -65,7 +65,7 @@ class CorruptRecordLog:
         """Number of distinct records skipped so far."""
         return len(self.skipped)
 
-    def of_file(self, path: str) -> dict[RecordLocation, str]:
+    def in_file(self, path: str) -> dict[RecordLocation, str]:
         """Returns the part of `skipped` that belongs to one file."""
         return {
             location: reason for location, reason in self.skipped.items() if location.path == path

@@ -269,7 +269,7 @@ def _own_hyperparameters(cls):
             if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
                 raise ValueError(
                     f"argument {parameter.name!r} of {cls.__name__} must be keyword-only: put it "
-                    "behind a *."
+                    "after a *."
                 )
             if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in DATA_ARGUMENTS:
                 text = described.get(parameter.name, "")

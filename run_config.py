@@ -27,7 +27,7 @@ from utils import InputError, comma_separated
 if TYPE_CHECKING:
     import readers
 
-FILE_NAME = "model_flags.json"
+CONFIG_FILE = "model_flags.json"
 
 _DEFAULT_FEATURE_NAMES = {True: ("rgb", "audio"), False: ("mean_rgb", "mean_audio")}
 # Format of the weights in checkpoints. It changes when old weights would be misread: format 2
@@ -74,7 +74,7 @@ class DataConfig:
     max_frames: int
 
     def __post_init__(self):
-        """Makes tuples of lists, so that configs read from JSON compare equal."""
+        """Converts lists to tuples, so that configs read from JSON compare equal."""
         for name in ("feature_names", "feature_sizes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
@@ -163,7 +163,7 @@ class RunConfig(Options):
     base_learning_rate: float = option(0.001, "Initial learning rate.", group="optimizer", above=0)
     learning_rate_decay: float = option(
         0.95,
-        "Factor on the learning rate after every --learning_rate_decay_examples videos.",
+        "Multiply the learning rate by this after every --learning_rate_decay_examples videos.",
         group="optimizer",
         above=0,
     )
@@ -172,12 +172,12 @@ class RunConfig(Options):
     )
     clip_gradient_norm: float = option(
         1.0,
-        "Norm to which the gradient of each variable is clipped; 0 for no clipping.",
+        "Clip the gradient of each variable to this norm; 0 disables clipping.",
         group="optimizer",
         at_least=0,
     )
     regularization_penalty: float = option(
-        1.0, "Factor on the model's regularization losses.", group="optimizer", at_least=0
+        1.0, "Multiply the model's regularization losses by this.", group="optimizer", at_least=0
     )
     ema_decay: float = option(
         0.0,
@@ -281,7 +281,7 @@ class RunConfig(Options):
         import files
 
         files.write_json(
-            os.path.join(train_dir, FILE_NAME),
+            os.path.join(train_dir, CONFIG_FILE),
             {
                 **dataclasses.asdict(self),
                 "frame_features": self.frame_level,
@@ -299,7 +299,7 @@ class RunConfig(Options):
         """
         import files
 
-        path, values = files.read_description(train_dir, FILE_NAME, "train.py", "train_dir")
+        path, values = files.read_description(train_dir, CONFIG_FILE, "train.py", "train_dir")
         if not isinstance(values, dict):
             raise InputError(f"{path} must hold a JSON object")
         weights_format = values.pop("weights_format", 1)
@@ -333,10 +333,12 @@ class RecipeOptions(Options):
 
     frame_features: bool | None = option(
         None,
-        "Whether the data are at frame level. The model decides this; if given, it must agree.",
+        "Accepted from commands of the starter code and checked against the model, no more.",
         group="data",
     )
-    num_epochs: int | None = option(5, "Passes over the training data.", group="training", above=0)
+    num_epochs: int = option(
+        5, "Passes over the training data; 0 for no limit.", group="training", at_least=0
+    )
     max_steps: int | None = option(
         None,
         "Steps of the whole run, including those before a restart. Default: no limit.",

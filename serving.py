@@ -107,7 +107,7 @@ def _checked(inputs, data):
         tf.debugging.assert_equal(
             tf.shape(frames)[:1],
             tf.shape(num_frames),
-            "frames and num_frames must be of as many videos",
+            "frames and num_frames must have the same number of videos",
         ),
     ]
     with tf.control_dependencies(shapes):
@@ -143,7 +143,7 @@ def _parse_frames(records, data):
                 tf.debugging.assert_equal(
                     tf.cast(lengths[name], tf.int32),
                     num_frames,
-                    f"every feature of a video must have as many frames; {name} has not",
+                    f"all features of a video must have the same number of frames; {name} differs",
                 ),
                 tf.debugging.assert_equal(
                     sizes,

@@ -113,7 +113,7 @@ def _train(config, options, reader, stop_requests):
         batches = workers.batches(
             reader,
             config.batch_size,
-            num_epochs=options.num_epochs,
+            num_epochs=options.num_epochs or None,
             shuffle=True,
             shuffle_buffer_size=config.shuffle_buffer_size,
             seed=config.seed,

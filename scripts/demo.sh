@@ -6,7 +6,7 @@ demo="$(realpath -m "${1:-$(dirname "$0")/../demo}")"
 cd "$(dirname "$0")/.."
 . scripts/environment.sh requirements.txt
 
-echo "== 1. Generating YouTube-8M records of generated videos"
+echo "== 1. Generating synthetic videos in the format of YouTube-8M"
 python make_sample_data.py --output_dir="$demo/data" --overwrite \
   --num_videos=12000 --num_eval_videos=2000 --num_classes=120 --feature_sizes=64,16 \
   --min_frames=20 --max_frames=60

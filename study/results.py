@@ -190,7 +190,7 @@ def _processor():
 def _labels(steps, world):
     """Maps the id of every test video of a world to its labels, bool `[C]`."""
     run = steps.model_dir(world, steps.scale.seeds[0], steps.scale.worlds[world][0])
-    batches = run_config.RunConfig.load(str(run)).reader(steps.data(world)).batches(1024)
+    batches = run_config.RunConfig.load(str(run)).data.reader(steps.data(world)).batches(1024)
     return {
         video_id: row
         for batch in batches

@@ -81,7 +81,7 @@ def results(tmp_path_factory):
 
 
 @EVERY_FAMILY
-def test_jax_predicts_as_tensorflow_with_the_same_weights(name, results):
+def test_jax_predicts_like_tensorflow_with_the_same_weights(name, results):
     actual, expected = results[f"{name}/predictions"], results[f"{name}/tensorflow"]
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
 

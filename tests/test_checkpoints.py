@@ -42,7 +42,7 @@ def holder(tmp_path):
 @pytest.mark.slow
 def test_a_second_training_is_rejected_until_the_first_is_killed(holder, tmp_path, video_data):
     before = sorted(os.listdir(tmp_path))
-    expected = f"another training is running in {tmp_path}: process {holder.pid} on "
+    expected = f"another training run is active in {tmp_path}: process {holder.pid} on "
     for start in ((), ("--start_new_model",)):
         with pytest.raises(InputError, match=expected + socket.gethostname()):
             programs.train_logistic(tmp_path, video_data, "--max_steps=1", *start)

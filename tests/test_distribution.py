@@ -288,17 +288,17 @@ def test_checkpoints_are_also_saved_after_a_time(tmp_path, video_data, monkeypat
 )
 def test_an_unusable_tf_config_is_rejected(tf_config, message):
     with pytest.raises(InputError, match=message):
-        distribution.workers_of(tf_config)
+        distribution.parse_tf_config(tf_config)
 
 
 def test_the_first_worker_is_the_chief_unless_one_is_named():
     cluster = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": "1"}}
-    workers, own = distribution.workers_of(json.dumps(cluster))
+    workers, own = distribution.parse_tf_config(json.dumps(cluster))
     assert (workers, own) == ([("worker", 0), ("worker", 1)], ("worker", 1))
     cluster["cluster"]["chief"] = ["c:1"]
-    workers, own = distribution.workers_of(json.dumps(cluster))
+    workers, own = distribution.parse_tf_config(json.dumps(cluster))
     assert workers[0] == ("chief", 0)
-    assert distribution.workers_of(None) == distribution.workers_of("{}") == ([], None)
+    assert distribution.parse_tf_config(None) == distribution.parse_tf_config("{}") == ([], None)
 
 
 def test_a_cluster_of_one_machine_is_one_device(monkeypatch):

@@ -176,7 +176,7 @@ def test_videos_without_labels_count_zero_in_the_means():
     assert eval_util.calculate_gap(predictions, labels) == 1.0
 
 
-def test_data_without_labels_have_gap_zero_and_no_map():
+def test_unlabeled_data_gives_zero_gap_and_nan_map():
     result = accumulated(np.ones((3, 4)), np.zeros((3, 4)), 2).get()
     assert result["gap"] == result["avg_perr"] == result["avg_hit_at_one"] == 0.0
     assert np.isnan(result["map"])

@@ -173,7 +173,7 @@ def test_all_missing_flags_are_listed():
 
 def test_positional_arguments_are_rejected():
     assert error_of(train.main, *REQUIRED, "data1", "data2") == (
-        "flags start with --. Received: data1, data2"
+        "unexpected argument: data1, data2. Flags start with --."
     )
 
 

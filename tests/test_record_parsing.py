@@ -259,7 +259,7 @@ def test_usual_floats_are_a_view_of_the_record():
     assert np.shares_memory(values, np.frombuffer(payload, np.uint8))
 
 
-def test_rows_of_equal_size_with_different_headers_are_no_frames():
+def test_rows_of_equal_size_with_different_headers_are_not_parsed_as_frames():
     # All three features have as many bytes, but the middle one holds two values.
     two_values = field(1, field(1, b"a") + field(1, b""))
     one_value = field(1, field(1, b"abc"))

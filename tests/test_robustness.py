@@ -33,7 +33,7 @@ def test_an_exported_model_predicts_right_or_raises_clear_errors():
 
 
 @pytest.mark.slow
-def test_killed_programs_leave_nothing_or_all_and_recover():
+def test_killed_programs_leave_complete_output_or_none_and_recover():
     lines = list(kills.run(["train", "average_checkpoints"], 1))
     assert lines[0].startswith("kill -9 of train: 1 of 1 resume")
     assert lines[1].startswith("kill -9 of average_checkpoints: 1 of 1 left nothing or all")

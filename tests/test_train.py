@@ -63,16 +63,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path, trained,
     assert_equal_weights(weights_of(resumed), weights_of(trained))
 
 
-def test_a_run_whose_data_ended_continues_as_if_it_had_not(tmp_path, trained_mean, frame_data):
+def test_raising_num_epochs_continues_a_finished_run(tmp_path, trained_mean, frame_data):
     train_mean(tmp_path, frame_data, "--num_epochs=1")
     train_mean(tmp_path, frame_data, "--num_epochs=2")
     assert steps_in(tmp_path) == [10, 20]
     assert_equal_weights(weights_of(tmp_path), weights_of(trained_mean))
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
-    tmp_path, trained_mean, frame_data
-):
+def test_equal_seeds_give_equal_weights_and_other_seeds_others(tmp_path, trained_mean, frame_data):
     for seed in (0, 6):
         train_mean(tmp_path / str(seed), frame_data, "--max_steps=8", f"--seed={seed}")
     same, other = (weights_of(tmp_path / str(seed)) for seed in (0, 6))
