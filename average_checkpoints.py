@@ -116,13 +116,15 @@ def average(options: AverageOptions) -> dict:
     """
     config = RunConfig.load(options.train_dir)
     paths = select(options)
+    pattern, reader = options.train_data_pattern, None
+    if pattern:  # Fails on a pattern that matches no file before anything is built.
+        reader = config.data.reader(pattern, options)
     keras.utils.set_random_seed(config.seed)
     model = config.build_model()
     checkpoints.check_fits(checkpoints.weights(model), paths[-1])
     with files.atomic_directory(options.output_dir) as partial:
         means = mean_of(paths, _STATISTICS if options.batch_norm == "last" else ())
-        if options.train_data_pattern:
-            reader = config.data.reader(options.train_data_pattern, options)
+        if reader is not None:
             means |= recomputed_statistics(model, config, means, reader, options.batch_norm_batches)
         _check_finite(means, "the mean or the statistics")
         weights = {name: value for name, value in means.items() if name.startswith("weights/")}
