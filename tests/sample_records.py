@@ -26,14 +26,16 @@ def frame_record(video_id, labels, id_name="id", **features):
     return tf.train.SequenceExample(
         context=tf.train.Features(feature=context),
         feature_lists=tf.train.FeatureLists(feature_list=lists),
-    ).SerializeToString()
+    ).SerializeToString(deterministic=True)
 
 
 def video_record(video_id, labels, id_name="id", **features):
     """Returns a serialized Example; each feature is a vector of floats."""
     values = {id_name: bytes_feature(video_id.encode()), "labels": int64_feature(labels)}
     values |= {name: float_feature(vector) for name, vector in features.items()}
-    return tf.train.Example(features=tf.train.Features(feature=values)).SerializeToString()
+    return tf.train.Example(features=tf.train.Features(feature=values)).SerializeToString(
+        deterministic=True
+    )
 
 
 def write_records(path, records):

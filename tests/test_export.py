@@ -394,7 +394,7 @@ def test_layers_without_names_can_be_restored_repeatedly(frame_data, tmp_path, m
 @pytest.mark.parametrize(
     ("frames", "num_frames", "message"),
     [
-        ((2, 5, 12), [5], "frames and num_frames must be of as many videos"),
+        ((2, 5, 12), [5], "frames and num_frames must have the same number of videos"),
         ((2, 5, 12), [5, 6], "num_frames must be at most the frames given"),
         ((2, 5, 12), [5, 0], "num_frames must be at least 1"),
         ((2, 5, 11), [5, 5], "frames must have 12 entries each"),
@@ -416,7 +416,7 @@ def frame_record(rgb=8, audio=4, num_frames=3, num_audio=None):
     ("record", "message"),
     [
         (frame_record(rgb=9), "every frame of rgb must have 8 bytes"),
-        (frame_record(num_audio=2), "must have as many frames; audio has not"),
+        (frame_record(num_audio=2), "must have the same number of frames; audio differs"),
         (frame_record(num_frames=0), "num_frames must be at least 1"),
         (b"garbage", "Invalid protocol message"),
     ],
