@@ -313,7 +313,7 @@ def test_a_cluster_of_one_machine_is_one_device(monkeypatch):
     ("flags", "message"),
     [
         (["--distribution=multi_worker"], "needs the environment variable TF_CONFIG"),
-        (["--distribution=mirrored", "--tpu=local"], "--tpu=local does not go with"),
+        (["--distribution=mirrored", "--tpu=local"], "--tpu=local cannot be combined with"),
         (["--distribution=tpu", "--tpu=local"], "no TPU can be used.*tensorflow-tpu"),
         (["--checkpoint_secs=0"], "--checkpoint_secs must be above 0"),
     ],

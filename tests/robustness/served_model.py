@@ -38,14 +38,14 @@ BAD_TENSORS = (
     ((2, 5), tf.uint8, [5, 5], "frames must have 9 entries each"),
     ((2, 5, SIZE, 1), tf.uint8, [5, 5], "shape"),
     ((2, 5, SIZE), tf.float32, [5, 5], "float|uint8"),
-    ((2, 5, SIZE), tf.uint8, [5], "as many videos"),
+    ((2, 5, SIZE), tf.uint8, [5], "the same number of videos"),
     ((2, 5, SIZE), tf.uint8, [5, 6], "at most the frames given"),
     ((2, 5, SIZE), tf.uint8, [5, 0], "at least 1"),
     ((2, 5, SIZE), tf.uint8, [5, -1], "at least 1"),
     ((2, 0, SIZE), tf.uint8, [0, 0], "at least 1"),
-    ((2, 5, SIZE), tf.uint8, [[5, 5]], "as many videos"),
-    ((2, 5, SIZE), tf.uint8, [[5], [5]], "as many videos"),
-    ((0, 5, SIZE), tf.uint8, [5], "as many videos"),
+    ((2, 5, SIZE), tf.uint8, [[5, 5]], "the same number of videos"),
+    ((2, 5, SIZE), tf.uint8, [[5], [5]], "the same number of videos"),
+    ((0, 5, SIZE), tf.uint8, [5], "the same number of videos"),
 )
 
 
