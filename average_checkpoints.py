@@ -3,7 +3,8 @@ r"""Averages checkpoints of a training run into a new train directory.
     python average_checkpoints.py --train_dir=run --num_last=10 --output_dir=averaged \
         --train_data_pattern='data/train*.tfrecord'
 
-With training data, batch normalization statistics are recomputed for the averaged weights. eval.py,
+Without a selection such as --num_last, all checkpoints are averaged. With training data, batch
+normalization statistics are recomputed for the averaged weights. eval.py,
 inference.py, export_model.py and further training read the result like any other run.
 """
 
@@ -89,14 +90,14 @@ class AverageOptions(ReadOptions):
             object.__setattr__(self, "batch_norm", chosen)
         if (self.batch_norm == "recompute") != bool(self.train_data_pattern):
             raise InputError(
-                "--batch_norm=recompute and --train_data_pattern belong together: give both or "
-                "neither."
+                "--batch_norm=recompute needs --train_data_pattern; --batch_norm=mean and last do "
+                "not use it."
             )
         by_range = self.first_step is not None or self.last_step is not None
         if sum(map(bool, (by_range, self.num_last, self.checkpoints, self.best))) > 1:
             raise InputError(
-                "--first_step and --last_step, --num_last, --checkpoints and --best exclude each "
-                "other. Give one kind."
+                "--first_step and --last_step, --num_last, --checkpoints and --best cannot be "
+                "combined. Use only one of them."
             )
 
 
@@ -126,7 +127,7 @@ def average(options: AverageOptions) -> dict:
         means = mean_of(paths, _STATISTICS if options.batch_norm == "last" else ())
         if reader is not None:
             means |= recomputed_statistics(model, config, means, reader, options.batch_norm_batches)
-        _check_finite(means, "the mean or the statistics")
+        _check_finite(means, "after averaging", "Check the checkpoints and the training data.")
         weights = {name: value for name, value in means.items() if name.startswith("weights/")}
         for name in [name for name in means if name.startswith("ema/")]:
             means[name] = weights[name.replace("ema/", "weights/", 1)]
@@ -242,17 +243,15 @@ def _mean(readers, paths, name, dtype):
     for reader, path in zip(readers, paths, strict=True):
         with checkpoints.reading(path):
             value = reader.get_tensor(name)
-        _check_finite({name: value}, path)
+        _check_finite({name: value}, f"in {path}", "Leave that checkpoint out.")
         total = total + value.astype(np.float64)
     return (total / len(readers)).astype(dtype)
 
 
-def _check_finite(values, where):
+def _check_finite(values, where, remedy):
     for name, value in values.items():
         if np.issubdtype(np.asarray(value).dtype, np.floating) and not np.isfinite(value).all():
-            raise InputError(
-                f"{_readable(name)} in {where} is not finite. Leave that checkpoint out."
-            )
+            raise InputError(f"{_readable(name)} {where} is not finite. {remedy}")
 
 
 def _shapes(reader):
@@ -336,7 +335,8 @@ def main(options: AverageOptions) -> None:
     if options.batch_norm == "last":
         logging.warning(
             "the statistics of the last checkpoint may not fit the averaged weights; the result "
-            "can be worse than that checkpoint. With --train_data_pattern they are recomputed"
+            "can be worse than that checkpoint. To recompute them, replace --batch_norm=last by "
+            "--train_data_pattern"
         )
     report = average(options)
     logging.info(

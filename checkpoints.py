@@ -222,8 +222,9 @@ def save(
     for variable in [*model.weights, *optimizer.variables]:
         if variable.dtype == "float32" and not tf.reduce_all(tf.math.is_finite(variable.value)):
             raise FloatingPointError(
-                f"{variable.path} is not finite at step {step}, which is not saved. Try a lower "
-                "--base_learning_rate or --clip_gradient_norm."
+                f"{variable.path} is not finite at step {step}, which is not saved. Train again "
+                "with a lower --base_learning_rate or --clip_gradient_norm, in another --train_dir or "
+                "with --start_new_model."
             )
     manager.save(
         checkpoint_number=step,

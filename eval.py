@@ -1,4 +1,4 @@
-"""Evaluates a training run, several at once, or an exported model: Hit@1, PERR, GAP, mAP and loss.
+"""Evaluates a training run, an ensemble of runs, or an exported model: Hit@1, PERR, GAP, mAP, loss.
 
     python eval.py --train_dir=run --eval_data_pattern='data/validate*.tfrecord' --run_once
 
@@ -37,8 +37,8 @@ class EvalOptions(PredictorOptions):
     )
     run_once: bool = option(
         False,
-        "Evaluate the newest checkpoint and exit. Otherwise the program waits for new checkpoints "
-        "of --train_dir until it is stopped.",
+        "Evaluate once and exit. With only --train_dir, the default is to wait for new checkpoints "
+        "until the program is stopped.",
         group="checkpoints",
     )
     all_checkpoints: bool = option(
@@ -49,10 +49,12 @@ class EvalOptions(PredictorOptions):
     )
     tensorboard_dir: str | None = same_option(TrainOptions, "tensorboard_dir")
     metrics_json: str | None = option(
-        None, "File for the metrics of the last evaluation.", group="output"
+        None, "File for the metrics of the last evaluation; replaced if it exists.", group="output"
     )
     per_class_csv: str | None = option(
-        None, "File for the average precision of every class.", group="output"
+        None,
+        "File for the average precision of every class; replaced if it exists.",
+        group="output",
     )
     class_names: str | None = option(
         None,
@@ -68,7 +70,7 @@ class EvalOptions(PredictorOptions):
         if self.all_checkpoints and not self.train_dir:
             raise InputError("--train_dir must be given with --all_checkpoints.")
         if self.all_checkpoints and self.checkpoint:
-            raise InputError("--all_checkpoints and --checkpoint exclude each other.")
+            raise InputError("--all_checkpoints and --checkpoint cannot be combined.")
 
     @property
     def is_continuous(self) -> bool:

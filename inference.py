@@ -6,8 +6,8 @@ r"""Predicts the labels of videos and writes them as CSV.
 Several runs (--train_dirs) or an exported model (--exported_model) predict the same way.
 
 The file has the columns VideoId and LabelConfidencePairs: the best classes, each with its score. It
-appears only when it is complete. Until then, finished input files are kept next to it; the same
-command resumes an interrupted run.
+appears only when it is complete. Until then, the predictions for finished input files are kept in
+OUTPUT_FILE.parts, from which the same command resumes an interrupted run.
 """
 
 import dataclasses
@@ -42,7 +42,9 @@ class InferenceOptions(PredictorOptions):
         required=True,
     )
     output_file: str = option(
-        help="CSV file to write; compressed if it ends in .gz.", group="output", required=True
+        help="CSV file to write, replaced if it exists; compressed if it ends in .gz.",
+        group="output",
+        required=True,
     )
     resume: bool = option(
         True,

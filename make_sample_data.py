@@ -109,9 +109,10 @@ class SampleOptions(Options):
     )
     world: str = option(
         "scenes",
-        "How classes differ. scenes: in the visual words that occur together. bag: also in the "
-        "order of scenes or only in the sound. relational: mostly in the correlation of the shifts "
-        "of two words. unrelated: like relational, with independent shifts.",
+        "How classes differ. scenes: in the visual words that occur together. bag: some pairs of "
+        "classes differ only in the order of their scenes, others only in their sound. relational: "
+        "mostly in the correlation of the shifts of two words. unrelated: like relational, with "
+        "independent shifts.",
         group="data",
         choices=tuple(WORLDS),
     )

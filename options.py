@@ -158,7 +158,7 @@ class Options:
         own = [name for name in names if hasattr(self, name)]
         given = [f"--{name}" for name in own if getattr(self, name)]
         if len(given) > 1:
-            raise InputError(f"{comma_separated(given)} exclude each other. Give one of them.")
+            raise InputError(f"{comma_separated(given)} cannot be combined. Use only one of them.")
         if own and not given:
             choices = " or ".join(f"--{name}" for name in own)
             raise InputError(f"{choices} must be given. --help explains the flags.")

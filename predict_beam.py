@@ -4,7 +4,7 @@ r"""Predicts the labels of videos on a cluster with Apache Beam.
         --output_prefix=predictions/test --beam_options="--runner=FnApiRunner \
         --direct_num_workers=2 --direct_running_mode=multi_processing"
 
-Needs the extra beam (pip install '.[beam]'). The lines are those of inference.py, in any order, in
+Needs Apache Beam (pip install '.[beam]'). The lines are those of inference.py, in any order, in
 files OUTPUT_PREFIX-00000-of-00005.csv with a header each. They appear only if the total number of
 corrupt records is at most --skip_corrupt_records. --beam_options selects the cluster and takes
 every other option of Beam's runners.
@@ -72,7 +72,7 @@ def main(options: BeamOptions) -> None:
     try:
         import beam_pipeline
     except ModuleNotFoundError as error:
-        raise InputError(f"{error}: pip install '.[beam]'") from error
+        raise InputError(f"{error}. Run: pip install '.[beam]'") from error
     _, data = read_manifest(options.exported_model)
     paths = files.expand_patterns(options.input_data_pattern)
     check_new_output(options.output_prefix)

@@ -98,7 +98,10 @@ class PredictorOptions(ModelOptions, ReadOptions):
     compute_dtype: str | None = same_option(TrainOptions, "compute_dtype")
     batch_size: int = option(128, "Videos per batch.", group="prediction", above=0)
     top_k: int = option(
-        20, "Predictions per video that count, for example in GAP@20.", group="prediction", above=0
+        20,
+        "Best classes per video: the K of GAP@K, and the classes per line of a prediction file.",
+        group="prediction",
+        above=0,
     )
 
     def __post_init__(self):
@@ -114,8 +117,8 @@ class PredictorOptions(ModelOptions, ReadOptions):
         ]
         if given:
             raise InputError(
-                f"{comma_separated(given)} cannot be given with --exported_model: export_model.py "
-                "fixed it when it wrote the graph."
+                f"{comma_separated(given)} cannot be given with --exported_model: the exported graph "
+                "contains it. Set it when you run export_model.py."
             )
 
 

@@ -250,8 +250,8 @@ def _unknown_flag_message(name, known):
     of_runs = {field.name for field, _ in options_of(RunConfig)} | set(_model_flags())
     if name in of_runs:
         return (
-            f"unknown flag --{name}. Only train.py takes it; this program reads the settings of a "
-            "run from its directory."
+            f"unknown flag --{name}. train.py takes it and saves it with the run; this program "
+            "does not take it."
         )
     similar = " or ".join(f"--{match}" for match in difflib.get_close_matches(name, known))
     suggestion = f" Did you mean {similar}?" if similar else ""

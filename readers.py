@@ -302,7 +302,8 @@ class RecordReader:
         if wrong.size:
             raise InputError(
                 f"video {video_id!r} ({location}) has label {wrong[0]}, but labels must be 0 to "
-                f"{self.num_classes - 1}. Is --num_classes={self.num_classes} right?"
+                f"{self.num_classes - 1}. Use data that fit the model, or train with another "
+                "--num_classes."
             )
         if not labels.size and not self._warned_of_no_labels:
             self._warned_of_no_labels = True
@@ -318,12 +319,13 @@ class RecordReader:
     def _missing_feature(self, location, name, found):
         return InputError(
             f"feature {name!r} is not in {location}, which has: {comma_separated(sorted(found))}. "
-            "Set --feature_names and --feature_sizes to match the data."
+            "Use data that fit the model, or train with other --feature_names and --feature_sizes."
         )
 
     def _wrong_size(self, location, name, expected, found):
         return InputError(
-            f"feature {name!r} has size {found} in {location}, but --feature_sizes says {expected}."
+            f"feature {name!r} has size {found} in {location}, but the model takes size "
+            f"{expected}. Use data that fit the model, or train with other --feature_sizes."
         )
 
     def _assemble(self, videos, pad_to_max_frames):
@@ -469,7 +471,7 @@ class _Order:
             if size == 0:
                 raise InputError(f"no video in {where}")
             raise InputError(
-                f"--batch_size={self._min_videos} is larger than the data: {size} videos in {where}"
+                f"a batch takes {self._min_videos} videos, but there are only {size} in {where}"
             )
 
     def _shuffled_files(self, epoch):

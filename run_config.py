@@ -333,7 +333,7 @@ class RecipeOptions(Options):
 
     frame_features: bool | None = option(
         None,
-        "Accepted from commands of the starter code and checked against the model, no more.",
+        "For commands of the starter code: checked against the model, otherwise ignored.",
         group="data",
     )
     num_epochs: int = option(

@@ -194,50 +194,59 @@ def _video_ids(parsed):
 # Operations that only compute, from those that `keras.ops` and TensorFlow's math turn into.
 _SAFE_OPS = frozenset(
     """
-    Abs AccumulateNV2 Acos Acosh Add AddN AddV2 All Any ApproximateEqual ArgMax ArgMin AsString
-    Asin Asinh Assert AssignAddVariableOp AssignSubVariableOp AssignVariableOp Atan Atan2 Atanh
-    AvgPool AvgPool3D BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd Bitcast BitwiseAnd
-    BitwiseOr BitwiseXor BroadcastArgs BroadcastTo Bucketize Case Cast Ceil CheckNumerics
-    CheckNumericsV2 Cholesky ClipByValue Concat ConcatOffset ConcatV2 Const ControlTrigger Conv
-    Conv2D Conv3D Cos Cosh Cross Cumprod Cumsum CumulativeLogsumexp DecodePaddedRaw DecodeRaw
-    DepthToSpace DepthwiseConv2dNative DestroyResourceOp Diag DiagPart Digamma DisableCopyOnRead
-    Div DivNoNan Einsum Elu Empty EmptyTensorList EnsureShape Enter Equal Erf Erfc Erfinv
-    EuclideanNorm Exit Exp ExpandDims Expm1 Fill Floor FloorDiv FloorMod FusedBatchNorm
-    FusedBatchNormV2 FusedBatchNormV3 Gather GatherNd GatherV2 Greater GreaterEqual
-    GuaranteeConst Identity IdentityN If Igamma Igammac InTopKV2 Invert InvertPermutation
-    IsFinite IsInf IsNan L2Loss LeakyRelu LeftShift Less LessEqual Lgamma LinSpace ListDiff Log
-    Log1p LogSoftmax LogicalAnd LogicalNot LogicalOr LoopCond LowerBound MatMul MatrixBandPart
+    Abs AccumulateNV2 Acos Acosh Add AddN AddV2 All Angle Any ApproximateEqual ArgMax ArgMin
+    AsString Asin Asinh Assert AssignAddVariableOp AssignSubVariableOp AssignVariableOp Atan
+    Atan2 Atanh AvgPool AvgPool3D BatchMatMul BatchMatMulV2 BatchMatMulV3 BatchToSpaceND
+    BesselI0e BesselI1e Betainc BiasAdd Bincount Bitcast BitwiseAnd BitwiseOr BitwiseXor
+    BroadcastArgs BroadcastTo Bucketize Case Cast Ceil CheckNumerics CheckNumericsV2 Cholesky
+    ClipByValue Complex ComplexAbs Concat ConcatOffset ConcatV2 Conj ConjugateTranspose Const
+    ControlTrigger Conv Conv2D Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 Cos Cosh
+    CropAndResize Cross Cumprod Cumsum CumulativeLogsumexp DecodePaddedRaw DecodeRaw
+    DenseBincount DepthToSpace DepthwiseConv2dNative DestroyResourceOp Diag DiagPart Digamma
+    Dilation2D DisableCopyOnRead Div DivNoNan Einsum Elu Empty EmptyTensorList EnsureShape Enter
+    Equal Erf Erfc Erfinv EuclideanNorm Exit Exp ExpandDims Expm1 ExtractImagePatches FFT FFT2D
+    FFT3D Fill Floor FloorDiv FloorMod FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 Gather
+    GatherNd GatherV2 Greater GreaterEqual GuaranteeConst Histogram HistogramFixedWidth IFFT
+    IFFT2D IFFT3D IRFFT IRFFT2D IRFFT3D Identity IdentityN If Igamma Igammac Imag InTopK
+    InTopKV2 Invert InvertPermutation IsFinite IsInf IsNan IsotonicRegression L2Loss LRN
+    LeakyRelu LeftShift Less LessEqual Lgamma LinSpace ListDiff Log Log1p LogMatrixDeterminant
+    LogSoftmax LogicalAnd LogicalNot LogicalOr LoopCond LowerBound Lu MatMul MatrixBandPart
     MatrixDeterminant MatrixDiag MatrixDiagPart MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2
-    MatrixDiagV3 MatrixInverse MatrixSetDiag MatrixSetDiagV2 MatrixSetDiagV3 MatrixSolve
-    MatrixTriangularSolve Max MaxPool MaxPool3D MaxPoolV2 Maximum Mean Merge Min Minimum
-    MirrorPad Mod Mul MulNoNan Multinomial Ndtri Neg NextIteration NoOp NotEqual NthElement
-    OneHot OnesLike Pack Pad PadV2 ParseExample ParseExampleV2 ParseSequenceExample
-    ParseSequenceExampleV2 PartitionedCall Placeholder PlaceholderV2 PlaceholderWithDefault Pow
-    PreventGradient Prod Qr RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt
-    Range Rank ReadVariableOp RealDiv Reciprocal RegexFullMatch RegexReplace Relu Relu6 Reshape
-    ResourceGather ResourceGatherNd Reverse ReverseSequence ReverseV2 RightShift Rint Round
-    Rsqrt ScatterNd SegmentMax SegmentMaxV2 SegmentMean SegmentMin SegmentMinV2 SegmentProd
-    SegmentProdV2 SegmentSum SegmentSumV2 Select SelectV2 SelfAdjointEigV2 Selu Shape ShapeN
-    Sigmoid Sign Sin Sinh Size Slice Snapshot Softmax SoftmaxCrossEntropyWithLogits Softplus
-    Softsign SpaceToBatchND SpaceToDepth SparseSoftmaxCrossEntropyWithLogits Split SplitV Sqrt
+    MatrixDiagV3 MatrixExponential MatrixInverse MatrixSetDiag MatrixSetDiagV2 MatrixSetDiagV3
+    MatrixSolve MatrixSolveLs MatrixSquareRoot MatrixTriangularSolve Max MaxPool MaxPool3D
+    MaxPoolV2 Maximum Mean Merge Min Minimum MirrorPad Mod Mul MulNoNan Multinomial Ndtri Neg
+    NextAfter NextIteration NoOp NotEqual NthElement OneHot OnesLike Pack Pad PadV2
+    ParallelConcat ParseExample ParseExampleV2 ParseSequenceExample ParseSequenceExampleV2
+    PartitionedCall Placeholder PlaceholderV2 PlaceholderWithDefault Polygamma PopulationCount
+    Pow PreventGradient Prod Qr RFFT RFFT2D RFFT3D RandomShuffle RandomStandardNormal
+    RandomUniform RandomUniformInt Range Rank ReadVariableOp Real RealDiv Reciprocal
+    RegexFullMatch RegexReplace Relu Relu6 Reshape ResizeArea ResizeBicubic ResizeBilinear
+    ResizeNearestNeighbor ResourceGather ResourceGatherNd ResourceScatterAdd
+    ResourceScatterUpdate Reverse ReverseSequence ReverseV2 RightShift Rint Roll Round Rsqrt
+    ScatterNd SegmentMax SegmentMaxV2 SegmentMean SegmentMin SegmentMinV2 SegmentProd
+    SegmentProdV2 SegmentSum SegmentSumV2 Select SelectV2 SelfAdjointEig SelfAdjointEigV2 Selu
+    Shape ShapeN Sigmoid Sign Sin Sinh Size Slice Snapshot Softmax SoftmaxCrossEntropyWithLogits
+    Softplus Softsign SpaceToBatchND SpaceToDepth SparseReorder SparseReshape
+    SparseSoftmaxCrossEntropyWithLogits SparseTensorDenseMatMul SparseToDense Split SplitV Sqrt
     Square SquaredDifference Squeeze StatefulPartitionedCall StatelessCase StatelessIf
-    StatelessMultinomial StatelessParameterizedTruncatedNormal StatelessRandomGammaV2
-    StatelessRandomGammaV3 StatelessRandomGetAlg StatelessRandomGetKeyCounter
-    StatelessRandomGetKeyCounterAlg StatelessRandomNormal StatelessRandomNormalV2
-    StatelessRandomUniform StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2
-    StatelessRandomUniformInt StatelessRandomUniformIntV2 StatelessRandomUniformV2
-    StatelessShuffle StatelessTruncatedNormal StatelessTruncatedNormalV2 StatelessWhile
-    StaticRegexFullMatch StaticRegexReplace StopGradient StridedSlice StridedSliceAssign
-    StringFormat StringJoin StringLength StringLower StringStrip StringToNumber StringUpper Sub
-    Substr Sum Svd Switch Tan Tanh TensorListConcat TensorListConcatLists TensorListConcatV2
-    TensorListElementShape TensorListFromTensor TensorListGather TensorListGetItem
-    TensorListLength TensorListPopBack TensorListPushBack TensorListReserve TensorListResize
-    TensorListScatter TensorListScatterV2 TensorListSetItem TensorListSplit TensorListStack
-    TensorScatterAdd TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate
-    TensorStridedSliceUpdate Tile TopK TopKV2 Transpose TruncateDiv TruncateMod TruncatedNormal
-    Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2 Unpack UnravelIndex UnsortedSegmentMax
-    UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum UpperBound VarHandleOp
-    VarIsInitializedOp VariableShape Where While Xdivy Xlog1py Xlogy ZerosLike Zeta
+    StatelessMultinomial StatelessParameterizedTruncatedNormal StatelessRandomBinomial
+    StatelessRandomGammaV2 StatelessRandomGammaV3 StatelessRandomGetAlg
+    StatelessRandomGetKeyCounter StatelessRandomGetKeyCounterAlg StatelessRandomNormal
+    StatelessRandomNormalV2 StatelessRandomPoisson StatelessRandomUniform
+    StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2 StatelessRandomUniformInt
+    StatelessRandomUniformIntV2 StatelessRandomUniformV2 StatelessShuffle
+    StatelessTruncatedNormal StatelessTruncatedNormalV2 StatelessWhile StaticRegexFullMatch
+    StaticRegexReplace StopGradient StridedSlice StridedSliceAssign StringFormat StringJoin
+    StringLength StringLower StringStrip StringToNumber StringUpper Sub Substr Sum Svd Switch
+    Tan Tanh TensorListConcat TensorListConcatLists TensorListConcatV2 TensorListElementShape
+    TensorListFromTensor TensorListGather TensorListGetItem TensorListLength TensorListPopBack
+    TensorListPushBack TensorListReserve TensorListResize TensorListScatter TensorListScatterV2
+    TensorListSetItem TensorListSplit TensorListStack TensorScatterAdd TensorScatterMax
+    TensorScatterMin TensorScatterSub TensorScatterUpdate TensorStridedSliceUpdate Tile TopK
+    TopKV2 Transpose TruncateDiv TruncateMod TruncatedNormal Unique UniqueV2 UniqueWithCounts
+    UniqueWithCountsV2 Unpack UnravelIndex UnsortedSegmentMax UnsortedSegmentMin
+    UnsortedSegmentProd UnsortedSegmentSum UpperBound VarHandleOp VarIsInitializedOp
+    VariableShape Where While Xdivy Xlog1py Xlogy ZerosLike Zeta
     """.split()  # noqa: SIM905 (as a list it takes 250 lines)
 )
 # Operations of the functions in which TensorFlow saves and restores the variables of the graph.

@@ -80,8 +80,9 @@ class Trainer:
         bad_step = int(self._first_bad_step)
         if bad_step >= 0:
             raise FloatingPointError(
-                f"the loss of step {bad_step} is not finite. Try a lower --base_learning_rate or "
-                "--clip_gradient_norm; the checkpoints from before that step are intact."
+                f"the loss of step {bad_step} is not finite. Train again with a lower "
+                "--base_learning_rate or --clip_gradient_norm, in another --train_dir or with "
+                "--start_new_model. The checkpoints from before that step are intact."
             )
 
     def run(

@@ -188,9 +188,9 @@ def test_an_averaged_run_can_be_evaluated_used_and_trained_further(trained, fram
         (("--first_step=101",), "has none of the requested checkpoints"),
         (("--checkpoints=41",), r"there is no checkpoint .*model\.ckpt-41"),
         (("--checkpoints=40,80,40",), "--checkpoints must be of different steps"),
-        (("--num_last=2", "--first_step=40"), "exclude each other"),
-        (("--batch_norm=recompute",), "--train_data_pattern belong together"),
-        (("--train_data_pattern=x", "--batch_norm=mean"), "belong together"),
+        (("--num_last=2", "--first_step=40"), "cannot be combined"),
+        (("--batch_norm=recompute",), "recompute needs --train_data_pattern"),
+        (("--train_data_pattern=x", "--batch_norm=mean"), "recompute needs --train_data_pattern"),
         (("--train_data_pattern=/no/such",), "no file matches '/no/such'"),
     ],
 )

@@ -42,7 +42,7 @@ def test_eval_evaluates_a_step_or_all_and_keeps_one_entry_per_step(
 
 def test_all_checkpoints_needs_a_run_and_no_checkpoint():
     data = "--eval_data_pattern=data"
-    with pytest.raises(InputError, match="--all_checkpoints and --checkpoint exclude each other"):
+    with pytest.raises(InputError, match="--all_checkpoints and --checkpoint cannot be combined"):
         run("eval", "--train_dir=run", data, "--all_checkpoints", "--checkpoint=2")
     with pytest.raises(InputError, match="--train_dir must be given"):
         run("eval", data, "--all_checkpoints", "--exported_model=any")

@@ -124,7 +124,9 @@ def test_exactly_one_alternative_must_be_given():
     assert Either(other="x").other == "x"
     with pytest.raises(InputError, match=r"^--one or --other must be given\. --help"):
         Either()
-    with pytest.raises(InputError, match=r"^--one, --other exclude each other\. Give one of them"):
+    with pytest.raises(
+        InputError, match=r"^--one, --other cannot be combined\. Use only one of them"
+    ):
         Either(one="x", other="y")
 
 
@@ -132,7 +134,7 @@ def test_alternatives_of_a_subclass_count_too():
     assert EitherOfThree(third="x").third == "x"
     with pytest.raises(InputError, match=r"^--one or --other or --third must be given"):
         EitherOfThree()
-    with pytest.raises(InputError, match=r"^--one, --third exclude each other"):
+    with pytest.raises(InputError, match=r"^--one, --third cannot be combined"):
         EitherOfThree(one="x", third="y")
 
 

@@ -155,8 +155,8 @@ def test_settings_of_a_run_are_rejected_where_its_directory_has_them(argument):
     name = argument.partition("=")[0]
     for main in (eval.main, inference.main, export_model.main, predict_beam.main):
         assert error_of(main, argument) == (
-            f"unknown flag {name}. Only train.py takes it; this program reads the settings of a "
-            "run from its directory."
+            f"unknown flag {name}. train.py takes it and saves it with the run; this program does "
+            "not take it."
         )
 
 

@@ -46,7 +46,7 @@ def test_a_wrong_frame_size_is_reported_with_the_size_found(record_files):
     message = error_of(frame_reader(record_files, {"rgb": 16, "audio": 4}))
     assert re.fullmatch(
         r"feature 'rgb' has size 8 in record 0 of .*part00\.tfrecord \(byte 0\), but "
-        r"--feature_sizes says 16\.",
+        r"the model takes size 16\. Use data that fit the model.*",
         message,
     )
 
@@ -76,8 +76,8 @@ def test_video_level_readers_reject_frame_level_data(tmp_path):
 def test_a_missing_frame_level_feature_is_reported_with_those_present(tmp_path):
     path = write_videos(tmp_path / "a", make_videos(1))
     assert error_of(frame_reader(path, {"rgb": 8, "depth": 4})) == (
-        f"feature 'depth' is not in record 0 of {path} (byte 0), which has: audio, rgb. Set "
-        "--feature_names and --feature_sizes to match the data."
+        f"feature 'depth' is not in record 0 of {path} (byte 0), which has: audio, rgb. Use "
+        "data that fit the model, or train with other --feature_names and --feature_sizes."
     )
 
 
@@ -93,14 +93,14 @@ def test_a_label_out_of_range_is_reported_with_its_video(tmp_path, label):
     path = one_record(tmp_path, frame_record("abc", [3, label], rgb=[b"abcd"]))
     assert error_of(frame_reader(path, {"rgb": 4}, skip_corrupt_records=9)) == (
         f"video 'abc' (record 0 of {path} (byte 0)) has label {label}, but labels must be 0 to 9. "
-        "Is --num_classes=10 right?"
+        "Use data that fit the model, or train with another --num_classes."
     )
 
 
 def test_drop_remainder_rejects_a_batch_larger_than_the_data(tmp_path):
     path = write_videos(tmp_path / "a", make_videos(5))
     message = error_of(frame_reader(path), 6, drop_remainder=True, num_epochs=None)
-    expected = f"--batch_size=6 is larger than the data: 5 videos in 1 files, such as {path}"
+    expected = f"a batch takes 6 videos, but there are only 5 in 1 files, such as {path}"
     assert message == expected
 
 
