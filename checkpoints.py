@@ -223,8 +223,8 @@ def save(
         if variable.dtype == "float32" and not tf.reduce_all(tf.math.is_finite(variable.value)):
             raise FloatingPointError(
                 f"{variable.path} is not finite at step {step}, which is not saved. Train again "
-                "with a lower --base_learning_rate or --clip_gradient_norm, in another --train_dir or "
-                "with --start_new_model."
+                "with a lower --base_learning_rate or --clip_gradient_norm, in another --train_dir "
+                "or with --start_new_model."
             )
     manager.save(
         checkpoint_number=step,

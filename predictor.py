@@ -117,8 +117,8 @@ class PredictorOptions(ModelOptions, ReadOptions):
         ]
         if given:
             raise InputError(
-                f"{comma_separated(given)} cannot be given with --exported_model: the exported graph "
-                "contains it. Set it when you run export_model.py."
+                f"{comma_separated(given)} cannot be given with --exported_model: the exported "
+                "graph contains it. Set it when you run export_model.py."
             )
 
 
