@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import losses
+import programs
+import train
 from programs import SMALL_DATA, metrics_of, run, run_small, train_mean, weights_of
 from run_config import RunConfig
 from utils import InputError
@@ -180,3 +183,20 @@ def test_training_names_the_corrupt_record_and_continues_if_allowed(tmp_path, fr
     train_mean(tmp_path / "lenient", data, "--skip_corrupt_records=1", "--num_epochs=2")
     # 159 good videos in each of two epochs, in batches of 16.
     assert steps_in(tmp_path / "lenient") == [19]
+
+
+def test_the_training_function_leaves_signals_to_its_caller(tmp_path, video_data, monkeypatch):
+    def fail(*_):
+        raise AssertionError("a signal handler is installed")
+
+    monkeypatch.setattr(signal, "signal", fail)
+    options = programs.options(
+        "train",
+        *programs.SMALL_LOGISTIC,
+        f"--train_dir={tmp_path / 'run'}",
+        f"--train_data_pattern={video_data}",
+        "--max_steps=1",
+    )
+    assert train.train(**options).step == 1
+    with pytest.raises(AssertionError, match="handler"):
+        train.main(options["config"], options["options"])
