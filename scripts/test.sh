@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the requirements and runs all checks: format, lint, types, tests.
+# Installs the requirements and runs all checks: format, lint, types, tests in two processes.
 # With --fast, leaves out the slow tests. Other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,4 +12,4 @@ arguments=()
 for argument in "$@"; do
   if [ "$argument" = --fast ]; then arguments+=(-m "not slow"); else arguments+=("$argument"); fi
 done
-python -m pytest "${arguments[@]}"
+python -m pytest --numprocesses=2 --dist=worksteal "${arguments[@]}"
