@@ -156,9 +156,9 @@ SCALES = {
         worlds={"bag": ("lfnl_netvlad", "soft_bof_4k")},
         averages=("averaged",),
         seeds=(0,),
-        num_videos=3000,
-        num_test_videos=400,
-        max_steps=180,
+        num_videos=2000,
+        num_test_videos=256,
+        max_steps=120,
         samplings=(1, 10),
     ),
 }

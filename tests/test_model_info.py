@@ -80,6 +80,7 @@ def test_the_tables_have_the_numbers_of_the_model_and_of_every_layer_and_fit_the
     assert max(map(len, lines)) <= 100
 
 
+@pytest.mark.slow
 def test_all_lists_every_model_with_its_defaults(capsys, monkeypatch):
     configs = []
 

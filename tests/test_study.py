@@ -159,6 +159,7 @@ def miniature(tmp_path_factory):
     return folder / "report"
 
 
+@pytest.mark.slow
 def test_no_technique_clearly_lowers_the_gap_of_a_miniature(miniature):
     gap = pd.read_csv(miniature / "study" / "gap.csv").set_index(["subject", "variant"])["gap"]
     ensemble = "lfnl_netvlad+soft_bof_4k"
@@ -171,6 +172,7 @@ def test_no_technique_clearly_lowers_the_gap_of_a_miniature(miniature):
     assert abs(gap[ensemble, "exported_bfloat16"] - gap[ensemble, "exported_float32"]) < 0.002
 
 
+@pytest.mark.slow
 def test_the_report_starts_by_saying_that_the_data_are_generated(miniature):
     text = (miniature / "study.md").read_text()
     assert "generated videos, not from YouTube-8M" in text.splitlines()[0]
