@@ -45,6 +45,7 @@ def option(
     below: float | None = None,
     environment: str | None = None,
     alternatives: tuple[str, ...] | None = None,
+    fixed_by: str | None = None,
 ) -> Any:
     """Returns a dataclass field for an option.
 
@@ -59,6 +60,7 @@ def option(
         below: bound that each number must stay under.
         environment: environment variable that sets the option if no flag does.
         alternatives: names of options, this one included, of which exactly one must be given.
+        fixed_by: name of an option that fixes this one, so that no flag may set it as well.
     """
     metadata = {
         "help": help,
@@ -70,6 +72,7 @@ def option(
         "below": below,
         "environment": environment,
         "alternatives": alternatives,
+        "fixed_by": fixed_by,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

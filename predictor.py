@@ -49,25 +49,35 @@ class ModelOptions(Options):
         None,
         "Weights of --train_dirs in the average, for example 2,1,1. Default: equal weights.",
         group="model",
+        fixed_by="exported_model",
     )
     checkpoint: str | None = option(
         None,
         "Checkpoint of --train_dir: a path without extension, for example run/model.ckpt-1000, or "
         "a step, for example 1000. Default: the newest.",
         group="checkpoints",
+        fixed_by="exported_model",
     )
     use_ema: bool = option(
         False,
         "Use the moving average of the weights, which a run with --ema_decay saves.",
         group="checkpoints",
+        fixed_by="exported_model",
     )
     num_samplings: int = option(
         1,
         "Samplings of the frames to average over, for models that sample; 0 uses every frame once.",
         group="prediction",
         at_least=0,
+        fixed_by="exported_model",
     )
-    seed: int = option(0, "Seed of the sampling of frames.", group="prediction", at_least=0)
+    seed: int = option(
+        0,
+        "Seed of the sampling of frames.",
+        group="prediction",
+        at_least=0,
+        fixed_by="exported_model",
+    )
 
     def __post_init__(self):
         """Checks options that depend on each other."""
@@ -95,7 +105,9 @@ class PredictorOptions(ModelOptions, ReadOptions):
     exported_model: str | None = option(
         None, "Directory written by export_model.py, instead of --train_dir.", group="model"
     )
-    compute_dtype: str | None = same_option(TrainOptions, "compute_dtype")
+    compute_dtype: str | None = same_option(
+        TrainOptions, "compute_dtype", fixed_by="exported_model"
+    )
     batch_size: int = option(128, "Videos per batch.", group="prediction", above=0)
     top_k: int = option(
         20,
@@ -103,23 +115,6 @@ class PredictorOptions(ModelOptions, ReadOptions):
         group="prediction",
         above=0,
     )
-
-    def __post_init__(self):
-        """Rejects settings that an exported graph has fixed."""
-        super().__post_init__()
-        if not self.exported_model:
-            return
-        fixed = {field.name for field in dataclasses.fields(ModelOptions)} | {"compute_dtype"}
-        given = [
-            f"--{field.name}"
-            for field in dataclasses.fields(self)
-            if field.name in fixed and getattr(self, field.name) != field.default
-        ]
-        if given:
-            raise InputError(
-                f"{comma_separated(given)} cannot be given with --exported_model: the exported "
-                "graph contains it. Set it when you run export_model.py."
-            )
 
 
 # --- Predictors -----------------------------------------------------------------------------------

@@ -271,6 +271,7 @@ def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[st
     """
     classes = _option_classes(main)
     values = {field.name: _value(field.name, kind, flag_values) for field, kind in _options(main)}
+    _refuse_fixed_flags(main, values, flag_values)
     for field, _ in _options(main):
         _take_environment(field, values)
     hints = typing.get_type_hints(main)
@@ -287,6 +288,17 @@ def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[st
         name: None if name in absent else _build_options(cls, values, flag_values)
         for name, cls in classes.items()
     }
+
+
+def _refuse_fixed_flags(main, values, flag_values):
+    """Rejects flags whose values another option fixes, even if they are equal to the default."""
+    for field, _ in _options(main):
+        fixed_by = field.metadata["fixed_by"]
+        if fixed_by and values.get(fixed_by) and flag_values[field.name].present:
+            raise InputError(
+                f"--{field.name} cannot be given with --{fixed_by}, which fixes it. Set it when "
+                f"you create the {fixed_by.replace('_', ' ')}."
+            )
 
 
 def _value(name, kind, flag_values):
