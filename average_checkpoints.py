@@ -117,9 +117,9 @@ def average(options: AverageOptions) -> dict:
     """
     config = RunConfig.load(options.train_dir)
     paths = select(options)
-    pattern, reader = options.train_data_pattern, None
-    if pattern:  # Fails on a pattern that matches no file before anything is built.
-        reader = config.data.reader(pattern, options)
+    pattern = options.train_data_pattern
+    # Fails on a pattern that matches no file before anything is built.
+    reader = config.data.reader(pattern, options) if pattern else None
     keras.utils.set_random_seed(config.seed)
     model = config.build_model()
     checkpoints.check_fits(checkpoints.weights(model), paths[-1])

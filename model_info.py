@@ -74,8 +74,8 @@ def summary_table(descriptions: list[dict]) -> str:
             (
                 entry["model"],
                 f"{entry['parameters']:,}",
-                f"{entry['float32_mib']:.1f}",
-                f"{entry['bfloat16_mib']:.1f}",
+                f"{entry['float32_mib']:,.1f}",
+                f"{entry['bfloat16_mib']:,.1f}",
             )
             for entry in descriptions
         ],

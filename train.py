@@ -200,10 +200,9 @@ def run_loop(
         seconds_per_step = (time.perf_counter() - start) / (target - step)
         steps_per_call = min(max(1, int(_SECONDS_PER_CALL / seconds_per_step)), _MAX_STEPS_PER_CALL)
         data_ended = trainer.step < target
-        if data_ended or outputs is not None or target % options.log_steps == 0:
+        is_log_step = target % options.log_steps == 0 or target == max_steps
+        if data_ended or outputs is not None or is_log_step:
             log.write(outputs)
-        elif target == max_steps:
-            log.write(None)
         if data_ended:
             break
         if target % options.export_model_steps == 0:
