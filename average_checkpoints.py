@@ -23,9 +23,9 @@ from absl import logging
 import checkpoints
 import files
 import layers
-from options import option
+from options import option, same_option
 from readers import RecordReader
-from run_config import ReadOptions, RunConfig
+from run_config import ReadOptions, RunConfig, TrainOptions
 from utils import InputError, comma_separated
 
 REPORT = "averaged.json"
@@ -75,8 +75,8 @@ class AverageOptions(ReadOptions):
         group="prediction",
         choices=("recompute", "mean", "last"),
     )
-    train_data_pattern: str | None = option(
-        None, "Globs of training records, comma-separated; quote them.", group="data"
+    train_data_pattern: str | None = same_option(
+        TrainOptions, "train_data_pattern", default=None, required=False
     )
     batch_norm_batches: int = option(
         300, "Number of batches for --batch_norm=recompute.", group="data", above=0
