@@ -9,6 +9,7 @@ import layers
 import programs
 import record_readers
 import sample_records
+import small_models
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +24,7 @@ def float32_by_default():
 def free_models():
     """Frees the models of each test file, which are reference cycles and large."""
     yield
+    small_models.build_once.cache_clear()
     gc.collect()
 
 
@@ -41,28 +43,23 @@ def video_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained_mean(tmp_path_factory, frame_data):
     """Returns the train directory of a FrameLevelLogisticModel with checkpoints 8, 16 and 20."""
-    train_dir = tmp_path_factory.mktemp("trained_mean") / "run"
-    periods = ("--export_model_steps=8", "--metrics_steps=8")
-    programs.train_mean(train_dir, frame_data, "--num_epochs=2", *periods)
-    return train_dir
+    flags = ("--num_epochs=2", "--export_model_steps=8", "--metrics_steps=8")
+    return programs.train_mean(tmp_path_factory.mktemp("trained_mean"), frame_data, *flags)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, frame_data):
     """Returns the train directory of a DbofModel with checkpoints 40, 80 and 100."""
-    train_dir = tmp_path_factory.mktemp("trained") / "run"
-    programs.run_small(train_dir, frame_data, "--num_epochs=10", "--export_model_steps=40")
-    return train_dir
+    flags = ("--num_epochs=10", "--export_model_steps=40")
+    return programs.run_small(tmp_path_factory.mktemp("trained"), frame_data, *flags)
 
 
 @pytest.fixture(scope="session")
 def trained_netvlad(tmp_path_factory, frame_data):
     """Returns the train directory of an LFNLNetVLADModel with --ema_decay, steps 60 and 120."""
-    train_dir = tmp_path_factory.mktemp("trained_netvlad") / "run"
-    programs.train_netvlad(
-        train_dir, frame_data, "--max_steps=120", "--export_model_steps=60", "--num_epochs=20"
-    )
-    return train_dir
+    flags = ("--max_steps=120", "--export_model_steps=60", "--num_epochs=20")
+    train_dir = tmp_path_factory.mktemp("trained_netvlad")
+    return programs.train(train_dir, frame_data, *programs.SMALL_NETVLAD, *flags)
 
 
 @pytest.fixture(scope="session")
@@ -83,35 +80,21 @@ def logged_warnings(monkeypatch):
 @pytest.fixture(scope="session")
 def trained_moe(tmp_path_factory, video_data):
     """Train directory of a video-level MoeModel with --ema_decay, of the steps 90 and 180."""
-    train_dir = tmp_path_factory.mktemp("trained_moe") / "run"
-    programs.run(
-        "train",
-        "--model=MoeModel",
-        "--moe_prob_gating",
-        f"--train_dir={train_dir}",
-        f"--train_data_pattern={video_data}",
-        *programs.SMALL_DATA,
-        "--batch_size=20",
-        "--num_epochs=20",
-        "--export_model_steps=90",
-        "--base_learning_rate=0.02",
-        "--ema_decay=0.9",
+    return programs.train(
+        tmp_path_factory.mktemp("trained_moe"),
+        video_data,
+        *("--model=MoeModel", "--moe_prob_gating", *programs.SMALL_DATA, "--batch_size=20"),
+        *("--num_epochs=20", "--export_model_steps=90"),
+        *("--base_learning_rate=0.02", "--ema_decay=0.9"),
     )
-    return train_dir
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory, trained):
     """Exported DbofModel in bfloat16, without sampling, with a frozen graph."""
     folder = tmp_path_factory.mktemp("exported") / "model"
-    programs.run(
-        "export_model",
-        f"--train_dir={trained}",
-        f"--output_dir={folder}",
-        "--num_samplings=0",
-        "--top_k=3",
-        "--frozen_graph",
-    )
+    flags = ("--num_samplings=0", "--top_k=3", "--frozen_graph")
+    programs.run("export_model", f"--train_dir={trained}", f"--output_dir={folder}", *flags)
     return folder
 
 
@@ -119,11 +102,6 @@ def exported(tmp_path_factory, trained):
 def exported_sampling(tmp_path_factory, trained):
     """Exported DbofModel in float32, averaged over five samplings."""
     folder = tmp_path_factory.mktemp("exported_sampling") / "model"
-    programs.run(
-        "export_model",
-        f"--train_dir={trained}",
-        f"--output_dir={folder}",
-        "--num_samplings=5",
-        "--dtype=float32",
-    )
+    flags = ("--num_samplings=5", "--dtype=float32")
+    programs.run("export_model", f"--train_dir={trained}", f"--output_dir={folder}", *flags)
     return folder

@@ -3,19 +3,15 @@
 Also small models with random weights, and videos to compare them on.
 """
 
-import functools
 import math
 
 import numpy as np
 import tensorflow as tf
 
 import layer_references as references
-import registry
 from layer_references import linear, randomize, sigmoid, sub_weights, unit_vector, weights_of
+from small_models import FEATURE_SIZES, NUM_CLASSES, SMALL, D, build_once
 
-FEATURE_SIZES = (5, 2)
-D = sum(FEATURE_SIZES)
-NUM_CLASSES = 3
 NUM_FRAMES = (4, 1, 6, 3)
 # Sizes of the streams, mixtures, and scale in the non-local block, where None is 1 / sqrt(D).
 NETVLAD_MODELS = {
@@ -23,32 +19,14 @@ NETVLAD_MODELS = {
     "LFNLNetRVLADModel": (FEATURE_SIZES, 4, None),
     "EFNLNetVLADModel": ((D,), 2, None),
 }
-SMALL_NETVLAD = {
-    "iterations": 0,
-    "netvlad_cluster_size": "4,3",
-    "netvlad_hidden_size": 4,
-    "nonlocal_embedding": "2,3",
-}
-SMALL_SOFT_BOF = {
-    "iterations": 0,
-    "soft_bof_cluster_size": "6,3",
-    "soft_bof_hidden_size": 4,
-}
 # Models that ignore the order of the frames and count sampled frames instead of copying them.
-SMALL_COUNTING_MODELS = {
-    **dict.fromkeys(NETVLAD_MODELS, SMALL_NETVLAD),
-    "SoftBoFModel": SMALL_SOFT_BOF,
-}
-
-
-build_once = functools.cache(registry.build_model)  # Building takes time.
+COUNTING_MODELS = [*NETVLAD_MODELS, "SoftBoFModel"]
 
 
 def build(name, feature_sizes=FEATURE_SIZES, **hyperparameters):
-    """Returns a model whose weights are all random, and the same in every test."""
-    model = build_once(
-        name, num_classes=NUM_CLASSES, feature_sizes=feature_sizes, **hyperparameters
-    )
+    """Returns a model of `SMALL` whose weights are all random, and the same in every test."""
+    given = {**SMALL[name], **hyperparameters}
+    model = build_once(name, num_classes=NUM_CLASSES, feature_sizes=feature_sizes, **given)
     randomize(model)
     return model
 
@@ -60,8 +38,8 @@ def make_videos():
     return frames, np.array(NUM_FRAMES, np.int32)
 
 
-def make_vectors(rows=4, size=D):
-    return np.random.default_rng(9).normal(size=(rows, size)).astype(np.float32)
+def make_vectors():
+    return np.random.default_rng(9).normal(size=(4, D)).astype(np.float32)
 
 
 def call(model, frames, num_frames, training=False):
@@ -78,6 +56,11 @@ def reference_frames(frames, num_frames):
         ]
         for video, length in zip(frames, num_frames, strict=True)
     ]
+
+
+def reference_logistic(vectors, weights):
+    kernel, bias = weights["logistic/kernel"], weights["logistic/bias"]
+    return [[sigmoid(score) for score in linear(vector, kernel, bias)] for vector in vectors]
 
 
 def reference_moe(vectors, weights, mixtures, training=False):

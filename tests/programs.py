@@ -17,28 +17,11 @@ import checkpoints
 
 ROOT = pathlib.Path(program.__file__).parent
 SMALL_DATA = ("--num_classes=10", "--feature_sizes=8,4")
-SMALL_DBOF = (
-    "--model=DbofModel",
-    "--dbof_cluster_size=16",
-    "--dbof_hidden_size=8",
-    "--base_learning_rate=0.01",
-    "--batch_size=16",
-    *SMALL_DATA,
-)
-SMALL_LOGISTIC = (
-    "--model=LogisticModel",
-    "--base_learning_rate=0.01",
-    "--batch_size=16",
-    *SMALL_DATA,
-)
+_SMALL = ("--base_learning_rate=0.01", "--batch_size=16", *SMALL_DATA)
+SMALL_DBOF = ("--model=DbofModel", "--dbof_cluster_size=16", "--dbof_hidden_size=8", *_SMALL)
+SMALL_LOGISTIC = ("--model=LogisticModel", *_SMALL)
 # Trains in a quarter of the time: logistic regression on the mean of sampled frames.
-SMALL_MEAN = (
-    "--model=FrameLevelLogisticModel",
-    "--iterations=4",
-    "--base_learning_rate=0.01",
-    "--batch_size=16",
-    *SMALL_DATA,
-)
+SMALL_MEAN = ("--model=FrameLevelLogisticModel", "--iterations=4", *_SMALL)
 SMALL_NETVLAD = (
     "--model=LFNLNetVLADModel",
     "--iterations=6",
@@ -46,10 +29,8 @@ SMALL_NETVLAD = (
     "--nonlocal_embedding=4",
     "--netvlad_hidden_size=16",
     "--moe_num_mixtures=2",
-    "--base_learning_rate=0.01",
-    "--batch_size=16",
     "--ema_decay=0.9",
-    *SMALL_DATA,
+    *_SMALL,
 )
 
 
@@ -75,24 +56,25 @@ def run_command(*arguments, cwd=ROOT):
     )
 
 
+def train(train_dir, data, *flags):
+    """Runs train.py and returns the train directory."""
+    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *flags)
+    return train_dir
+
+
 def run_small(train_dir, data, *more):
     """Trains a small DbofModel."""
-    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_DBOF, *more)
+    return train(train_dir, data, *SMALL_DBOF, *more)
 
 
 def train_logistic(train_dir, data, *more):
     """Trains a LogisticModel on video-level data: two weights, which compile in a moment."""
-    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_LOGISTIC, *more)
+    return train(train_dir, data, *SMALL_LOGISTIC, *more)
 
 
 def train_mean(train_dir, data, *more):
     """Trains a small FrameLevelLogisticModel, for tests that any model passes."""
-    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_MEAN, *more)
-
-
-def train_netvlad(train_dir, data, *more):
-    """Trains a small LFNLNetVLADModel."""
-    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_NETVLAD, *more)
+    return train(train_dir, data, *SMALL_MEAN, *more)
 
 
 def evaluate(*arguments):
@@ -101,6 +83,12 @@ def evaluate(*arguments):
         path = pathlib.Path(folder, "metrics.json")
         run("eval", *arguments, "--run_once", f"--metrics_json={path}")
         return json.loads(path.read_text())
+
+
+def predict(train_dir, data, output, *more):
+    """Runs inference.py on a run."""
+    given = (f"--train_dir={train_dir}", f"--input_data_pattern={data}", f"--output_file={output}")
+    run("inference", *given, *more)
 
 
 def predictions(path, num_classes, **options):

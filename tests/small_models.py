@@ -18,11 +18,15 @@ SMALL_NETVLAD = {
     "netvlad_hidden_size": 5,
     "nonlocal_embedding": "2,3",
 }
-CHANGED_NETVLAD = {
+CHANGED_FRAMES = {
     "iterations": 3,
     "sample_random_frames": False,
     "video_level_classifier_model": "LogisticModel",
     "l2_penalty": 0.5,
+}
+CHANGED_MOE = {"moe_num_mixtures": 3, "moe_l2": 0.5, "moe_prob_gating": True}
+CHANGED_NETVLAD = {
+    **CHANGED_FRAMES,
     "netvlad_cluster_size": "3,5",
     "netvlad_hidden_size": 6,
     "nonlocal_block": False,
@@ -43,20 +47,13 @@ SMALL = {
     "LogisticModel": {},
     "LstmModel": {"lstm_cells": 5},
     "MoeModel": {},
-    "SoftBoFModel": {
-        "iterations": 0,
-        "soft_bof_cluster_size": "6,4",
-        "soft_bof_hidden_size": 5,
-    },
+    "SoftBoFModel": {"iterations": 0, "soft_bof_cluster_size": "6,4", "soft_bof_hidden_size": 5},
 }
 
 # A small model in which every hyperparameter differs from its default.
 CHANGED = {
     "DbofModel": {
-        "iterations": 3,
-        "sample_random_frames": False,
-        "video_level_classifier_model": "LogisticModel",
-        "l2_penalty": 0.5,
+        **CHANGED_FRAMES,
         "dbof_cluster_size": 7,
         "dbof_hidden_size": 6,
         "dbof_pooling_method": "average",
@@ -67,35 +64,16 @@ CHANGED = {
         "iterations": 3,
         "sample_random_frames": False,
         "video_level_classifier_model": "MoeModel",
-        "moe_num_mixtures": 3,
-        "moe_l2": 0.5,
-        "moe_prob_gating": True,
+        **CHANGED_MOE,
     },
-    "GruModel": {
-        "iterations": 3,
-        "sample_random_frames": False,
-        "video_level_classifier_model": "LogisticModel",
-        "l2_penalty": 0.5,
-        "gru_cells": 4,
-        "gru_layers": 1,
-    },
+    "GruModel": {**CHANGED_FRAMES, "gru_cells": 4, "gru_layers": 1},
     "LFNLNetRVLADModel": {**CHANGED_NETVLAD, "early_fusion": True, "netvlad_centers": True},
     "LFNLNetVLADModel": {**CHANGED_NETVLAD, "early_fusion": True, "netvlad_centers": False},
     "LogisticModel": {"l2_penalty": 0.5},
-    "LstmModel": {
-        "iterations": 3,
-        "sample_random_frames": False,
-        "video_level_classifier_model": "LogisticModel",
-        "l2_penalty": 0.5,
-        "lstm_cells": 4,
-        "lstm_layers": 1,
-    },
-    "MoeModel": {"moe_num_mixtures": 3, "moe_l2": 0.5, "moe_prob_gating": True},
+    "LstmModel": {**CHANGED_FRAMES, "lstm_cells": 4, "lstm_layers": 1},
+    "MoeModel": CHANGED_MOE,
     "SoftBoFModel": {
-        "iterations": 3,
-        "sample_random_frames": False,
-        "video_level_classifier_model": "LogisticModel",
-        "l2_penalty": 0.5,
+        **CHANGED_FRAMES,
         "soft_bof_cluster_size": "5",
         "soft_bof_hidden_size": 6,
         "gating": True,
@@ -127,12 +105,8 @@ def build(name, variant="small", *, num_classes=NUM_CLASSES, feature_sizes=FEATU
 def shared(name, variant="small", **other):
     """Returns a model that tests share because building takes time; they must not change it."""
     given = {**VARIANTS[variant].get(name, {}), **other}
-    return build_once(
-        name,
-        num_classes=NUM_CLASSES,
-        feature_sizes=FEATURE_SIZES,
-        **registry.resolve(name, given),
-    )
+    given = registry.resolve(name, given)
+    return build_once(name, num_classes=NUM_CLASSES, feature_sizes=FEATURE_SIZES, **given)
 
 
 build_once = functools.cache(registry.build_model)

@@ -5,40 +5,25 @@ import pytest
 
 import frame_level_models
 import layer_references as references
+import model_references
 import video_level_models
-from layer_references import linear, randomize, sigmoid, sub_weights, unit_vector, weights_of
+from layer_references import randomize, sub_weights, unit_vector, weights_of
 from model_references import (
-    FEATURE_SIZES,
+    COUNTING_MODELS,
     NETVLAD_MODELS,
-    NUM_CLASSES,
     NUM_FRAMES,
-    SMALL_COUNTING_MODELS,
-    SMALL_NETVLAD,
-    SMALL_SOFT_BOF,
-    D,
     assert_close,
     build,
-    build_once,
     call,
     make_vectors,
     make_videos,
-    reference_dbof,
     reference_frames,
-    reference_gru,
-    reference_lstm,
+    reference_logistic,
     reference_moe,
-    reference_netvlad_model,
-    reference_soft_bof_model,
 )
-from small_models import marked
+from small_models import FEATURE_SIZES, NUM_CLASSES, D, marked
 
 BOTH_MODES = pytest.mark.parametrize("training", [False, True])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _free_shared_models():
-    yield
-    build_once.cache_clear()
 
 
 def test_frames_are_dequantized_to_norm_one_and_padding_is_zero():
@@ -53,31 +38,18 @@ def test_frames_are_dequantized_to_norm_one_and_padding_is_zero():
 
 def test_logistic_model_equals_its_formula():
     model, vectors = build("LogisticModel"), make_vectors()
-    weights = weights_of(model)
-    expected = [
-        [
-            sigmoid(score)
-            for score in linear(
-                unit_vector(vector), weights["logistic/kernel"], weights["logistic/bias"]
-            )
-        ]
-        for vector in vectors
-    ]
-    assert_close(model(vectors), expected)
-
-
-@pytest.mark.parametrize("mixtures", [1, 2, 4])
-def test_moe_model_equals_its_formula(mixtures):
-    model, vectors = build("MoeModel", moe_num_mixtures=mixtures), make_vectors()
     units = [unit_vector(vector) for vector in vectors]
-    assert_close(model(vectors), reference_moe(units, weights_of(model), mixtures))
+    assert_close(model(vectors), reference_logistic(units, weights_of(model)))
 
 
 @BOTH_MODES
-def test_moe_model_with_gated_probabilities_equals_its_formula(training):
-    model, vectors = build("MoeModel", moe_prob_gating=True), make_vectors(rows=6)
+@pytest.mark.parametrize("gating", [False, True])
+@pytest.mark.parametrize("mixtures", [1, 2, 4])
+def test_moe_model_equals_its_formula(mixtures, gating, training):
+    model = build("MoeModel", moe_num_mixtures=mixtures, moe_prob_gating=gating)
+    vectors = make_vectors()
     units = [unit_vector(vector) for vector in vectors]
-    expected = reference_moe(units, weights_of(model), 2, training)
+    expected = reference_moe(units, weights_of(model), mixtures, training)
     assert_close(model(vectors, training=training), expected)
 
 
@@ -86,62 +58,37 @@ def test_the_classifier_of_an_encoding_does_not_normalize_it():
     vectors = make_vectors()
     model(vectors)
     randomize(model)
-    weights = weights_of(model)
-    expected = [
-        [
-            sigmoid(score)
-            for score in linear(
-                vector.tolist(), weights["logistic/kernel"], weights["logistic/bias"]
-            )
-        ]
-        for vector in vectors
-    ]
-    assert_close(model(vectors), expected)
+    assert_close(model(vectors), reference_logistic(vectors.tolist(), weights_of(model)))
 
 
 def test_frame_level_logistic_model_classifies_the_mean_of_the_real_frames():
     model = build("FrameLevelLogisticModel")
-    frames, num_frames = make_videos()
-    weights = weights_of(model)
-    kernel, bias = weights["classifier/logistic/kernel"], weights["classifier/logistic/bias"]
-    expected = []
-    for video in reference_frames(frames, num_frames):
-        mean = [sum(column) / len(video) for column in zip(*video, strict=True)]
-        expected.append([sigmoid(score) for score in linear(mean, kernel, bias)])
-    assert_close(call(model, frames, num_frames), expected)
+    means = [sum(video) / len(video) for video in reference_frames(*make_videos())]
+    expected = reference_logistic(means, sub_weights(weights_of(model), "classifier"))
+    assert_close(call(model, *make_videos()), expected)
 
 
 @BOTH_MODES
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("pooling", ["max", "average"])
 def test_dbof_model_equals_its_formula(pooling, batch_norm, training):
-    model = build(
-        "DbofModel",
-        iterations=0,
-        dbof_cluster_size=6,
-        dbof_hidden_size=4,
-        dbof_pooling_method=pooling,
-        dbof_add_batch_norm=batch_norm,
-    )
-    frames, num_frames = make_videos()
-    weights = weights_of(model)
-    videos = reference_frames(frames, num_frames)
-    encodings = reference_dbof(videos, weights, pooling, batch_norm, training)
+    model = build("DbofModel", dbof_pooling_method=pooling, dbof_add_batch_norm=batch_norm)
+    videos, weights = reference_frames(*make_videos()), weights_of(model)
+    encodings = model_references.reference_dbof(videos, weights, pooling, batch_norm, training)
     expected = reference_moe(encodings, sub_weights(weights, "classifier"), 2)
-    assert_close(call(model, frames, num_frames, training), expected)
+    assert_close(call(model, *make_videos(), training), expected)
 
 
 @pytest.mark.parametrize(
     ("updates", "decay"), [(0, 1 / 10), (8, 1 / 2), (90, 0.91), (8990, 0.999), (10**6, 0.999)]
 )
 def test_moving_averages_are_faster_at_first_and_then_follow_by_a_thousandth(updates, decay):
-    model = build("DbofModel", iterations=0, dbof_cluster_size=6, dbof_hidden_size=4)
-    frames, num_frames = make_videos()
+    model = build("DbofModel")
     model.input_norm.num_updates.assign(updates)
     before = sub_weights(weights_of(model), "input_norm")
-    call(model, frames, num_frames, training=True)
+    call(model, *make_videos(), training=True)
     after = sub_weights(weights_of(model), "input_norm")
-    rows = [frame for video in reference_frames(frames, num_frames) for frame in video]
+    rows = [frame for video in reference_frames(*make_videos()) for frame in video]
     means, variances = references.statistics(rows)
     assert_close(after["moving_mean"], decay * before["moving_mean"] + (1 - decay) * means)
     assert_close(
@@ -151,7 +98,7 @@ def test_moving_averages_are_faster_at_first_and_then_follow_by_a_thousandth(upd
 
 
 def test_inference_does_not_change_the_moving_averages():
-    model = build("DbofModel", iterations=0, dbof_cluster_size=6, dbof_hidden_size=4)
+    model = build("DbofModel")
     before = model.get_weights()
     call(model, *make_videos())
     for old, new in zip(before, model.get_weights(), strict=True):
@@ -160,64 +107,62 @@ def test_inference_does_not_change_the_moving_averages():
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_lstm_model_classifies_the_last_layers_state_after_the_last_real_frame(layers):
-    model = build("LstmModel", lstm_cells=4, lstm_layers=layers)
-    frames, num_frames = make_videos()
+    model = build("LstmModel", lstm_layers=layers)
     weights = weights_of(model)
     encodings = []
-    for states in reference_frames(frames, num_frames):
+    for states in reference_frames(*make_videos()):
         for number in range(layers):
-            states = reference_lstm(states, sub_weights(weights, f"lstm_{number}/lstm_cell"))
+            own = sub_weights(weights, f"lstm_{number}/lstm_cell")
+            states = model_references.reference_lstm(states, own)
         encodings.append(states[-1])
     expected = reference_moe(encodings, sub_weights(weights, "classifier"), 2)
-    assert_close(call(model, frames, num_frames), expected)
+    assert_close(call(model, *make_videos()), expected)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_gru_model_classifies_the_states_of_all_layers_after_the_last_real_frame(layers):
-    model = build("GruModel", gru_cells=4, gru_layers=layers)
-    frames, num_frames = make_videos()
+    model = build("GruModel", gru_layers=layers)
     weights = weights_of(model)
     encodings = []
-    for states in reference_frames(frames, num_frames):
+    for states in reference_frames(*make_videos()):
         encoding = []
         for number in range(layers):
-            states = reference_gru(states, sub_weights(weights, f"stack/gru_{number}"))
+            own = sub_weights(weights, f"stack/gru_{number}")
+            states = model_references.reference_gru(states, own)
             encoding += states[-1]
         encodings.append(encoding)
     expected = reference_moe(encodings, sub_weights(weights, "classifier"), 2)
-    assert_close(call(model, frames, num_frames), expected)
+    assert_close(call(model, *make_videos()), expected)
+
+
+def check_netvlad(model, videos, *settings, training=False, **block_options):
+    """Compares a model with its formula; `settings` are sizes of streams and mixtures."""
+    frames = reference_frames(*videos)
+    reference = model_references.reference_netvlad_model
+    expected = reference(model, frames, *settings, training, **block_options)
+    assert_close(call(model, *videos, training), expected)
 
 
 @BOTH_MODES
 @pytest.mark.parametrize("name", [marked(name) for name in NETVLAD_MODELS])
 def test_netvlad_models_equal_their_formula(name, training):
-    streams, mixtures, scale = NETVLAD_MODELS[name]
-    model = build(name, **SMALL_NETVLAD)
-    videos = reference_frames(*make_videos())
-    expected = reference_netvlad_model(model, videos, streams, mixtures, training, scale=scale)
-    assert_close(call(model, *make_videos(), training), expected)
+    *settings, scale = NETVLAD_MODELS[name]
+    check_netvlad(build(name), make_videos(), *settings, training=training, scale=scale)
 
 
 @pytest.mark.parametrize("pairwise", ["gaussian", "dot_product"])
 def test_netvlad_model_with_another_pairwise_function_equals_its_formula(pairwise):
-    options = {"pairwise": pairwise, "scale": 0.7}
-    model = build(
-        "LFNLNetVLADModel", **SMALL_NETVLAD, nonlocal_pairwise=pairwise, nonlocal_scale=0.7
-    )
-    videos = reference_frames(*make_videos())
-    expected = reference_netvlad_model(model, videos, FEATURE_SIZES, 8, **options)
-    assert_close(call(model, *make_videos()), expected)
+    model = build("LFNLNetVLADModel", nonlocal_pairwise=pairwise, nonlocal_scale=0.7)
+    check_netvlad(model, make_videos(), FEATURE_SIZES, 8, pairwise=pairwise, scale=0.7)
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in NETVLAD_MODELS])
 def test_without_block_and_gating_it_is_plain_netvlad(name):
-    streams, _, _ = NETVLAD_MODELS[name]
     off = {"nonlocal_block": False, "gating": False, "moe_prob_gating": False}
-    model = build(name, **SMALL_NETVLAD, **off, moe_num_mixtures=3)
+    model = build(name, **off, moe_num_mixtures=3)
     extras = [path for path in weights_of(model) if "nonlocal" in path or "gating" in path]
     assert extras == []
-    expected = reference_netvlad_model(model, reference_frames(*make_videos()), streams, 3)
-    assert_close(call(model, *make_videos()), expected)
+    check_netvlad(model, make_videos(), NETVLAD_MODELS[name][0], 3)
 
 
 @pytest.mark.slow
@@ -225,39 +170,34 @@ def test_without_block_and_gating_it_is_plain_netvlad(name):
     ("name", "feature_sizes", "streams"),
     [
         ("LFNLNetVLADModel", (D,), (D,)),
-        ("LFNLNetVLADModel", (3, 2, 2), (3, 2, 2)),
-        ("EFNLNetVLADModel", (3, 2, 2), (D,)),
+        ("LFNLNetVLADModel", (4, 3, 2), (4, 3, 2)),
+        ("EFNLNetVLADModel", (4, 3, 2), (D,)),
     ],
 )
 def test_netvlad_model_takes_any_number_of_features(name, feature_sizes, streams):
     _, mixtures, scale = NETVLAD_MODELS[name]
-    model = build(name, feature_sizes, **SMALL_NETVLAD)
+    model = build(name, feature_sizes)
     kernels = [
         value.shape for path, value in weights_of(model).items() if "assignment/kernel" in path
     ]
     # The last number of clusters is also that of further streams.
     assert kernels == list(zip(streams, (4, 3, 3), strict=False))
-    videos = reference_frames(*make_videos())
-    expected = reference_netvlad_model(model, videos, streams, mixtures, scale=scale)
-    assert_close(call(model, *make_videos()), expected)
+    check_netvlad(model, make_videos(), streams, mixtures, scale=scale)
 
 
 @pytest.mark.slow
 def test_netvlad_model_of_256_clusters_equals_its_formula():
-    clusters = {"netvlad_cluster_size": "256", "nonlocal_embedding": "16"}
-    model = build("EFNLNetVLADModel", **{**SMALL_NETVLAD, **clusters})
-    frames, num_frames = (array[:2] for array in make_videos())
-    expected = reference_netvlad_model(model, reference_frames(frames, num_frames), (D,), 2)
-    assert_close(call(model, frames, num_frames), expected)
+    model = build("EFNLNetVLADModel", netvlad_cluster_size="256", nonlocal_embedding="16")
+    check_netvlad(model, [array[:2] for array in make_videos()], (D,), 2)
 
 
 @BOTH_MODES
 @pytest.mark.parametrize("gating", [False, True])
-@pytest.mark.parametrize("streams", [FEATURE_SIZES, (D,), (3, 2, 2)])
+@pytest.mark.parametrize("streams", [FEATURE_SIZES, (D,), (4, 3, 2)])
 def test_soft_bof_model_equals_its_formula(streams, gating, training):
-    model = build("SoftBoFModel", streams, **SMALL_SOFT_BOF, gating=gating)
+    model = build("SoftBoFModel", streams, gating=gating)
     videos = reference_frames(*make_videos())
-    expected = reference_soft_bof_model(model, videos, streams, training)
+    expected = model_references.reference_soft_bof_model(model, videos, streams, training)
     assert_close(call(model, *make_videos(), training), expected)
 
 
@@ -270,18 +210,16 @@ def permuted(frames, num_frames):
 
 
 @BOTH_MODES
-@pytest.mark.parametrize("name", [marked(name) for name in SMALL_COUNTING_MODELS])
+@pytest.mark.parametrize("name", [marked(name) for name in COUNTING_MODELS])
 def test_the_order_of_the_frames_does_not_change_predictions(name, training):
-    model, videos = build(name, **SMALL_COUNTING_MODELS[name]), make_videos()
+    model, videos = build(name), make_videos()
     expected = call(model, *videos, training)
     assert_close(call(model, *permuted(*videos), training), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "cells"), [("GruModel", "gru_cells"), ("LstmModel", "lstm_cells")]
-)
-def test_the_order_of_the_frames_changes_predictions_of_recurrent_models(name, cells):
-    model, videos = build(name, **{cells: 4}), make_videos()
+@pytest.mark.parametrize("name", ["GruModel", "LstmModel"])
+def test_the_order_of_the_frames_changes_predictions_of_recurrent_models(name):
+    model, videos = build(name), make_videos()
     difference = np.abs(call(model, *permuted(*videos)) - call(model, *videos)).max(axis=1)
     several_frames = np.array(NUM_FRAMES) > 1
     assert np.all(difference[several_frames] > 1e-3)
@@ -294,15 +232,10 @@ def test_l2_penalty_of_logistic_model_is_half_the_squared_norm_of_its_kernel():
     assert_close(sum(model.losses), expected)
 
 
-def test_moe_penalty_is_half_the_squared_norm_of_gates_and_experts():
-    model = build("MoeModel", moe_l2=0.25, moe_prob_gating=True)
+# A frame-level model has the penalty of its classifier.
+@pytest.mark.parametrize(("name", "prefix"), [("MoeModel", ""), ("DbofModel", "classifier/")])
+def test_moe_penalty_is_half_the_squared_norm_of_gates_and_experts(name, prefix):
+    model = build(name, moe_l2=0.25, moe_prob_gating=True)
     weights = weights_of(model)
-    squares = np.sum(weights["gates/kernel"] ** 2) + np.sum(weights["experts/kernel"] ** 2)
-    assert_close(sum(model.losses), 0.25 * squares / 2)
-
-
-def test_a_frame_level_model_has_the_penalty_of_its_classifier():
-    model = build("DbofModel", moe_l2=0.25, dbof_cluster_size=6, dbof_hidden_size=4)
-    weights = sub_weights(weights_of(model), "classifier")
-    squares = np.sum(weights["gates/kernel"] ** 2) + np.sum(weights["experts/kernel"] ** 2)
+    squares = sum(np.sum(weights[f"{prefix}{part}/kernel"] ** 2) for part in ("gates", "experts"))
     assert_close(sum(model.losses), 0.25 * squares / 2)

@@ -21,7 +21,6 @@ from small_models import (
     SMALL,
     D,
     build,
-    build_once,
     make_inputs,
     make_labels,
     marked,
@@ -30,18 +29,10 @@ from small_models import (
 )
 
 VARIANTS = pytest.mark.parametrize("variant", ["small", "changed"])
-
-
 EVERY_MODEL = pytest.mark.parametrize("name", [marked(name) for name in MODELS])
 EVERY_FRAME_LEVEL_MODEL = pytest.mark.parametrize(
     "name", [marked(name) for name in FRAME_LEVEL_MODELS]
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _free_shared_models():
-    yield
-    build_once.cache_clear()
 
 
 @pytest.fixture(autouse=True)
