@@ -1,59 +1,34 @@
 """Ensembles: weighted means, samplings, chunks of a batch, fitted weights."""
 
-import gc
-
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import ensemble
-import registry
+import layer_references
+import small_models
 from ensemble import Ensemble
+from small_models import NUM_CLASSES, D
 from utils import InputError
 
-SIZES = {"num_classes": 6, "feature_sizes": (5, 3)}
-SMALL = {
-    "LFNLNetVLADModel": {
-        "iterations": 6,
-        "netvlad_cluster_size": "3,2",
-        "nonlocal_embedding": "2",
-        "netvlad_hidden_size": 4,
-        "moe_num_mixtures": 2,
-    },
-    "SoftBoFModel": {"iterations": 6, "soft_bof_cluster_size": "4", "soft_bof_hidden_size": 4},
-    "DbofModel": {"iterations": 6, "dbof_cluster_size": 8, "dbof_hidden_size": 4},
-    "GruModel": {"gru_cells": 4},
-}
-SAMPLING = [name for name in SMALL if name != "GruModel"]
-
-
-def make_model(name, seed=1):
-    keras.utils.set_random_seed(seed)
-    model = registry.build_model(name, **SIZES, **SMALL[name])
-    rng = np.random.default_rng(seed)
-    for weight in model.weights:
-        if "moving_variance" in weight.path or "gamma" in weight.path:
-            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-        else:
-            weight.assign(rng.normal(0, 0.5, weight.shape))
-    return model
+ITERATIONS = {"LFNLNetVLADModel": 6, "SoftBoFModel": 6, "DbofModel": 6, "GruModel": 0}
+SAMPLING = [name for name, iterations in ITERATIONS.items() if iterations]
+EVERY_MODEL = pytest.mark.parametrize("name", ITERATIONS)
 
 
 @pytest.fixture(scope="module")
 def models():
-    """A model of each family, by name."""
-    yield {name: make_model(name) for name in SMALL}
-    gc.collect()
+    """Models that sample frames and one that does not, by name."""
+    found = {}
+    for name, iterations in ITERATIONS.items():
+        found[name] = small_models.build(name, iterations=iterations)
+        layer_references.randomize(found[name])
+    return found
 
 
-def make_inputs(num_videos=4, length=9):
-    rng = np.random.default_rng(3)
-    num_frames = rng.integers(1, length + 1, num_videos).astype(np.int32)
-    num_frames[0] = length
-    frames = rng.integers(0, 256, (num_videos, length, 8), dtype=np.uint8)
-    frames[np.arange(length) >= num_frames[:, None]] = 0
-    return {"frames": tf.constant(frames), "num_frames": tf.constant(num_frames)}
+def make_inputs(num_videos=4):
+    inputs = small_models.make_inputs("GruModel", (9, 2, 7, 5, 1, 3, 8)[:num_videos])
+    return tf.nest.map_structure(tf.constant, inputs)
 
 
 def predict(models, inputs, **options):
@@ -73,7 +48,7 @@ def test_a_member_of_an_ensemble_predicts_as_a_single_model(models):
     np.testing.assert_allclose(member, predict(pair[:1], make_inputs()), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@EVERY_MODEL
 def test_predictions_depend_on_the_seed_only_if_the_model_samples(models, name):
     model, inputs = models[name], make_inputs()
     first = predict([model], inputs, seed=1)
@@ -81,7 +56,7 @@ def test_predictions_depend_on_the_seed_only_if_the_model_samples(models, name):
     assert np.any(predict([model], inputs, seed=2) != first) == (name in SAMPLING)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@EVERY_MODEL
 def test_without_sampling_every_real_frame_is_used_once(models, name, monkeypatch):
     model, inputs = models[name], make_inputs()
     actual = predict([model], inputs, num_samplings=0)
@@ -142,19 +117,19 @@ def test_chunks_of_a_batch_predict_as_the_whole(models, max_floats):
 def test_a_graph_predicts_chunks_as_the_whole(models):
     ensemble = Ensemble(list(models.values()), num_samplings=3, max_floats=500)
     signature = {
-        "frames": tf.TensorSpec([None, None, 8], tf.uint8),
+        "frames": tf.TensorSpec([None, None, D], tf.uint8),
         "num_frames": tf.TensorSpec([None], tf.int32),
     }
     function = tf.function(ensemble, input_signature=[signature])
     expected = predict(list(models.values()), make_inputs(7), num_samplings=3)
     np.testing.assert_allclose(function(make_inputs(7)), expected, rtol=1e-5)
-    empty = {"frames": tf.zeros([0, 9, 8], tf.uint8), "num_frames": tf.zeros([0], tf.int32)}
-    assert function(empty).shape == (0, 6)
+    empty = tf.nest.map_structure(lambda values: values[:0], make_inputs())
+    assert function(empty).shape == (0, NUM_CLASSES)
 
 
 def test_an_empty_batch_gives_no_predictions(models):
-    empty = {"frames": tf.zeros([0, 9, 8], tf.uint8), "num_frames": tf.zeros([0], tf.int32)}
-    assert predict(list(models.values()), empty, num_samplings=3).shape == (0, 6)
+    empty = tf.nest.map_structure(lambda values: values[:0], make_inputs())
+    assert predict(list(models.values()), empty, num_samplings=3).shape == (0, NUM_CLASSES)
 
 
 def test_a_video_without_frames_does_not_affect_the_others(models):
