@@ -1,6 +1,7 @@
 """Averaged checkpoints and moving averages of weights, through the programs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -40,12 +41,17 @@ def stored_values(path):
     return {name: reader.get_tensor(name) for name in names if name != SAVE_COUNTER}
 
 
-def test_weights_are_the_float64_mean(trained, tmp_path):
-    report = average(trained, tmp_path / "mean", "--num_last=3")
-    assert report["steps"] == [40, 80, 100]
+# The mean of one checkpoint is that checkpoint.
+@pytest.mark.parametrize(
+    ("choice", "steps"), [("--num_last=3", [40, 80, 100]), ("--checkpoints=80", [80])]
+)
+def test_weights_are_the_float64_mean(trained, tmp_path, choice, steps):
+    report = average(trained, tmp_path / "mean", choice)
+    assert report["steps"] == steps
     assert report["batch_norm"] == "mean"
-    averaged, last = programs.weights_of(tmp_path / "mean"), programs.weights_of(trained)
-    for path, mean in expected_mean(trained, (40, 80, 100)).items():
+    averaged = programs.weights_of(tmp_path / "mean")
+    last = programs.weights_of(trained, str(steps[-1]))
+    for path, mean in expected_mean(trained, steps).items():
         if path.endswith("num_updates"):
             assert averaged[path] == last[path]
         else:
@@ -84,24 +90,13 @@ def test_checkpoints_are_chosen_by_step(trained, tmp_path, choice, steps):
 
 
 def test_best_takes_the_checkpoints_of_highest_gap(trained, tmp_path):
-    copy = tmp_path / "run"
-    copy.mkdir()
-    for path in trained.iterdir():
-        if path.is_file():
-            (copy / path.name).write_bytes(path.read_bytes())
+    copy = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     with pytest.raises(InputError, match=r"--best needs .*metrics\.json"):
         average(copy, tmp_path / "mean", "--best=2")
     (copy / "eval").mkdir()
     gaps = [{"step": 40, "gap": 0.5}, {"step": 80, "gap": 0.3}, {"step": 100, "gap": 0.4}]
     (copy / "eval" / "metrics.json").write_text(json.dumps([*gaps, {"step": 9, "gap": 0.9}]))
     assert average(copy, tmp_path / "mean", "--best=2")["steps"] == [40, 100]
-
-
-def test_the_mean_of_one_checkpoint_is_that_checkpoint(trained, tmp_path):
-    average(trained, tmp_path / "mean", "--checkpoints=80")
-    averaged = programs.weights_of(tmp_path / "mean")
-    for path, weight in programs.weights_of(trained, "80").items():
-        np.testing.assert_array_equal(averaged[path], weight)
 
 
 def test_digests_are_equal_only_for_equal_results(trained, tmp_path):
@@ -123,11 +118,8 @@ def test_batch_norm_last_takes_the_last_statistics_and_warns(trained, tmp_path, 
 
 
 def test_recomputed_statistics_are_those_of_the_averaged_weights(trained, frame_data, tmp_path):
-    average(
-        *(trained, tmp_path / "mean", f"--train_data_pattern={frame_data}"),
-        "--batch_norm_batches=100",
-    )
-    report = json.loads((tmp_path / "mean" / "averaged.json").read_text())
+    data = f"--train_data_pattern={frame_data}"
+    report = average(trained, tmp_path / "mean", data, "--batch_norm_batches=100")
     assert report["batch_norm"] == "recompute"
     averaged = programs.weights_of(tmp_path / "mean")
     mean = expected_mean(trained, (40, 80, 100))
@@ -135,8 +127,7 @@ def test_recomputed_statistics_are_those_of_the_averaged_weights(trained, frame_
         if not path.endswith((*STATISTICS, "num_updates")):
             np.testing.assert_array_equal(weight, np.float32(mean[path]), err_msg=path)
     # Statistics of the input depend on no weight, so they follow from the frames.
-    data = RunConfig.load(str(trained)).data
-    reader = data.reader(files.expand_patterns(frame_data))
+    reader = RunConfig.load(str(trained)).data.reader(files.expand_patterns(frame_data))
     frames = []
     for batch in reader.batches(40):
         # All videos count alike: the same number of frames is sampled from each.
@@ -169,12 +160,7 @@ def test_an_averaged_run_can_be_evaluated_used_and_trained_further(trained, fram
     assert merged["step"] == 100
     assert merged["gap"] > 0.9 * alone["gap"]
     output = tmp_path / "p.csv"
-    programs.run(
-        "inference",
-        f"--train_dir={averaged}",
-        f"--input_data_pattern={frame_data}",
-        f"--output_file={output}",
-    )
+    programs.predict(averaged, frame_data, output)
     assert len(programs.prediction_rows(output)) == 161
     programs.run_small(averaged, frame_data, "--num_epochs=100", "--max_steps=103")
     assert (averaged / "model.ckpt-103.index").exists()
@@ -240,12 +226,8 @@ def test_names_inside_a_checkpoint_can_be_split_again():
 @pytest.fixture(scope="module")
 def trained_with_averages(tmp_path_factory, frame_data):
     """Train directory of a DbofModel with --ema_decay and checkpoints of steps 50 and 100."""
-    train_dir = tmp_path_factory.mktemp("trained_with_averages") / "run"
-    programs.run_small(
-        *(train_dir, frame_data, "--ema_decay=0.9"),
-        *("--num_epochs=10", "--export_model_steps=50"),
-    )
-    return train_dir
+    flags = ("--ema_decay=0.9", "--num_epochs=10", "--export_model_steps=50")
+    return programs.run_small(tmp_path_factory.mktemp("averages"), frame_data, *flags)
 
 
 def ema_of(train_dir, checkpoint=None):
@@ -261,9 +243,8 @@ def test_moving_averages_start_from_averaged_weights(trained_with_averages, fram
     weights, averages = programs.weights_of(tmp_path / "a"), ema_of(tmp_path / "a")
     for path, weight in weights.items():
         np.testing.assert_array_equal(averages[path], weight, err_msg=path)
-    programs.run_small(
-        *(tmp_path / "a", frame_data, "--ema_decay=0.9"), *("--max_steps=102", "--num_epochs=20")
-    )
+    flags = ("--ema_decay=0.9", "--max_steps=102", "--num_epochs=20")
+    programs.run_small(tmp_path / "a", frame_data, *flags)
     assert (tmp_path / "a" / "model.ckpt-102.index").exists()
 
 
@@ -287,15 +268,3 @@ def test_eval_of_moving_averages_has_its_own_history(trained_with_averages, fram
     assert smooth["gap"] > 2 * smooth["class_prior_gap"]
     (kept,) = json.loads((trained_with_averages / "eval_ema" / "metrics.json").read_text())
     assert kept == smooth
-
-
-def test_a_run_without_moving_averages_cannot_use_them(trained, frame_data):
-    with pytest.raises(InputError, match="not trained with --ema_decay"):
-        programs.evaluate(
-            f"--train_dir={trained}", f"--eval_data_pattern={frame_data}", "--use_ema"
-        )
-
-
-def test_an_impossible_decay_is_rejected(video_data, tmp_path):
-    with pytest.raises(InputError, match="ema_decay"):
-        programs.train_logistic(tmp_path, video_data, "--ema_decay=1")

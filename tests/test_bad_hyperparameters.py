@@ -3,6 +3,7 @@
 import pytest
 
 import registry
+from model_references import NETVLAD_MODELS
 from utils import InputError
 
 SIZES = {"num_classes": 3, "feature_sizes": (4, 2)}
@@ -34,52 +35,41 @@ def test_build_model_rejects_bad_values_by_name(arguments, message):
         registry.build_model("DbofModel", **{**SIZES, **arguments})
 
 
-@pytest.mark.parametrize(
-    ("argument", "value", "problem"),
-    [
-        ("iterations", -1, "must be at least 0. Received: -1"),
-        ("netvlad_cluster_size", "0", "must be at least 1. Received: 0"),
-        ("netvlad_cluster_size", "64,-2", "must be at least 1. Received: -2"),
-        ("netvlad_cluster_size", "64,x", "must be integers .*, one per stream. Received: '64,x'"),
-        ("netvlad_cluster_size", "64,", "must be integers .*, one per stream. Received: '64,'"),
-        ("netvlad_cluster_size", "", "must be integers .*, one per stream. Received: ''"),
-        ("netvlad_cluster_size", "6.5", "must be integers .*, one per stream. Received: '6.5'"),
-        ("netvlad_hidden_size", 0, "must be at least 1. Received: 0"),
-        ("nonlocal_embedding", "64,0", "must be at least 1. Received: 0"),
-        ("nonlocal_embedding", "64;32", "must be integers .*, one per stream. Received: '64;32'"),
-        ("nonlocal_scale", 0.0, "must be above 0. Received: 0.0"),
-        ("nonlocal_scale", -1.0, "must be above 0. Received: -1.0"),
-        (
-            "nonlocal_pairwise",
-            "concat",
-            "must be one of embedded_gaussian, gaussian, dot_product. Received: 'concat'",
-        ),
-        ("moe_num_mixtures", 0, "must be at least 1. Received: 0"),
-        ("moe_l2", -1.0, "must be at least 0. Received: -1.0"),
-    ],
-)
-@pytest.mark.parametrize("name", ["LFNLNetVLADModel", "LFNLNetRVLADModel", "EFNLNetVLADModel"])
-def test_netvlad_models_reject_bad_values_by_name(name, argument, value, problem):
+NETVLAD_PROBLEMS = [
+    ("iterations", -1, "must be at least 0. Received: -1"),
+    ("netvlad_cluster_size", "0", "must be at least 1. Received: 0"),
+    ("netvlad_cluster_size", "64,-2", "must be at least 1. Received: -2"),
+    ("netvlad_cluster_size", "64,x", "must be integers .*, one per stream. Received: '64,x'"),
+    ("netvlad_cluster_size", "64,", "must be integers .*, one per stream. Received: '64,'"),
+    ("netvlad_cluster_size", "", "must be integers .*, one per stream. Received: ''"),
+    ("netvlad_cluster_size", "6.5", "must be integers .*, one per stream. Received: '6.5'"),
+    ("netvlad_hidden_size", 0, "must be at least 1. Received: 0"),
+    ("nonlocal_embedding", "64,0", "must be at least 1. Received: 0"),
+    ("nonlocal_embedding", "64;32", "must be integers .*, one per stream. Received: '64;32'"),
+    ("nonlocal_scale", 0.0, "must be above 0. Received: 0.0"),
+    ("nonlocal_scale", -1.0, "must be above 0. Received: -1.0"),
+    (
+        "nonlocal_pairwise",
+        "concat",
+        "must be one of embedded_gaussian, gaussian, dot_product. Received: 'concat'",
+    ),
+    ("moe_num_mixtures", 0, "must be at least 1. Received: 0"),
+    ("moe_l2", -1.0, "must be at least 0. Received: -1.0"),
+]
+PROBLEMS = [
+    *((name, *problem) for name in NETVLAD_MODELS for problem in NETVLAD_PROBLEMS),
+    ("SoftBoFModel", "soft_bof_cluster_size", "0", "must be at least 1. Received: 0"),
+    ("SoftBoFModel", "soft_bof_cluster_size", "8,x", "must be integers .* Received: '8,x'"),
+    ("SoftBoFModel", "soft_bof_hidden_size", 0, "must be at least 1. Received: 0"),
+    ("SoftBoFModel", "moe_num_mixtures", 0, "must be at least 1. Received: 0"),
+    ("LstmModel", "lstm_cells", 0, "must be at least 1. Received: 0"),
+    ("LstmModel", "lstm_layers", 0, "must be at least 1. Received: 0"),
+    ("GruModel", "gru_cells", 0, "must be at least 1. Received: 0"),
+    ("GruModel", "gru_layers", 0, "must be at least 1. Received: 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "value", "problem"), PROBLEMS)
+def test_models_reject_bad_values_by_name(name, argument, value, problem):
     with pytest.raises(InputError, match=f"^{name}: {argument} {problem}$"):
         registry.build_model(name, **SIZES, **{argument: value})
-
-
-@pytest.mark.parametrize(
-    ("argument", "value", "problem"),
-    [
-        ("soft_bof_cluster_size", "0", "must be at least 1. Received: 0"),
-        ("soft_bof_cluster_size", "8,x", "must be integers .*, one per stream. Received: '8,x'"),
-        ("soft_bof_hidden_size", 0, "must be at least 1. Received: 0"),
-        ("moe_num_mixtures", 0, "must be at least 1. Received: 0"),
-    ],
-)
-def test_the_soft_bof_model_rejects_bad_values_by_name(argument, value, problem):
-    with pytest.raises(InputError, match=f"^SoftBoFModel: {argument} {problem}$"):
-        registry.build_model("SoftBoFModel", **SIZES, **{argument: value})
-
-
-@pytest.mark.parametrize("argument", ["lstm_cells", "lstm_layers", "gru_cells", "gru_layers"])
-def test_recurrent_models_reject_zero_units_and_layers(argument):
-    name = {"lstm": "LstmModel", "gru": "GruModel"}[argument.partition("_")[0]]
-    with pytest.raises(InputError, match=f"{name}: {argument} must be at least 1. Received: 0"):
-        registry.build_model(name, **SIZES, **{argument: 0})

@@ -8,7 +8,7 @@ import pytest
 
 import predictor
 import sample_records
-from programs import SMALL_DATA, run, run_command, train_mean
+from programs import SMALL_DATA, evaluate, predict, run_command, train, train_mean
 from run_config import RunConfig
 from utils import InputError
 
@@ -47,6 +47,7 @@ def run_copy(trained_mean, tmp_path):
         ("--seed=-1", "--seed must be 0 or more. Received: -1"),
         ("--keep_checkpoints=-1", "--keep_checkpoints must be 0 or more. Received: -1"),
         ("--clip_gradient_norm=-1", "--clip_gradient_norm must be 0 or more. Received: -1"),
+        ("--ema_decay=1", "--ema_decay must be below 1. Received: 1.0"),
     ],
 )
 def test_train_rejects_bad_flags_with_a_sentence(tmp_path, frame_data, flags, message):
@@ -83,31 +84,16 @@ def test_levels_of_data_and_model_must_agree(tmp_path, frame_data, video_data):
     with pytest.raises(InputError, match="holds video-level features"):
         train_mean(tmp_path, video_data)
     with pytest.raises(InputError, match="holds frame-level features"):
-        run(
-            "train",
-            "--model=MoeModel",
-            f"--train_dir={tmp_path}",
-            f"--train_data_pattern={frame_data}",
-            *SMALL_DATA,
-        )
+        train(tmp_path, frame_data, "--model=MoeModel", *SMALL_DATA)
 
 
-def evaluate(train_dir, data, *more):
-    run("eval", f"--train_dir={train_dir}", f"--eval_data_pattern={data}", "--run_once", *more)
-
-
-def predict(train_dir, data, output):
-    run(
-        "inference",
-        f"--train_dir={train_dir}",
-        f"--input_data_pattern={data}",
-        f"--output_file={output}",
-    )
+def evaluate_run(train_dir, data, *more):
+    evaluate(f"--train_dir={train_dir}", f"--eval_data_pattern={data}", *more)
 
 
 def test_a_directory_without_a_run_is_rejected(tmp_path, frame_data):
     with pytest.raises(InputError, match=r"has no model_flags\.json"):
-        evaluate(tmp_path, frame_data)
+        evaluate_run(tmp_path, frame_data)
     with pytest.raises(InputError, match=r"has no model_flags\.json"):
         predict(tmp_path, frame_data, tmp_path / "p.csv")
 
@@ -115,7 +101,7 @@ def test_a_directory_without_a_run_is_rejected(tmp_path, frame_data):
 def test_a_directory_without_a_checkpoint_is_rejected(tmp_path, trained_mean, frame_data):
     shutil.copy(trained_mean / "model_flags.json", tmp_path)
     with pytest.raises(InputError, match="has no checkpoint"):
-        evaluate(tmp_path, frame_data)
+        evaluate_run(tmp_path, frame_data)
 
 
 def test_checkpoints_without_their_config_are_rejected(run_copy, frame_data):
@@ -126,14 +112,14 @@ def test_checkpoints_without_their_config_are_rejected(run_copy, frame_data):
 
 def test_a_missing_step_is_rejected_and_the_existing_ones_are_named(trained_mean, frame_data):
     with pytest.raises(InputError, match=r"model\.ckpt-5.*has: model\.ckpt-16, model\.ckpt-20"):
-        evaluate(trained_mean, frame_data, "--checkpoint=5")
+        evaluate_run(trained_mean, frame_data, "--checkpoint=5")
 
 
 def test_a_checkpoint_without_a_step_in_its_name_is_rejected(trained_mean, frame_data, tmp_path):
     for path in trained_mean.glob("model.ckpt-8.*"):
         shutil.copy(path, tmp_path / path.name.replace("-8", "-best"))
     with pytest.raises(InputError, match="must end in -STEP"):
-        evaluate(trained_mean, frame_data, f"--checkpoint={tmp_path / 'model.ckpt-best'}")
+        evaluate_run(trained_mean, frame_data, f"--checkpoint={tmp_path / 'model.ckpt-best'}")
 
 
 def test_a_checkpoint_of_another_model_is_rejected_naming_weights(
@@ -142,7 +128,7 @@ def test_a_checkpoint_of_another_model_is_rejected_naming_weights(
     config = RunConfig.load(str(trained_mean))
     dataclasses.replace(config, num_classes=9).save(str(tmp_path))
     with pytest.raises(InputError, match=r"logistic/kernel is \[12, 10\] instead of \[12, 9\]"):
-        evaluate(tmp_path, frame_data, f"--checkpoint={trained_mean / 'model.ckpt-8'}")
+        evaluate_run(tmp_path, frame_data, f"--checkpoint={trained_mean / 'model.ckpt-8'}")
 
 
 def test_a_run_whose_weights_would_be_misread_is_rejected(run_copy):
@@ -158,19 +144,19 @@ def test_eval_rejects_data_without_any_label(tmp_path, trained_mean):
     record = sample_records.frame_record("a", [], rgb=[b"12345678"], audio=[b"1234"])
     path = sample_records.write_records(tmp_path / "test.tfrecord", [record])
     with pytest.raises(InputError, match="none of the 1 videos has a label"):
-        evaluate(trained_mean, path)
+        evaluate_run(trained_mean, path)
 
 
 def test_an_unwritable_output_is_rejected_before_the_model_is_built(frame_data):
     with pytest.raises(InputError, match=r"cannot write /proc/none/p\.csv"):
         predict("/no/run", frame_data, "/proc/none/p.csv")
     with pytest.raises(InputError, match="cannot write /proc/none/classes"):
-        evaluate("/no/run", "/no/such/file", "--per_class_csv=/proc/none/classes.csv")
+        evaluate_run("/no/run", "/no/such/file", "--per_class_csv=/proc/none/classes.csv")
 
 
 def test_class_names_without_a_table_are_rejected():
     with pytest.raises(InputError, match="--per_class_csv, which is not given"):
-        evaluate("/no/run", "/no/such/file", "--class_names=vocabulary.csv")
+        evaluate_run("/no/run", "/no/such/file", "--class_names=vocabulary.csv")
 
 
 @pytest.mark.slow

@@ -5,18 +5,8 @@ import pathlib
 import pytest
 
 import sample_records
-from programs import prediction_rows, run
+from programs import predict, prediction_rows
 from utils import InputError
-
-
-def predict(train_dir, data, output, *more):
-    run(
-        "inference",
-        f"--train_dir={train_dir}",
-        f"--input_data_pattern={data}",
-        f"--output_file={output}",
-        *more,
-    )
 
 
 def test_every_video_gets_its_best_classes_in_order(trained_mean, frame_data, tmp_path):

@@ -12,19 +12,18 @@ from layer_references import sub_weights, weights_of
 from model_references import NETVLAD_MODELS
 
 
+def build(name, feature_sizes, **options):
+    keras.utils.set_random_seed(2)
+    return registry.build_model(name, num_classes=2, feature_sizes=feature_sizes, **options)
+
+
 def test_initial_bias_of_a_gru_opens_its_two_gates():
-    layers = registry.build_model(
-        "GruModel", num_classes=2, feature_sizes=(3,), gru_cells=4
-    ).stack.grus
-    for layer in layers:
+    for layer in build("GruModel", (3,), gru_cells=4).stack.grus:
         np.testing.assert_array_equal(layer.input_projection.bias, [1] * 8 + [0] * 4)
 
 
 def test_initial_bias_of_an_lstm_opens_its_forget_gate():
-    layers = registry.build_model(
-        "LstmModel", num_classes=2, feature_sizes=(3,), lstm_cells=4
-    ).recurrent_layers
-    for layer in layers:
+    for layer in build("LstmModel", (3,), lstm_cells=4).recurrent_layers:
         np.testing.assert_array_equal(layer.cell.bias, [0] * 4 + [1] * 4 + [0] * 8)
 
 
@@ -39,30 +38,16 @@ def assert_normal(weight, std):
 
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_initial_projections_of_dbof_are_normal_by_their_fan_in(batch_norm):
-    keras.utils.set_random_seed(2)
-    model = registry.build_model(
-        "DbofModel",
-        num_classes=2,
-        feature_sizes=(96, 32),
-        dbof_cluster_size=512,
-        dbof_hidden_size=64,
-        dbof_add_batch_norm=batch_norm,
-    )
+    options = {"dbof_cluster_size": 512, "dbof_hidden_size": 64, "dbof_add_batch_norm": batch_norm}
+    model = build("DbofModel", (96, 32), **options)
     assert_normal(model.clusters.kernel, 128**-0.5)
     assert_normal(model.hidden.kernel, 512**-0.5)
 
 
 @pytest.mark.parametrize("name", NETVLAD_MODELS)
 def test_initial_weights_of_netvlad_models_are_normal_by_their_fan_in(name):
-    keras.utils.set_random_seed(2)
-    model = registry.build_model(
-        name,
-        num_classes=2,
-        feature_sizes=(256, 192),
-        netvlad_cluster_size="64,49",
-        netvlad_hidden_size=8,
-        nonlocal_embedding="81,64",
-    )
+    options = {"netvlad_cluster_size": "64,49", "nonlocal_embedding": "81,64"}
+    model = build(name, (256, 192), netvlad_hidden_size=8, **options)
     weights = sub_weights(weights_of(model), "encoder")
     streams = [(448, 81)] if name == "EFNLNetVLADModel" else [(256, 81), (192, 64)]
     for number, (size, embedding) in enumerate(streams):
@@ -77,14 +62,8 @@ def test_initial_weights_of_netvlad_models_are_normal_by_their_fan_in(name):
 
 
 def test_initial_weights_of_soft_bof_are_normal_by_their_fan_in():
-    keras.utils.set_random_seed(2)
-    model = registry.build_model(
-        "SoftBoFModel",
-        num_classes=2,
-        feature_sizes=(64, 36),
-        soft_bof_cluster_size="400,225",
-        soft_bof_hidden_size=32,
-    )
+    options = {"soft_bof_cluster_size": "400,225", "soft_bof_hidden_size": 32}
+    model = build("SoftBoFModel", (64, 36), **options)
     weights = sub_weights(weights_of(model), "encoder")
     assert_normal(weights["soft_bof_0/assignment/kernel"], 1 / 8)
     assert_normal(weights["soft_bof_1/assignment/kernel"], 1 / 6)
