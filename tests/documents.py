@@ -12,9 +12,12 @@ DOCUMENTS = [
 ]
 
 
-def code_blocks(path, language):
-    """Returns the fenced code blocks of a Markdown file."""
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+def readme_python(part):
+    """Returns the Python of README that contains a text."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (code,) = [block for block in blocks if part in block]
+    return code
 
 
 def commands(path):

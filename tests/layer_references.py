@@ -47,10 +47,15 @@ def keras_gru(layer, frames_shape):
         layer.units, return_sequences=True, return_state=True, reset_after=False
     )
     twin.build(frames_shape)
+    copy_gru(layer, twin)
+    return twin
+
+
+def copy_gru(layer, twin):
+    """Copies the weights of a `recurrent.GRU` to a `keras.layers.GRU`."""
     kernel, bias = layer.input_projection.weights
     recurrent = np.concatenate([layer.gates, layer.candidate], axis=1)
     twin.set_weights([kernel, recurrent, bias])
-    return twin
 
 
 def sigmoid(x):

@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+NUM_CLASSES = 10
+
 
 def bytes_feature(*values):
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
@@ -50,39 +52,41 @@ def random_frames(rng, num_frames, size):
     return rng.integers(0, 256, (num_frames, size), dtype=np.uint8)
 
 
-def write_frame_files(folder, num_files, videos_per_file, *, num_classes=10, sizes=(8, 4), seed=0):
+def write_frame_files(folder, num_files, videos_per_file, sizes=(8, 4)):
     """Writes files of learnable frame-level videos: each label adds its own pattern to frames.
 
     Returns:
         A glob that matches the files.
     """
-    rng = np.random.default_rng(seed)
-    patterns = np.random.default_rng(99).integers(0, 256, (num_classes, sum(sizes)))
-    for number in range(num_files):
-        records = []
-        for index in range(videos_per_file):
-            labels = sorted(rng.choice(num_classes, rng.integers(1, 4), replace=False).tolist())
-            shown = rng.choice(labels, rng.integers(3, 9))
-            noise = rng.integers(-20, 21, (len(shown), sum(sizes)))
-            frames = np.clip(patterns[shown] + noise, 0, 255).astype(np.uint8)
-            rgb, audio = np.split(frames, [sizes[0]], axis=1)
-            records.append(frame_record(f"v{number}_{index}", labels, rgb=rgb, audio=audio))
-        write_records(folder / f"part{number:03d}.tfrecord", records)
-    return str(folder / "part*.tfrecord")
+    patterns = np.random.default_rng(99).integers(0, 256, (NUM_CLASSES, sum(sizes)))
+
+    def make_record(rng, video_id, labels):
+        shown = rng.choice(labels, rng.integers(3, 9))
+        noise = rng.integers(-20, 21, (len(shown), sum(sizes)))
+        frames = np.clip(patterns[shown] + noise, 0, 255).astype(np.uint8)
+        rgb, audio = np.split(frames, [sizes[0]], axis=1)
+        return frame_record(video_id, labels, rgb=rgb, audio=audio)
+
+    return _write_files(folder, num_files, videos_per_file, make_record)
 
 
-def write_video_files(folder, num_files, videos_per_file, *, num_classes=10, sizes=(8, 4), seed=0):
+def write_video_files(folder, num_files, videos_per_file):
     """Writes files of learnable video-level videos and returns a glob that matches them."""
-    rng = np.random.default_rng(seed)
-    patterns = np.random.default_rng(99).normal(size=(num_classes, sum(sizes)))
+    patterns = np.random.default_rng(99).normal(size=(NUM_CLASSES, 12))
+
+    def make_record(rng, video_id, labels):
+        mean = patterns[labels].mean(axis=0) + rng.normal(0, 0.1, 12)
+        return video_record(video_id, labels, mean_rgb=mean[:8], mean_audio=mean[8:])
+
+    return _write_files(folder, num_files, videos_per_file, make_record)
+
+
+def _write_files(folder, num_files, videos_per_file, make_record):
+    rng = np.random.default_rng(0)
     for number in range(num_files):
         records = []
         for index in range(videos_per_file):
-            labels = sorted(rng.choice(num_classes, rng.integers(1, 4), replace=False).tolist())
-            mean = patterns[labels].mean(axis=0) + rng.normal(0, 0.1, sum(sizes))
-            rgb, audio = np.split(mean, [sizes[0]])
-            records.append(
-                video_record(f"v{number}_{index}", labels, mean_rgb=rgb, mean_audio=audio)
-            )
+            labels = sorted(rng.choice(NUM_CLASSES, rng.integers(1, 4), replace=False).tolist())
+            records.append(make_record(rng, f"v{number}_{index}", labels))
         write_records(folder / f"part{number:03d}.tfrecord", records)
     return str(folder / "part*.tfrecord")

@@ -123,6 +123,14 @@ def make_inputs(name, num_frames=(3, 2, 5, 1, 4), *, size=D, seed=0):
     return {"frames": frames, "num_frames": np.array(num_frames, np.int32)}
 
 
+def signature(name):
+    """Returns the specification of inputs of any number of videos and frames."""
+    if name not in FRAME_LEVEL_MODELS:
+        return tf.TensorSpec([None, D], tf.float32)
+    frames = tf.TensorSpec([None, None, D], tf.uint8)
+    return {"frames": frames, "num_frames": tf.TensorSpec([None], tf.int32)}
+
+
 def make_labels(count, num_classes=NUM_CLASSES, seed=0):
     labels = np.random.default_rng(seed).random((count, num_classes)) < 0.4
     return labels.astype(np.float32)

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import layer_references as references
-import registry
+import small_models
 from programs import ROOT
 from small_models import FAMILIES, SMALL
 
@@ -20,20 +20,8 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed"),
 ]
 
-SIZES = {"num_classes": 3, "feature_sizes": (5, 2)}
+SIZES = {"num_classes": small_models.NUM_CLASSES, "feature_sizes": small_models.FEATURE_SIZES}
 EVERY_FAMILY = pytest.mark.parametrize("name", FAMILIES)
-
-
-def make_data():
-    """Returns inputs of both kinds of models, and labels, of four videos."""
-    rng = np.random.default_rng(8)
-    num_frames = np.array([4, 1, 6, 3], np.int32)
-    return {
-        "frames": rng.integers(0, 256, (4, 6, 7), dtype=np.uint8),
-        "num_frames": num_frames,
-        "vectors": rng.normal(size=(4, 7)).astype(np.float32),
-        "labels": (rng.random((4, 3)) < 0.4).astype(np.float32),
-    }
 
 
 def run_under_jax(*arguments):
@@ -57,21 +45,20 @@ def run_under_jax(*arguments):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Predictions of one model per family with TensorFlow, and results of `other_backend.py`."""
-    data, weights, predictions = make_data(), {}, {}
+    weights, predictions = {}, {}
     for name in FAMILIES:
-        model = registry.build_model(name, **SIZES, **SMALL[name])
+        model, inputs = small_models.build(name), small_models.make_inputs(name)
         references.randomize(model)
         weights |= {weight.path: np.asarray(weight.value) for weight in model.weights}
-        inputs = {key: data[key] for key in ("frames", "num_frames")}
-        inputs = inputs if model.frame_level else data["vectors"]
         predictions[f"{name}/tensorflow"] = model(tf.nest.map_structure(tf.constant, inputs))
     directory = tmp_path_factory.mktemp("jax")
-    models = {name: SMALL[name] for name in FAMILIES}
     np.savez(
         directory / "input.npz",
-        models=json.dumps(models),
+        models=json.dumps({name: SMALL[name] for name in FAMILIES}),
         sizes=json.dumps(SIZES),
-        **data,
+        vectors=small_models.make_inputs("MoeModel"),
+        labels=small_models.make_labels(5),
+        **small_models.make_inputs("DbofModel"),
         **weights,
     )
     program = ROOT / "tests" / "other_backend.py"

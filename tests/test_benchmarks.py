@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import documents
 import layer_references as references
-import registry
+import small_models
 
 TINY = ("--num_classes=10", "--feature_sizes=8,4", "--max_frames=6", "--batch_size=4")
 TINY_MODEL = (
@@ -103,30 +103,19 @@ def test_heaps_agree_with_the_metrics_of_the_project(benchmark_module):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("LFNLNetVLADModel", {"netvlad_cluster_size": "3,2", "nonlocal_embedding": "4,2"}),
-        ("LFNLNetRVLADModel", {"netvlad_cluster_size": "3,2", "nonlocal_embedding": "4,2"}),
-        ("SoftBoFModel", {"soft_bof_cluster_size": "5,2", "gating": True}),
-        ("GruModel", {"gru_cells": 4, "gru_layers": 2}),
+        ("LFNLNetVLADModel", {}),
+        ("LFNLNetRVLADModel", {}),
+        ("SoftBoFModel", {"gating": True}),
+        ("GruModel", {"gru_layers": 2}),
     ],
 )
 def test_plain_models_predict_the_same_as_the_models_of_the_project(
     benchmark_module, name, options
 ):
-    sizes = {"num_classes": 4, "feature_sizes": (6, 3)}
-    if name != "GruModel":
-        options = {**options, "iterations": 0}
-    if "VLAD" in name:
-        options["netvlad_hidden_size"] = 5
-    if name == "SoftBoFModel":
-        options["soft_bof_hidden_size"] = 5
-    model = registry.build_model(name, **sizes, **options)
+    model = small_models.build(name, **options)
     references.randomize(model)
     plain = benchmark_module("plain_models").PlainModel(model)
-    rng = np.random.default_rng(1)
-    inputs = {
-        "frames": tf.constant(rng.integers(0, 256, (3, 5, 9), dtype=np.uint8)),
-        "num_frames": tf.constant([5, 3, 1]),
-    }
+    inputs = tf.nest.map_structure(tf.constant, small_models.make_inputs(name, (5, 3, 1)))
     plain(inputs)
     copy_weights(model, plain)
     np.testing.assert_allclose(plain(inputs), model(inputs), rtol=1e-4, atol=1e-6)
@@ -140,16 +129,14 @@ def copy_weights(model, plain):
     ):
         # The project groups columns by mixture, the plain model by class.
         columns = [
-            np.moveaxis(np.reshape(weight, (*weight.shape[:-1], -1, 4)), -1, -2)
+            np.moveaxis(np.reshape(weight, (*weight.shape[:-1], -1, model.num_classes)), -1, -2)
             for weight in map(np.asarray, linear.weights)
         ]
         dense.set_weights([np.reshape(c, (*c.shape[:-2], -1)) for c in columns])
     copy_gating(model.classifier.prob_gating, classifier.gating)
     if hasattr(plain.encoder, "grus"):
         for gru, source in zip(plain.encoder.grus, model.stack.grus, strict=True):
-            kernel, bias = source.input_projection.weights
-            recurrent = np.concatenate([source.gates, source.candidate], axis=1)
-            gru.set_weights([kernel, recurrent, bias])
+            references.copy_gru(source, gru)
         return
     source, target = model.encoder, plain.encoder
     copy_norm(source.input_norm, target.norm)

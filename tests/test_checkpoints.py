@@ -1,5 +1,7 @@
 """Train directories: their lock, their list of checkpoints, and what killed processes leave."""
 
+import contextlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -62,25 +64,21 @@ def test_an_error_releases_the_lock(tmp_path):
             raise KeyError
 
 
-def test_only_the_first_worker_takes_the_lock(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "index", "cluster", "first"),
+    [
+        ("worker", 0, {"worker": ["a:1", "b:1"]}, True),
+        ("worker", 1, {"worker": ["a:1", "b:1"]}, False),
+        ("chief", 0, {"chief": ["a:1"]}, True),
+        ("worker", 0, {"chief": ["a:1"], "worker": ["b:1"]}, False),
+    ],
+)
+def test_only_the_first_worker_takes_the_lock(tmp_path, monkeypatch, kind, index, cluster, first):
+    config = {"task": {"type": kind, "index": index}, "cluster": cluster}
     with checkpoints.training_lock(str(tmp_path)):
-        workers = '"cluster": {"worker": ["a:1", "b:1"]}'
-        monkeypatch.setenv("TF_CONFIG", f'{{"task": {{"type": "worker", "index": 1}}, {workers}}}')
-        with checkpoints.training_lock(str(tmp_path)):
-            pass
-        for first in (
-            f'{{"task": {{"type": "worker", "index": 0}}, {workers}}}',
-            '{"task": {"type": "chief", "index": 0}, "cluster": {"chief": ["a:1"]}}',
-        ):
-            monkeypatch.setenv("TF_CONFIG", first)
-            with pytest.raises(InputError), checkpoints.training_lock(str(tmp_path)):
-                pass
-        monkeypatch.setenv(
-            "TF_CONFIG",
-            '{"task": {"type": "worker", "index": 0},'
-            ' "cluster": {"chief": ["a:1"], "worker": ["b:1"]}}',
-        )
-        with checkpoints.training_lock(str(tmp_path)):
+        monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+        rejected = pytest.raises(InputError) if first else contextlib.nullcontext()
+        with rejected, checkpoints.training_lock(str(tmp_path)):
             pass
 
 
@@ -108,9 +106,10 @@ def test_a_directory_without_a_list_has_no_checkpoint(tmp_path):
     assert checkpoints.latest(str(tmp_path)) is None
 
 
-@pytest.mark.parametrize("content", ["", "garbage {", "model_checkpoint_path: 5", b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage {", b"model_checkpoint_path: 5", b"\xff\xfe\x00"]
+)
 def test_a_damaged_list_does_not_pass_for_none(run_dir, content):
-    content = content if isinstance(content, bytes) else content.encode()
     (run_dir / "checkpoint").write_bytes(content)
     with pytest.raises(InputError, match=r"is damaged\. .* has: model\.ckpt-100, "):
         checkpoints.find(str(run_dir))
@@ -127,10 +126,9 @@ def test_a_list_that_names_another_run_is_rejected_and_harms_neither(run_dir, fr
         'all_model_checkpoint_paths: "model.ckpt-100"\n'
     )
     before = sorted(path.name for path in other.iterdir())
+    flags = ("--num_epochs=20", "--max_steps=110", "--keep_checkpoints=1")
     with pytest.raises(InputError, match=r"names a checkpoint of another directory: .*ckpt-40"):
-        programs.run_small(
-            run_dir, frame_data, "--num_epochs=20", "--max_steps=110", "--keep_checkpoints=1"
-        )
+        programs.run_small(run_dir, frame_data, *flags)
     assert sorted(path.name for path in other.iterdir()) == before
 
 

@@ -1,6 +1,7 @@
 """Cloud jobs, as far as tests can check them without an account."""
 
 import gzip
+import itertools
 import os
 import pathlib
 import re
@@ -31,12 +32,6 @@ VALUES = {
     "OUTPUT": "gs://my-runs/run",
     "PACKAGE": "gs://my-runs/package.tar.gz",
 }
-
-
-def check_flags(script, arguments, monkeypatch):
-    """Parses arguments with the flags of a program and returns its options."""
-    monkeypatch.chdir(programs.ROOT)
-    return programs.options(script.removesuffix(".py"), *arguments)["options"]
 
 
 @pytest.fixture
@@ -83,7 +78,8 @@ def test_specs_parse_and_have_only_flags_that_exist(name, workplace, monkeypatch
             program, arguments = f"{package['pythonModule']}.py", package["args"]
         assert (programs.ROOT / program).exists()
         monkeypatch.setenv("AIP_CHECKPOINT_DIR", "run")  # Set by Vertex AI.
-        options = check_flags(program, arguments, monkeypatch)
+        monkeypatch.chdir(programs.ROOT)
+        options = programs.options(program.removesuffix(".py"), *arguments)["options"]
         assert options.train_data_pattern == "gs://my-data/frames/train*.tfrecord"
 
 
@@ -104,19 +100,12 @@ def document_blocks():
 
 
 def test_a_dry_run_prints_the_command_of_the_document(workplace):
-    blocks = document_blocks()
-    shown = [
-        (text, blocks[number + 1][1])
-        for number, (_, text) in enumerate(blocks)
-        if "--dry_run" in text
-    ]
+    blocks = [text for _, text in document_blocks()]
+    shown = [pair for pair in itertools.pairwise(blocks) if "--dry_run" in pair[0]]
     assert len(shown) == 2
     for text, expected in shown:
         command = text[text.index("PROJECT=") :]
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=workplace, capture_output=True, text=True, check=True
-        )
-        assert done.stdout == expected
+        assert run_command("bash", "-c", command, cwd=workplace) == expected
 
 
 def test_submitting_runs_the_printed_command(workplace):
@@ -149,7 +138,8 @@ def test_the_older_command_has_flags_that_exist_and_its_file_parses(monkeypatch)
     words = shlex.split(text.replace("\\\n", ""))
     assert "--config=cloud/ai_platform.yaml" in words
     program, *arguments = words[words.index("--") + 1 :]
-    check_flags(program, arguments, monkeypatch)
+    monkeypatch.chdir(programs.ROOT)
+    programs.options(program.removesuffix(".py"), *arguments)
     assert yaml.safe_load((CLOUD / "ai_platform.yaml").read_text())["trainingInput"]
 
 
@@ -248,12 +238,8 @@ def test_the_archive_installs_trains_and_predicts_in_a_fresh_environment(tmp_pat
     assert tf.train.latest_checkpoint(str(tmp_path / "run")).endswith("model.ckpt-1")
     assert not marker.exists()
     output = tmp_path / "predictions.csv"
-    run_module(
-        "inference",
-        f"--input_data_pattern={frame_data}",
-        f"--output_file={output}",
-        YOUTUBE8M_MODELS="foreign_models",
-    )
+    given = (f"--input_data_pattern={frame_data}", f"--output_file={output}")
+    run_module("inference", *given, YOUTUBE8M_MODELS="foreign_models")
     assert len(programs.prediction_rows(output)) == 1 + 160
     assert marker.exists()
 
@@ -279,28 +265,13 @@ def test_paths_of_another_file_system_work(frame_data, tmp_path, monkeypatch):
         file.write("Index,Name\n0,Cat\n")
     data, names = "ram://data/part*", "--class_names=ram://data/vocabulary.csv"
     run, averaged = "--train_dir=ram://run", f"--output_dir={tmp_path}/averaged"
-    programs.run(
-        "train", f"--train_data_pattern={data}", run, *programs.SMALL_MEAN, "--max_steps=4"
-    )
-    programs.run(
-        "average_checkpoints", run, "--num_last=1", averaged, f"--train_data_pattern={data}"
-    )
-    programs.run(
-        "eval",
-        run,
-        f"--eval_data_pattern={data}",
-        "--run_once",
-        names,
-        "--per_class_csv=ram://out/classes.csv",
-        "--metrics_json=ram://out/metrics.json",
-    )
+    programs.train_mean("ram://run", data, "--max_steps=4")
+    training = ("--num_last=1", f"--train_data_pattern={data}")
+    programs.run("average_checkpoints", run, averaged, *training)
+    output = ("--per_class_csv=ram://out/classes.csv", "--metrics_json=ram://out/metrics.json")
+    programs.run("eval", run, f"--eval_data_pattern={data}", "--run_once", names, *output)
     programs.run("export_model", run, f"--output_dir={tmp_path}/exported", names)
-    programs.run(
-        "inference",
-        run,
-        f"--input_data_pattern={data}",
-        "--output_file=ram://out/predictions.csv.gz",
-    )
+    programs.predict("ram://run", data, "ram://out/predictions.csv.gz")
     with gfile.GFile("ram://out/predictions.csv.gz", "rb") as file:
         assert len(gzip.decompress(file.read()).splitlines()) == 1 + 160
     assert gfile.exists("ram://out/classes.csv")

@@ -54,12 +54,9 @@ def data(tmp_path_factory):
     records = []
     for number in range(160):
         frames = sample_records.random_frames(rng, 3 + number % 7, 12)
-        labels = [int(label) for label in np.unique(frames[0, :2] % 10)]
-        records.append(
-            sample_records.frame_record(
-                f"v{number}", labels, rgb=frames[:, :8], audio=frames[:, 8:]
-            )
-        )
+        labels = np.unique(frames[0, :2] % 10).tolist()
+        features = {"rgb": frames[:, :8], "audio": frames[:, 8:]}
+        records.append(sample_records.frame_record(f"v{number}", labels, **features))
     sample_records.write_records(folder / "whole.tfrecord", records)
     for half in range(2):
         path = folder / "halves" / f"part{half}.tfrecord"
@@ -358,7 +355,7 @@ def test_replicas_draw_different_random_numbers_from_equal_states():
         ("MoeModel", {"optimizer": "Adam", "ema_decay": 0.9}),
         ("DbofModel", {}),
         *(
-            pytest.param(name, {}, marks=pytest.mark.slow)
+            small_models.marked(name, {}, slow=[name])
             for name in ("LstmModel", "GruModel", "SoftBoFModel", "EFNLNetVLADModel")
         ),
     ],
@@ -375,13 +372,12 @@ def test_the_training_step_compiles_as_a_whole_as_tpus_require(name, settings):
     optimizer = config.build_optimizer()
     optimizer.build(model.trainable_variables)
     trainer = Trainer(config, model, optimizer, tf.distribute.get_strategy())
-    inputs = tf.ones([8, 9])
-    if config.frame_level:
-        frames = tf.cast(tf.reshape(tf.range(8 * 7 * 9) % 251, [8, 7, 9]), tf.uint8)
-        inputs = {"frames": frames, "num_frames": tf.constant([7, 3, 1, 4, 7, 2, 5, 6])}
+    inputs = small_models.make_inputs(name, (7, 3, 1, 4, 7, 2, 5, 6))
     before = model.get_weights()
     step = tf.function(trainer._replica_step, autograph=False, jit_compile=True)
-    losses, predictions = step(inputs, tf.one_hot([0, 1, 2, 3] * 2, 4))
+    losses, predictions = step(
+        tf.nest.map_structure(tf.constant, inputs), tf.one_hot([0, 1, 2, 3] * 2, 4)
+    )
     assert np.isfinite(losses).all()
     assert predictions.shape == (8, 4)
     assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import pathlib
 import re
 
 import program
@@ -21,6 +20,7 @@ COMMANDS = [
     (path.name, command) for path in documents.SOURCES for command in documents.commands(path)
 ]
 GROUPS = ["Programs", "Models", "Data", "Numbers", "A run", "Prediction", "Base"]
+FLAG_DOCUMENTS = ["distribution", "export", "flags", "security", "training"]
 # Flags of absl, TensorBoard and the scripts.
 OTHER_FLAGS = {"--flagfile", "--help", "--logdir", "--dry_run", "--quick", "--fast"}
 
@@ -68,17 +68,7 @@ def known_flags():
     return known
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "docs/distribution.md",
-        "docs/export.md",
-        "docs/flags.md",
-        "docs/security.md",
-        "docs/training.md",
-    ],
-)
+@pytest.mark.parametrize("name", ["README.md", *(f"docs/{name}.md" for name in FLAG_DOCUMENTS)])
 def test_flags_in_documents_exist(name, known_flags):
     text = (documents.ROOT / name).read_text()
     text = re.sub(r'--beam_options="[^"]*"', "--beam_options", text)  # Those flags are Beam's.
@@ -122,12 +112,8 @@ def test_links_resolve(path):
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed", "ignore:Your input ran out of data")
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    (code,) = [
-        block
-        for block in documents.code_blocks(documents.ROOT / "README.md", "python")
-        if "model.fit" in block
-    ]
-    data = pathlib.Path(tmp_path, "data")
+    code = documents.readme_python("model.fit")
+    data = tmp_path / "data"
     data.mkdir()
     sample_records.write_frame_files(data, 1, 8, sizes=(1024, 128))
     (data / "part000.tfrecord").rename(data / "train0.tfrecord")
@@ -151,30 +137,18 @@ def test_the_readme_model_in_a_new_file_is_a_model_with_flags_in_all_programs(tm
     project.mkdir()
     for source in [*documents.ROOT.glob("*.py"), documents.ROOT / "pyproject.toml"]:
         (project / source.name).write_bytes(source.read_bytes())
-    (code,) = [
-        block
-        for block in documents.code_blocks(documents.ROOT / "README.md", "python")
-        if "@registry.register" in block
-    ]
+    code = documents.readme_python("@registry.register")
     assert len(code.splitlines()) <= 28
     (project / "my_models.py").write_text(code)
     train_dir, output = tmp_path / "run", tmp_path / "p.csv"
-    commands = [
-        (
-            "train",
-            "--model=AttentionModel",
-            "--attention_units=5",
-            f"--train_data_pattern={frame_data}",
-            *programs.SMALL_DATA,
-            "--batch_size=16",
-            "--max_steps=5",
-        ),
-        ("inference", f"--input_data_pattern={frame_data}", f"--output_file={output}"),
-    ]
+    run, model = f"--train_dir={train_dir}", ("--model=AttentionModel", "--attention_units=5")
+    size = (*programs.SMALL_DATA, "--batch_size=16", "--max_steps=5")
+    training = [run, f"--train_data_pattern={frame_data}", *model, *size]
+    prediction = [run, f"--input_data_pattern={frame_data}", f"--output_file={output}"]
     # Both programs in one process, because starting one takes seconds.
     code = "import program, train, inference\n"
-    for name, *arguments in commands:
-        code += f"program.call({name}.main, {[*arguments, f'--train_dir={train_dir}']!r})\n"
+    code += f"program.call(train.main, {training!r})\n"
+    code += f"program.call(inference.main, {prediction!r})\n"
     result = programs.run_command("-c", code, cwd=project)
     assert result.returncode == 0, result.stderr
     assert len(programs.prediction_rows(output)) == 161

@@ -8,7 +8,7 @@ import ensemble
 import layer_references
 import small_models
 from ensemble import Ensemble
-from small_models import NUM_CLASSES, D
+from small_models import NUM_CLASSES
 from utils import InputError
 
 ITERATIONS = {"LFNLNetVLADModel": 6, "SoftBoFModel": 6, "DbofModel": 6, "GruModel": 0}
@@ -116,11 +116,7 @@ def test_chunks_of_a_batch_predict_as_the_whole(models, max_floats):
 @pytest.mark.slow
 def test_a_graph_predicts_chunks_as_the_whole(models):
     ensemble = Ensemble(list(models.values()), num_samplings=3, max_floats=500)
-    signature = {
-        "frames": tf.TensorSpec([None, None, D], tf.uint8),
-        "num_frames": tf.TensorSpec([None], tf.int32),
-    }
-    function = tf.function(ensemble, input_signature=[signature])
+    function = tf.function(ensemble, input_signature=[small_models.signature("GruModel")])
     expected = predict(list(models.values()), make_inputs(7), num_samplings=3)
     np.testing.assert_allclose(function(make_inputs(7)), expected, rtol=1e-5)
     empty = tf.nest.map_structure(lambda values: values[:0], make_inputs())

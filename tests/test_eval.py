@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from programs import ROOT, metrics_of, run, train_mean
+from programs import ROOT, evaluate, metrics_of, run, train_mean
 from utils import InputError
 
 
@@ -21,16 +21,17 @@ def test_eval_leaves_everything_that_training_resumes_from_untouched(trained_mea
         return {path: path.read_bytes() for path in trained_mean.iterdir() if path.is_file()}
 
     before = state()
-    run("eval", *eval_flags(trained_mean, frame_data), "--run_once")
+    evaluate(*eval_flags(trained_mean, frame_data))
     assert state() == before
 
 
-def test_eval_evaluates_a_step_or_all_and_keeps_one_entry_per_step(
-    tmp_path, trained_mean, frame_data
-):
-    train_dir = shutil.copytree(
-        trained_mean, tmp_path / "run", ignore=shutil.ignore_patterns("eval")
-    )
+@pytest.fixture
+def train_dir(trained_mean, tmp_path):
+    """A copy of a run that was not evaluated."""
+    return shutil.copytree(trained_mean, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+
+
+def test_eval_evaluates_a_step_or_all_and_keeps_one_entry_per_step(train_dir, frame_data):
     given = eval_flags(train_dir, frame_data)
     run("eval", *given, "--checkpoint=16")
     assert [entry["step"] for entry in metrics_of(train_dir)] == [16]
@@ -49,10 +50,7 @@ def test_all_checkpoints_needs_a_run_and_no_checkpoint():
 
 
 @pytest.mark.slow
-def test_eval_without_run_once_waits_for_new_checkpoints(tmp_path, trained_mean, frame_data):
-    train_dir = shutil.copytree(
-        trained_mean, tmp_path / "run", ignore=shutil.ignore_patterns("eval")
-    )
+def test_eval_without_run_once_waits_for_new_checkpoints(train_dir, frame_data):
     command = (sys.executable, "eval.py", *eval_flags(train_dir, frame_data))
     with subprocess.Popen(command, cwd=ROOT) as process:
         try:
@@ -75,31 +73,19 @@ def wait_for_steps(train_dir, steps, seconds=120):
 
 
 def test_metrics_do_not_depend_on_the_batch_size(trained_mean, frame_data):
-    summaries = []
-    for batch_size in (7, 160):
-        run(
-            "eval",
-            *eval_flags(trained_mean, frame_data),
-            f"--batch_size={batch_size}",
-            "--num_samplings=0",  # A sampling depends on the batch size.
-            "--run_once",
-        )
-        summaries.append(metrics_of(trained_mean)[-1])
+    # A sampling depends on the batch size.
+    flags = (*eval_flags(trained_mean, frame_data), "--num_samplings=0")
+    one, other = (evaluate(*flags, f"--batch_size={size}") for size in (7, 160))
     for name in ("gap", "map", "hit_at_one", "perr", "loss"):
-        assert summaries[0][name] == pytest.approx(summaries[1][name], rel=1e-5)
+        assert one[name] == pytest.approx(other[name], rel=1e-5)
 
 
 def test_per_class_csv_has_the_names_of_the_vocabulary(trained_mean, frame_data, tmp_path):
     vocabulary = tmp_path / "vocabulary.csv"
     vocabulary.write_text("Index,Name\n" + "".join(f"{i},Name {i}\n" for i in range(10)))
     table = tmp_path / "classes.csv"
-    run(
-        "eval",
-        *eval_flags(trained_mean, frame_data),
-        "--run_once",
-        f"--per_class_csv={table}",
-        f"--class_names={vocabulary}",
-    )
+    flags = (f"--per_class_csv={table}", f"--class_names={vocabulary}")
+    evaluate(*eval_flags(trained_mean, frame_data), *flags)
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert {row["name"] for row in rows} == {f"Name {i}" for i in range(10)}
     scores = [float(row["ap"]) for row in rows]

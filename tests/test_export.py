@@ -62,17 +62,25 @@ def of_export(export_dir, pattern):
     return in_batches(predictor.predict, predictor.data.reader(pattern))
 
 
-def gap_of(predictions, data, pattern):
+def gap_of(predictions, export_dir, pattern):
     """Returns the GAP of predictions by video."""
-    batches = data.reader(pattern).batches(16)
-    labels = {
-        video: row
-        for batch in batches
-        for video, row in zip(batch.video_ids, batch.labels, strict=True)
-    }
-    return eval_util.calculate_gap(
-        np.array(list(predictions.values())), np.array([labels[video] for video in predictions])
-    )
+    labels = {}
+    for batch in read_manifest(str(export_dir))[1].reader(pattern).batches(16):
+        labels |= dict(zip(batch.video_ids, batch.labels, strict=True))
+    scores = np.array(list(predictions.values()))
+    return eval_util.calculate_gap(scores, np.array([labels[video] for video in predictions]))
+
+
+def assert_best_classes(answer, predictions, top_k, **tolerance):
+    """Compares an answer of the signature for records with all probabilities, by video."""
+    answer = {name: values.numpy() for name, values in answer.items()}
+    assert answer["class_indexes"].shape == (len(answer["video_id"]), top_k)
+    for video, classes, scores in zip(
+        *(answer[name] for name in ("video_id", "class_indexes", "predictions")), strict=True
+    ):
+        probabilities = predictions[video.decode()]
+        np.testing.assert_allclose(scores, np.sort(probabilities)[::-1][:top_k], **tolerance)
+        np.testing.assert_allclose(scores, probabilities[classes], **tolerance)
 
 
 def untrained_run(train_dir, model, **hyperparameters):
@@ -115,7 +123,7 @@ def test_float32_equals_the_model_in_process_for_netvlad(trained_netvlad, frame_
 
 
 def test_several_samplings_are_not_one(trained, exported_sampling, frame_data):
-    one = in_process([trained], frame_data, num_samplings=1)
+    one = in_process([trained], frame_data)
     assert largest_difference(of_export(exported_sampling, frame_data), one) > 1e-3
 
 
@@ -131,23 +139,21 @@ def test_a_video_level_model_predicts_the_same_in_both_signatures(
     served = tf.saved_model.load(str(folder)).signatures["serving_default"]
     answer = served(tf.constant(records_of(video_data)[:5]))
     assert answer["video_id"].numpy().tolist() == [b"v0_0", b"v0_1", b"v0_2", b"v0_3", b"v0_4"]
-    for video, classes, scores in zip(
-        answer["video_id"].numpy(), answer["class_indexes"], answer["predictions"], strict=True
-    ):
-        np.testing.assert_allclose(scores, predictions[video.decode()][classes.numpy()], rtol=1e-5)
+    assert_best_classes(answer, predictions, NUM_CLASSES, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_bfloat16_changes_predictions_and_gap_only_slightly(trained_netvlad, frame_data, tmp_path):
-    predictor = Predictor([str(trained_netvlad)], num_samplings=0)
-    predictor.restore()
-    expected = in_batches(predictor.predict, predictor.data.reader(frame_data))
-    export(tmp_path / "model", f"--train_dir={trained_netvlad}", "--num_samplings=0")
-    found = of_export(tmp_path / "model", frame_data)
+    expected, folder = (
+        in_process([trained_netvlad], frame_data, num_samplings=0),
+        tmp_path / "model",
+    )
+    export(folder, f"--train_dir={trained_netvlad}", "--num_samplings=0")
+    found = of_export(folder, frame_data)
     assert 0 < largest_difference(found, expected) < 2e-2
-    gaps = [gap_of(values, predictor.data, frame_data) for values in (found, expected)]
+    gaps = [gap_of(values, folder, frame_data) for values in (found, expected)]
     assert abs(gaps[0] - gaps[1]) <= 5e-4
-    check_frozen_weights(tmp_path / "model")
+    check_frozen_weights(folder)
 
 
 def test_the_signature_for_records_returns_the_best_classes_of_the_one_for_frames(
@@ -156,16 +162,7 @@ def test_the_signature_for_records_returns_the_best_classes_of_the_one_for_frame
     records = records_of(frame_data)
     answer = loaded.signatures["serving_default"](tf.constant(records))
     assert len(records) == len(answer["video_id"])
-    for video, classes, scores in zip(
-        answer["video_id"].numpy(),
-        answer["class_indexes"].numpy(),
-        answer["predictions"].numpy(),
-        strict=True,
-    ):
-        probabilities = exported_predictions[video.decode()]
-        assert len(classes) == 3
-        np.testing.assert_allclose(scores, np.sort(probabilities)[:-4:-1], atol=2e-3)
-        np.testing.assert_allclose(scores, probabilities[classes], atol=2e-3)
+    assert_best_classes(answer, exported_predictions, 3, atol=2e-3)
 
 
 def test_the_programs_take_an_exported_model(exported, exported_predictions, frame_data, tmp_path):
@@ -285,11 +282,7 @@ def test_a_frozen_graph_predicts_the_same(exported, exported_predictions, frame_
     graph = tf.compat.v1.GraphDef.FromString((exported / "frozen_graph.pb").read_bytes())
     wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     assert not wrapped.variables
-    frames, num_frames, predictions = (
-        wrapped.graph.get_tensor_by_name(f"{name}:0")
-        for name in ("frames", "num_frames", "predictions")
-    )
-    predict = wrapped.prune([frames, num_frames], predictions)
+    predict = wrapped.prune(["frames:0", "num_frames:0"], "predictions:0")
     frozen = in_batches(
         lambda inputs: predict(tf.constant(inputs["frames"]), tf.constant(inputs["num_frames"])),
         read_manifest(str(exported))[1].reader(frame_data),
@@ -312,18 +305,14 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members(trained, frame_data, tm
     expected = {video: 0.75 * one[video] + 0.25 * other[video] for video in one}
     found = of_export(tmp_path / "model", frame_data)
     assert largest_difference(found, expected) < 1e-6
+    options = {"train_dirs": f"{trained},{gru}", "weights": "3,1", "num_samplings": 0}
     direct = programs.predictions(
-        tmp_path / "p.csv",
-        NUM_CLASSES,
-        train_dirs=f"{trained},{gru}",
-        weights="3,1",
-        num_samplings=0,
-        input_data_pattern=frame_data,
+        tmp_path / "p.csv", NUM_CLASSES, input_data_pattern=frame_data, **options
     )
     assert largest_difference(direct, expected) < 1e-5
     metrics = programs.evaluate(f"--eval_data_pattern={frame_data}", *given)
-    data = read_manifest(str(tmp_path / "model"))[1]
-    assert metrics["gap"] == pytest.approx(gap_of(found, data, frame_data), abs=1e-6)
+    gap = gap_of(found, tmp_path / "model", frame_data)
+    assert metrics["gap"] == pytest.approx(gap, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -332,12 +321,8 @@ def test_fitted_weights_favor_the_better_model_and_every_member_is_logged(
 ):
     untrained = untrained_run(tmp_path / "run", "LogisticModel")
     caplog.set_level("INFO", logger="absl")
-    manifest = export(
-        tmp_path / "model",
-        f"--train_dirs={untrained},{trained_moe}",
-        "--fit_weights",
-        f"--eval_data_pattern={video_data}",
-    )
+    given = (f"--train_dirs={untrained},{trained_moe}", f"--eval_data_pattern={video_data}")
+    manifest = export(tmp_path / "model", *given, "--fit_weights")
     weights = [model["weight"] for model in manifest["models"]]
     assert sum(weights) == pytest.approx(1)
     assert min(weights) >= 0
@@ -349,11 +334,7 @@ def test_fitted_weights_favor_the_better_model_and_every_member_is_logged(
 
 @pytest.mark.slow
 def test_a_model_of_plain_keras_layers_is_exported(frame_data, tmp_path, monkeypatch):
-    (code,) = [
-        block
-        for block in documents.code_blocks(programs.ROOT / "README.md", "python")
-        if "@registry.register" in block
-    ]
+    code = documents.readme_python("@registry.register")
     monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
     exec(compile(code, "my_models.py", "exec"), {"__name__": "my_models"})
     train_dir = untrained_run(tmp_path / "run", "AttentionModel")
@@ -487,13 +468,10 @@ def test_a_failed_export_leaves_no_files(trained_moe, tmp_path, monkeypatch):
 
 
 def test_flags_that_the_graph_has_fixed_are_rejected_with_an_exported_model(exported, frame_data):
+    given = (f"--exported_model={exported}", f"--eval_data_pattern={frame_data}")
     for value in (3, 1):  # Also the default.
         with pytest.raises(InputError, match="--num_samplings cannot be given with --exported_mo"):
-            programs.evaluate(
-                f"--exported_model={exported}",
-                f"--eval_data_pattern={frame_data}",
-                f"--num_samplings={value}",
-            )
+            programs.evaluate(*given, f"--num_samplings={value}")
 
 
 def test_a_directory_without_an_exported_model_is_rejected(trained, frame_data, exported, tmp_path):

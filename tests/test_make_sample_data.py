@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import eval_util
 import make_sample_data
 import programs
 import sample_world
@@ -97,11 +98,8 @@ def test_every_split_has_its_files_and_videos(frame_dir, frame_examples):
         "validate00000.tfrecord",
         "test00000.tfrecord",
     }
-    assert {split: len(found) for split, found in frame_examples.items()} == {
-        "train": 100,
-        "validate": 20,
-        "test": 20,
-    }
+    counts = {split: len(found) for split, found in frame_examples.items()}
+    assert counts == {"train": 100, "validate": 20, "test": 20}
 
 
 def test_ids_are_unique_across_splits_and_videos_differ(frame_examples):
@@ -174,20 +172,12 @@ def test_about_half_of_the_runs_have_the_sound_of_their_class():
     assert 0.4 < fraction < 0.6
 
 
-def gap(scores, labels):
-    """GAP@20 of a batch; both arguments are `[B, C]`."""
-    top = np.argsort(-scores, axis=1)[:, :20]
-    order = np.argsort(-np.take_along_axis(scores, top, axis=1).ravel())
-    hits = np.take_along_axis(labels, top, axis=1).ravel()[order]
-    return np.sum(hits * np.cumsum(hits) / np.arange(1, len(hits) + 1)) / labels.sum()
-
-
 def linear_gap(inputs, labels, train):
     """GAP@20 of ridge regression on the videos it was not fitted to."""
     inputs = np.hstack([inputs, np.ones((len(inputs), 1))])
     gram = inputs[:train].T @ inputs[:train] + np.eye(inputs.shape[1])
     weights = np.linalg.solve(gram, inputs[:train].T @ labels[:train])
-    return gap(inputs[train:] @ weights, labels[train:])
+    return eval_util.calculate_gap(inputs[train:] @ weights, labels[train:])
 
 
 def test_frames_are_more_informative_than_their_mean_and_the_mean_more_than_the_prior():
@@ -201,7 +191,8 @@ def test_frames_are_more_informative_than_their_mean_and_the_mean_more_than_the_
         means[index] = values.mean(axis=0)
         nearness = values @ table.T - 0.5 * np.sum(table**2, axis=1)
         words[index, nearness.argmax(axis=1)] = 1
-    prior = gap(np.tile(labels[:2500].mean(axis=0), (500, 1)), labels[2500:])
+    frequencies = np.tile(labels[:2500].mean(axis=0), (500, 1))
+    prior = eval_util.calculate_gap(frequencies, labels[2500:])
     by_mean, by_words = linear_gap(means, labels, 2500), linear_gap(words, labels, 2500)
     assert 0.1 < prior < 0.3
     assert prior + 0.1 < by_mean
@@ -232,11 +223,9 @@ def test_video_level_is_the_mean_of_the_frame_level(frame_examples, tmp_path):
             assert set(features.feature) == {"id", "labels", "mean_rgb", "mean_audio"}
             assert context(features) == context(frame_level.context)
             for name in ("rgb", "audio"):
-                expected = utils.dequantize(frames(frame_level, name).astype(np.float32)).mean(
-                    axis=0
-                )
+                values = utils.dequantize(frames(frame_level, name).astype(np.float32))
                 actual = features.feature[f"mean_{name}"].float_list.value
-                np.testing.assert_allclose(actual, expected, atol=1e-5)
+                np.testing.assert_allclose(actual, values.mean(axis=0), atol=1e-5)
 
 
 def test_any_number_of_features_works(tmp_path):
@@ -288,23 +277,16 @@ def test_the_summary_counts_what_was_written(tmp_path):
     assert 1 <= summary.labels_per_video <= 5
 
 
-def test_existing_records_are_rejected_without_overwrite(tmp_path):
+def test_existing_records_are_rejected_without_overwrite_which_keeps_other_files(tmp_path):
+    (tmp_path / "train_notes.txt").write_text("mine")
     make(tmp_path, shards=8)
     before = file_bytes(tmp_path)
     with pytest.raises(InputError, match=r"already holds sample data.*--overwrite"):
         make(tmp_path, seed=1)
     assert file_bytes(tmp_path) == before
     make(tmp_path, shards=2, seed=1, overwrite=True)
-    assert sorted(path.name for path in tmp_path.glob("train*")) == [
-        "train00000.tfrecord",
-        "train00001.tfrecord",
-    ]
-
-
-def test_overwriting_keeps_other_files(tmp_path):
-    (tmp_path / "train_notes.txt").write_text("mine")
-    make(tmp_path)
-    make(tmp_path, overwrite=True)
+    expected = {"train00000.tfrecord", "train00001.tfrecord", "train_notes.txt"}
+    assert {path.name for path in tmp_path.glob("train*")} == expected
     assert (tmp_path / "train_notes.txt").read_text() == "mine"
 
 
@@ -330,6 +312,7 @@ def test_an_interrupted_file_does_not_appear(tmp_path, monkeypatch):
         ({"min_frames": 13}, "min_frames must not be above --max_frames. Received: 13 and 12"),
         ({"shards": 101}, "shards must not be more than --num_videos.* Received: 101 and 100"),
         ({"level": "segment"}, "level must be one of frame, video. Received: segment"),
+        ({"world": "flat"}, "world must be one of .*relational.* Received: flat"),
         ({"feature_names": ("rgb",)}, "as many --feature_names as --feature_sizes.* rgb and 8, 4"),
         ({"feature_names": ("rgb", "rgb")}, "feature_names must be distinct names"),
         ({"feature_names": (), "feature_sizes": ()}, "feature_names must be distinct names"),
@@ -349,16 +332,8 @@ def test_a_directory_that_cannot_be_created_is_reported(tmp_path):
 
 
 def test_the_program_obeys_its_flags(tmp_path, frame_dir):
-    programs.run(
-        "make_sample_data",
-        f"--output_dir={tmp_path}",
-        "--num_videos=100",
-        "--num_eval_videos=20",
-        "--num_classes=12",
-        "--feature_sizes=8,4",
-        "--max_frames=12",
-        "--min_frames=3",
-    )
+    values = {**SMALL, "feature_sizes": "8,4", "output_dir": tmp_path}
+    programs.run("make_sample_data", *(f"--{name}={value}" for name, value in values.items()))
     assert file_bytes(tmp_path) == file_bytes(frame_dir)
 
 
@@ -377,11 +352,9 @@ def sample_runs(world, label, runs=400, length=9):
     """Samples noiseless runs of a class: words `[R, T]` and values `[R, T, D]` of every feature."""
     rng = np.random.default_rng(0)
     classes, lengths = np.full(runs, label), np.full(runs, length)
-    noise, sample_world.NOISE_SCALE = sample_world.NOISE_SCALE, 0.0
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample_world, "NOISE_SCALE", 0.0)
         features = sample_world._sample_frames(world, rng, classes, lengths)
-    finally:
-        sample_world.NOISE_SCALE = noise
     values = [utils.dequantize(feature.astype(np.float32)) for feature in features]
     nearest = [
         np.argmin(((value[:, None] - table) ** 2).sum(-1), axis=1).reshape(runs, length)
@@ -451,8 +424,3 @@ def test_the_vocabulary_lists_the_factors(tmp_path):
     lines = (tmp_path / "vocabulary.csv").read_text().splitlines()[1:]
     named = [line.rpartition(",")[-1] for line in lines]
     assert named == [*["words"] * 4, *["order"] * 2, *["words"] * 4, *["sound"] * 2]
-
-
-def test_an_unknown_world_is_rejected(tmp_path):
-    with pytest.raises(InputError, match=r"world must be one of .*relational.* flat"):
-        make(tmp_path, world="flat")

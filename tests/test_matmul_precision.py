@@ -75,16 +75,9 @@ def test_loss_curves_of_both_precisions_agree(frame_data, tmp_path, model):
     }[model]
     curves = []
     for dtype in ("float32", "bfloat16"):
-        train_dir = tmp_path / dtype
-        programs.run(
-            "train",
-            f"--train_dir={train_dir}",
-            f"--train_data_pattern={frame_data}",
-            *options,
-            *("--base_learning_rate=0.004", "--max_steps=100", "--num_epochs=100"),
-            *("--log_steps=10", f"--compute_dtype={dtype}"),
-        )
-        curves.append(scalars(train_dir, "loss"))
+        duration = ("--base_learning_rate=0.004", "--max_steps=100", "--num_epochs=100")
+        flags = (*options, *duration, "--log_steps=10", f"--compute_dtype={dtype}")
+        curves.append(scalars(programs.train(tmp_path / dtype, frame_data, *flags), "loss"))
     exact, rounded = curves
     assert list(exact) == list(rounded) == list(range(10, 101, 10))
     np.testing.assert_allclose(list(rounded.values()), list(exact.values()), rtol=0.01)
