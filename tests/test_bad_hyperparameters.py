@@ -59,7 +59,7 @@ NETVLAD_PROBLEMS = [
 PROBLEMS = [
     *((name, *problem) for name in NETVLAD_MODELS for problem in NETVLAD_PROBLEMS),
     ("SoftBoFModel", "soft_bof_cluster_size", "0", "must be at least 1. Received: 0"),
-    ("SoftBoFModel", "soft_bof_cluster_size", "8,x", "must be integers .* Received: '8,x'"),
+    ("SoftBoFModel", "soft_bof_cluster_size", "8,x", "must be integers .* stream. Received: '8,x'"),
     ("SoftBoFModel", "soft_bof_hidden_size", 0, "must be at least 1. Received: 0"),
     ("SoftBoFModel", "moe_num_mixtures", 0, "must be at least 1. Received: 0"),
     ("LstmModel", "lstm_cells", 0, "must be at least 1. Received: 0"),
