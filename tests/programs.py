@@ -1,6 +1,7 @@
 """Runs the programs on small data."""
 
 import csv
+import functools
 import gzip
 import importlib
 import json
@@ -17,39 +18,18 @@ import checkpoints
 
 ROOT = pathlib.Path(program.__file__).parent
 SMALL_DATA = ("--num_classes=10", "--feature_sizes=8,4")
+SMALL_TRAINING = ("--base_learning_rate=0.01", "--batch_size=16", *SMALL_DATA)
 SMALL_DBOF = (
-    "--model=DbofModel",
-    "--dbof_cluster_size=16",
-    "--dbof_hidden_size=8",
-    "--base_learning_rate=0.01",
-    "--batch_size=16",
-    *SMALL_DATA,
+    *("--model=DbofModel", "--dbof_cluster_size=16", "--dbof_hidden_size=8"),
+    *SMALL_TRAINING,
 )
-SMALL_LOGISTIC = (
-    "--model=LogisticModel",
-    "--base_learning_rate=0.01",
-    "--batch_size=16",
-    *SMALL_DATA,
-)
+SMALL_LOGISTIC = ("--model=LogisticModel", *SMALL_TRAINING)
 # Trains in a quarter of the time: logistic regression on the mean of sampled frames.
-SMALL_MEAN = (
-    "--model=FrameLevelLogisticModel",
-    "--iterations=4",
-    "--base_learning_rate=0.01",
-    "--batch_size=16",
-    *SMALL_DATA,
-)
+SMALL_MEAN = ("--model=FrameLevelLogisticModel", "--iterations=4", *SMALL_TRAINING)
 SMALL_NETVLAD = (
-    "--model=LFNLNetVLADModel",
-    "--iterations=6",
-    "--netvlad_cluster_size=4,3",
-    "--nonlocal_embedding=4",
-    "--netvlad_hidden_size=16",
-    "--moe_num_mixtures=2",
-    "--base_learning_rate=0.01",
-    "--batch_size=16",
-    "--ema_decay=0.9",
-    *SMALL_DATA,
+    *("--model=LFNLNetVLADModel", "--iterations=6", "--netvlad_cluster_size=4,3"),
+    *("--nonlocal_embedding=4", "--netvlad_hidden_size=16", "--moe_num_mixtures=2"),
+    *("--ema_decay=0.9", *SMALL_TRAINING),
 )
 
 
@@ -75,24 +55,16 @@ def run_command(*arguments, cwd=ROOT):
     )
 
 
-def run_small(train_dir, data, *more):
-    """Trains a small DbofModel."""
-    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_DBOF, *more)
+def train_small(flags, train_dir, data, *more):
+    """Trains a small model, one of the above."""
+    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *flags, *more)
 
 
-def train_logistic(train_dir, data, *more):
-    """Trains a LogisticModel on video-level data: two weights, which compile in a moment."""
-    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_LOGISTIC, *more)
-
-
-def train_mean(train_dir, data, *more):
-    """Trains a small FrameLevelLogisticModel, for tests that any model passes."""
-    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_MEAN, *more)
-
-
-def train_netvlad(train_dir, data, *more):
-    """Trains a small LFNLNetVLADModel."""
-    run("train", f"--train_dir={train_dir}", f"--train_data_pattern={data}", *SMALL_NETVLAD, *more)
+run_small = functools.partial(train_small, SMALL_DBOF)
+# Two weights of video-level data, which compile in a moment.
+train_logistic = functools.partial(train_small, SMALL_LOGISTIC)
+train_mean = functools.partial(train_small, SMALL_MEAN)
+train_netvlad = functools.partial(train_small, SMALL_NETVLAD)
 
 
 def evaluate(*arguments):

@@ -1,12 +1,14 @@
 """Readers and record files for the tests of readers."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import files
 import readers
-from sample_records import frame_record, random_frames, write_records
+from sample_records import frame_record, random_frames, random_labels, write_records
 from utils import InputError
 
 NUM_CLASSES = 10
@@ -39,7 +41,7 @@ def make_videos(count, prefix="v", seed=0, sizes=SIZES):
     rng = np.random.default_rng(seed)
     videos = []
     for index in range(count):
-        labels = sorted(rng.choice(NUM_CLASSES, rng.integers(1, 4), replace=False).tolist())
+        labels = random_labels(rng, NUM_CLASSES)
         length = rng.integers(1, 10)
         features = {name: random_frames(rng, length, size) for name, size in sizes.items()}
         videos.append((f"{prefix}{index}", labels, features))
@@ -100,14 +102,11 @@ def assert_same_batches(first, second):
 
 def corrupt_content(path, indices):
     """Flips a bit in the content of some records of a file."""
-    offset, index, wanted = 0, 0, set(indices)
-    with open(path, "r+b") as file:
-        while header := file.read(8):
-            if index in wanted:
-                file.seek(offset + RECORD_HEADER_BYTES + 2)
-                value = file.read(1)[0]
-                file.seek(offset + RECORD_HEADER_BYTES + 2)
-                file.write(bytes([value ^ 1]))
-            offset += RECORD_HEADER_BYTES + int.from_bytes(header, "little") + 4
-            index += 1
-            file.seek(offset)
+    content = bytearray(pathlib.Path(path).read_bytes())
+    starts = [0]
+    while starts[-1] < len(content):
+        length = int.from_bytes(content[starts[-1] : starts[-1] + 8], "little")
+        starts.append(starts[-1] + RECORD_HEADER_BYTES + length + 4)
+    for index in indices:
+        content[starts[index] + RECORD_HEADER_BYTES + 2] ^= 1
+    pathlib.Path(path).write_bytes(content)

@@ -50,39 +50,46 @@ def random_frames(rng, num_frames, size):
     return rng.integers(0, 256, (num_frames, size), dtype=np.uint8)
 
 
-def write_frame_files(folder, num_files, videos_per_file, *, num_classes=10, sizes=(8, 4), seed=0):
-    """Writes files of learnable frame-level videos: each label adds its own pattern to frames.
+def random_labels(rng, num_classes):
+    """Returns one to three labels in ascending order."""
+    return sorted(rng.choice(num_classes, rng.integers(1, 4), replace=False).tolist())
 
-    Returns:
-        A glob that matches the files.
+
+def write_frame_files(folder, num_files, videos_per_file, sizes=(8, 4)):
+    """Writes files of learnable frame-level videos and returns a glob that matches them.
+
+    Each of ten labels adds its own pattern to frames.
     """
-    rng = np.random.default_rng(seed)
-    patterns = np.random.default_rng(99).integers(0, 256, (num_classes, sum(sizes)))
-    for number in range(num_files):
-        records = []
-        for index in range(videos_per_file):
-            labels = sorted(rng.choice(num_classes, rng.integers(1, 4), replace=False).tolist())
-            shown = rng.choice(labels, rng.integers(3, 9))
-            noise = rng.integers(-20, 21, (len(shown), sum(sizes)))
-            frames = np.clip(patterns[shown] + noise, 0, 255).astype(np.uint8)
-            rgb, audio = np.split(frames, [sizes[0]], axis=1)
-            records.append(frame_record(f"v{number}_{index}", labels, rgb=rgb, audio=audio))
-        write_records(folder / f"part{number:03d}.tfrecord", records)
-    return str(folder / "part*.tfrecord")
+    rng = np.random.default_rng(0)
+    patterns = np.random.default_rng(99).integers(0, 256, (10, sum(sizes)))
+
+    def record(name):
+        labels = random_labels(rng, len(patterns))
+        shown = rng.choice(labels, rng.integers(3, 9))
+        noise = rng.integers(-20, 21, (len(shown), sum(sizes)))
+        frames = np.clip(patterns[shown] + noise, 0, 255).astype(np.uint8)
+        rgb, audio = np.split(frames, [sizes[0]], axis=1)
+        return frame_record(name, labels, rgb=rgb, audio=audio)
+
+    return _write_files(folder, num_files, videos_per_file, record)
 
 
-def write_video_files(folder, num_files, videos_per_file, *, num_classes=10, sizes=(8, 4), seed=0):
+def write_video_files(folder, num_files, videos_per_file):
     """Writes files of learnable video-level videos and returns a glob that matches them."""
-    rng = np.random.default_rng(seed)
-    patterns = np.random.default_rng(99).normal(size=(num_classes, sum(sizes)))
+    rng = np.random.default_rng(0)
+    patterns = np.random.default_rng(99).normal(size=(10, 12))
+
+    def record(name):
+        labels = random_labels(rng, len(patterns))
+        mean = patterns[labels].mean(axis=0) + rng.normal(0, 0.1, 12)
+        rgb, audio = np.split(mean, [8])
+        return video_record(name, labels, mean_rgb=rgb, mean_audio=audio)
+
+    return _write_files(folder, num_files, videos_per_file, record)
+
+
+def _write_files(folder, num_files, videos_per_file, record):
     for number in range(num_files):
-        records = []
-        for index in range(videos_per_file):
-            labels = sorted(rng.choice(num_classes, rng.integers(1, 4), replace=False).tolist())
-            mean = patterns[labels].mean(axis=0) + rng.normal(0, 0.1, sum(sizes))
-            rgb, audio = np.split(mean, [sizes[0]])
-            records.append(
-                video_record(f"v{number}_{index}", labels, mean_rgb=rgb, mean_audio=audio)
-            )
+        records = [record(f"v{number}_{index}") for index in range(videos_per_file)]
         write_records(folder / f"part{number:03d}.tfrecord", records)
     return str(folder / "part*.tfrecord")

@@ -18,20 +18,6 @@ SMALL_NETVLAD = {
     "netvlad_hidden_size": 5,
     "nonlocal_embedding": "2,3",
 }
-CHANGED_NETVLAD = {
-    "iterations": 3,
-    "sample_random_frames": False,
-    "video_level_classifier_model": "LogisticModel",
-    "l2_penalty": 0.5,
-    "netvlad_cluster_size": "3,5",
-    "netvlad_hidden_size": 6,
-    "nonlocal_block": False,
-    "nonlocal_embedding": "3,2",
-    "nonlocal_scale": 0.5,
-    "nonlocal_pairwise": "dot_product",
-    "gating": False,
-}
-
 # Hyperparameters of a small model that otherwise has the defaults.
 SMALL = {
     "DbofModel": {"iterations": 0, "dbof_cluster_size": 8, "dbof_hidden_size": 5},
@@ -43,20 +29,30 @@ SMALL = {
     "LogisticModel": {},
     "LstmModel": {"lstm_cells": 5},
     "MoeModel": {},
-    "SoftBoFModel": {
-        "iterations": 0,
-        "soft_bof_cluster_size": "6,4",
-        "soft_bof_hidden_size": 5,
-    },
+    "SoftBoFModel": {"iterations": 0, "soft_bof_cluster_size": "6,4", "soft_bof_hidden_size": 5},
 }
 
+CHANGED_MOE = {"moe_num_mixtures": 3, "moe_l2": 0.5, "moe_prob_gating": True}
+CHANGED_SAMPLING = {"iterations": 3, "sample_random_frames": False}
+CHANGED_FRAMES = {
+    **CHANGED_SAMPLING,
+    "video_level_classifier_model": "LogisticModel",
+    "l2_penalty": 0.5,
+}
+CHANGED_NETVLAD = {
+    **CHANGED_FRAMES,
+    "netvlad_cluster_size": "3,5",
+    "netvlad_hidden_size": 6,
+    "nonlocal_block": False,
+    "nonlocal_embedding": "3,2",
+    "nonlocal_scale": 0.5,
+    "nonlocal_pairwise": "dot_product",
+    "gating": False,
+}
 # A small model in which every hyperparameter differs from its default.
 CHANGED = {
     "DbofModel": {
-        "iterations": 3,
-        "sample_random_frames": False,
-        "video_level_classifier_model": "LogisticModel",
-        "l2_penalty": 0.5,
+        **CHANGED_FRAMES,
         "dbof_cluster_size": 7,
         "dbof_hidden_size": 6,
         "dbof_pooling_method": "average",
@@ -64,38 +60,18 @@ CHANGED = {
     },
     "EFNLNetVLADModel": {**CHANGED_NETVLAD, "early_fusion": False, "netvlad_centers": False},
     "FrameLevelLogisticModel": {
-        "iterations": 3,
-        "sample_random_frames": False,
+        **CHANGED_SAMPLING,
         "video_level_classifier_model": "MoeModel",
-        "moe_num_mixtures": 3,
-        "moe_l2": 0.5,
-        "moe_prob_gating": True,
+        **CHANGED_MOE,
     },
-    "GruModel": {
-        "iterations": 3,
-        "sample_random_frames": False,
-        "video_level_classifier_model": "LogisticModel",
-        "l2_penalty": 0.5,
-        "gru_cells": 4,
-        "gru_layers": 1,
-    },
+    "GruModel": {**CHANGED_FRAMES, "gru_cells": 4, "gru_layers": 1},
     "LFNLNetRVLADModel": {**CHANGED_NETVLAD, "early_fusion": True, "netvlad_centers": True},
     "LFNLNetVLADModel": {**CHANGED_NETVLAD, "early_fusion": True, "netvlad_centers": False},
     "LogisticModel": {"l2_penalty": 0.5},
-    "LstmModel": {
-        "iterations": 3,
-        "sample_random_frames": False,
-        "video_level_classifier_model": "LogisticModel",
-        "l2_penalty": 0.5,
-        "lstm_cells": 4,
-        "lstm_layers": 1,
-    },
-    "MoeModel": {"moe_num_mixtures": 3, "moe_l2": 0.5, "moe_prob_gating": True},
+    "LstmModel": {**CHANGED_FRAMES, "lstm_cells": 4, "lstm_layers": 1},
+    "MoeModel": CHANGED_MOE,
     "SoftBoFModel": {
-        "iterations": 3,
-        "sample_random_frames": False,
-        "video_level_classifier_model": "LogisticModel",
-        "l2_penalty": 0.5,
+        **CHANGED_FRAMES,
         "soft_bof_cluster_size": "5",
         "soft_bof_hidden_size": 6,
         "gating": True,
@@ -127,12 +103,8 @@ def build(name, variant="small", *, num_classes=NUM_CLASSES, feature_sizes=FEATU
 def shared(name, variant="small", **other):
     """Returns a model that tests share because building takes time; they must not change it."""
     given = {**VARIANTS[variant].get(name, {}), **other}
-    return build_once(
-        name,
-        num_classes=NUM_CLASSES,
-        feature_sizes=FEATURE_SIZES,
-        **registry.resolve(name, given),
-    )
+    sizes = {"num_classes": NUM_CLASSES, "feature_sizes": FEATURE_SIZES}
+    return build_once(name, **sizes, **registry.resolve(name, given))
 
 
 build_once = functools.cache(registry.build_model)
