@@ -97,7 +97,9 @@ def check_records(loaded, reference, cases):
         rng = random.Random(number)
         record = corrupt_records.message(True, rng, number)
         corrupt = rng.choice([None, *corrupt_records.RECORD_CORRUPTIONS])
-        payload = corrupt(rng, record) if corrupt else record.SerializeToString()
+        payload = record.SerializeToString()
+        if corrupt:
+            payload = corrupt_records.corrupted(corrupt, rng, record)
         if number % 10 == 0:
             payload = rng.randbytes(rng.randrange(200))
         try:
