@@ -2,8 +2,6 @@
 
 import csv
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
@@ -46,18 +44,11 @@ def test_two_workers_write_the_lines_of_inference(exported_sampling, frame_data,
     """Runs from another directory, in separate processes, as on a cluster."""
     prefix, single = tmp_path / "beam" / "predictions", tmp_path / "single.csv"
     options = "--direct_num_workers=2 --direct_running_mode=multi_processing"
-    done = subprocess.run(
-        [
-            sys.executable,
-            programs.ROOT / "predict_beam.py",
-            *arguments(exported_sampling, frame_data, prefix),
-            f"--beam_options=--runner=FnApiRunner {options}",
-        ],
+    done = programs.run_command(
+        programs.ROOT / "predict_beam.py",
+        *arguments(exported_sampling, frame_data, prefix),
+        f"{IN_PROCESS} {options}",
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "160 videos predicted, 0 corrupt records skipped" in done.stderr
