@@ -1,6 +1,6 @@
 """Readers and record files for the tests of readers."""
 
-import pathlib
+import itertools
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import files
 import readers
-from sample_records import frame_record, random_frames, random_labels, write_records
+from sample_records import flip_bit, frame_record, random_frames, random_labels, write_records
 from utils import InputError
 
 NUM_CLASSES = 10
@@ -91,6 +91,17 @@ def expected_batch(videos, num_frames_in_batch=None, max_frames=6, names=("rgb",
     return frames, lengths, labels
 
 
+def before_parsing(monkeypatch, call):
+    """Calls a function with the location of every frame-level record before it is parsed."""
+
+    def parse_after(self, location, payload):
+        call(location)
+        return parse(self, location, payload)
+
+    parse = readers.YT8MFrameFeatureReader.parse
+    monkeypatch.setattr(readers.YT8MFrameFeatureReader, "parse", parse_after)
+
+
 def assert_same_batches(first, second):
     first, second = list(first), list(second)
     assert len(first) == len(second)
@@ -102,11 +113,7 @@ def assert_same_batches(first, second):
 
 def corrupt_content(path, indices):
     """Flips a bit in the content of some records of a file."""
-    content = bytearray(pathlib.Path(path).read_bytes())
-    starts = [0]
-    while starts[-1] < len(content):
-        length = int.from_bytes(content[starts[-1] : starts[-1] + 8], "little")
-        starts.append(starts[-1] + RECORD_HEADER_BYTES + length + 4)
+    lengths = [len(record) for record in tf.data.TFRecordDataset(path).as_numpy_iterator()]
+    starts = [0, *itertools.accumulate(RECORD_HEADER_BYTES + length + 4 for length in lengths)]
     for index in indices:
-        content[starts[index] + RECORD_HEADER_BYTES + 2] ^= 1
-    pathlib.Path(path).write_bytes(content)
+        flip_bit(path, starts[index] + RECORD_HEADER_BYTES + 2)

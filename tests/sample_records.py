@@ -1,5 +1,7 @@
 """Writes small YouTube-8M records for tests."""
 
+import pathlib
+
 import numpy as np
 import tensorflow as tf
 
@@ -44,6 +46,13 @@ def write_records(path, records):
         for record in records:
             writer.write(record)
     return str(path)
+
+
+def flip_bit(path, offset):
+    """Flips a bit in a byte of a file."""
+    content = bytearray(pathlib.Path(path).read_bytes())
+    content[offset] ^= 1
+    pathlib.Path(path).write_bytes(content)
 
 
 def random_frames(rng, num_frames, size):

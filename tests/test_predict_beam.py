@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import shutil
 
 import pytest
 
@@ -67,9 +68,9 @@ def test_two_workers_write_the_lines_of_inference(exported_sampling, frame_data,
 def corrupt(tmp_path, frame_data):
     """Glob of three files, two of which have a corrupt record."""
     for number, source in enumerate(sorted(pathlib.Path(frame_data).parent.glob("part*"))[:3]):
-        content = bytearray(source.read_bytes())
-        content[200] ^= number != 1
-        (tmp_path / f"test{number}.tfrecord").write_bytes(content)
+        path = shutil.copy(source, tmp_path / f"test{number}.tfrecord")
+        if number != 1:
+            sample_records.flip_bit(path, 200)
     return tmp_path / "test*.tfrecord"
 
 

@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 
 import files
-import readers
 from record_readers import (
     assert_same_batches,
+    before_parsing,
     corrupt_content,
     error_of,
     frame_reader,
@@ -23,15 +23,9 @@ from record_readers import (
 
 @pytest.fixture(scope="module")
 def all_ids(record_files):
-    return sorted(
-        tf.train.SequenceExample.FromString(record)
-        .context.feature["id"]
-        .bytes_list.value[0]
-        .decode()
-        for record in tf.data.TFRecordDataset(
-            files.expand_patterns(record_files)
-        ).as_numpy_iterator()
-    )
+    dataset = tf.data.TFRecordDataset(files.expand_patterns(record_files)).as_numpy_iterator()
+    contexts = [tf.train.SequenceExample.FromString(record).context for record in dataset]
+    return sorted(context.feature["id"].bytes_list.value[0].decode() for context in contexts)
 
 
 def test_without_shuffling_files_are_interleaved(tmp_path):
@@ -89,13 +83,11 @@ def test_the_order_does_not_depend_on_the_number_of_readers(record_files):
 
 def test_the_order_does_not_depend_on_the_speed_of_threads(record_files, monkeypatch):
     expected = read_ids(frame_reader(record_files), shuffle=True)
-    parse = readers.YT8MFrameFeatureReader.parse
 
-    def slow_parse(self, location, payload):
+    def wait(location):
         time.sleep(hash((location.path, location.index)) % 5 * 1e-3)
-        return parse(self, location, payload)
 
-    monkeypatch.setattr(readers.YT8MFrameFeatureReader, "parse", slow_parse)
+    before_parsing(monkeypatch, wait)
     assert read_ids(frame_reader(record_files), shuffle=True) == expected
 
 
@@ -155,13 +147,7 @@ def test_skipping_more_batches_than_exist_yields_none(record_files):
 
 def test_skipped_videos_are_not_parsed(record_files, monkeypatch):
     parsed = []
-    parse = readers.YT8MFrameFeatureReader.parse
-
-    def counting_parse(self, location, payload):
-        parsed.append(location)
-        return parse(self, location, payload)
-
-    monkeypatch.setattr(readers.YT8MFrameFeatureReader, "parse", counting_parse)
+    before_parsing(monkeypatch, parsed.append)
     batches = list(frame_reader(record_files).batches(5, num_epochs=3, skip_batches=43))
     assert len(batches) == 2
     assert len(parsed) == 10
