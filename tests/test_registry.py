@@ -73,28 +73,24 @@ class NewcomerModel(video_level_models.LogisticModel):
 
 
 @pytest.fixture
-def no_newcomer():
-    """Forgets the modules of the test's models again."""
-    yield
+def folder(tmp_path, monkeypatch):
+    """The folder of the registry instead of its own; forgets the models in it afterwards."""
+    monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    yield tmp_path
     for name in ("newcomers_models", "newcomers"):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.usefixtures("no_newcomer")
-def test_a_model_in_a_new_file_of_a_checkout_is_found_without_other_edits(tmp_path, monkeypatch):
-    (tmp_path / "newcomers_models.py").write_text(NEWCOMER)
-    (tmp_path / "pyproject.toml").touch()
-    monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+def test_a_model_in_a_new_file_of_a_checkout_is_found_without_other_edits(folder):
+    (folder / "newcomers_models.py").write_text(NEWCOMER)
+    (folder / "pyproject.toml").touch()
     assert registry.model_class("NewcomerModel").__module__ == "newcomers_models"
 
 
-@pytest.mark.usefixtures("no_newcomer")
-def test_installed_only_modules_named_in_the_environment_are_added(tmp_path, monkeypatch):
-    (tmp_path / "newcomers_models.py").write_text("raise AssertionError('imported')")
-    (tmp_path / "newcomers.py").write_text(NEWCOMER)
-    monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+def test_installed_only_modules_named_in_the_environment_are_added(folder, monkeypatch):
+    (folder / "newcomers_models.py").write_text("raise AssertionError('imported')")
+    (folder / "newcomers.py").write_text(NEWCOMER)
     assert "NewcomerModel" not in registry.models()
     monkeypatch.setenv(registry.MODULES_VARIABLE, "newcomers, video_level_models")
     assert registry.model_class("NewcomerModel").__module__ == "newcomers"
