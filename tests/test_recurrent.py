@@ -13,7 +13,7 @@ LENGTHS = (5, 1, 3)
 REAL = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
 
 
-FRAMES = tf.constant(np.random.default_rng(3).normal(size=(*REAL.shape, 4)).astype(np.float32))
+FRAMES = np.random.default_rng(3).normal(size=(*REAL.shape, 4)).astype(np.float32)
 # Factors on the outputs, so each contributes differently to the gradient.
 FACTORS = [
     np.random.default_rng(4).normal(size=shape).astype(np.float32)
@@ -35,18 +35,18 @@ def weighted_sum(outputs):
 @pytest.fixture(scope="module")
 def results():
     """States, final states and gradients, by whether TensorFlow derives the gradient."""
-    layer = make_layer()
+    layer, frames = make_layer(), tf.constant(FRAMES)
     own = layer.recurrence
 
     @tf.function(autograph=False)
     def run(derived):
         layer.recurrence = (lambda *inputs: layer._steps(*inputs)[0]) if derived else own
         with tf.GradientTape() as tape:
-            tape.watch(FRAMES)
-            outputs = layer(FRAMES, tf.constant(REAL))
+            tape.watch(frames)
+            outputs = layer(frames, tf.constant(REAL))
             total = weighted_sum(outputs)
         weights = [weight.value for weight in layer.trainable_weights]
-        return outputs, tape.gradient(total, [FRAMES, *weights])
+        return outputs, tape.gradient(total, [frames, *weights])
 
     return {derived: run(derived) for derived in (True, False)}
 
@@ -70,13 +70,13 @@ def test_the_gradient_is_the_derived_one(results):
 
 
 def test_states_and_gradients_equal_those_of_keras(results):
-    layer = make_layer()
+    layer, frames = make_layer(), tf.constant(FRAMES)
     twin = references.keras_gru(layer, FRAMES.shape)
     with tf.GradientTape() as tape:
-        tape.watch(FRAMES)
-        outputs = twin(FRAMES, mask=tf.constant(REAL))
+        tape.watch(frames)
+        outputs = twin(frames, mask=tf.constant(REAL))
         total = weighted_sum(outputs)
-    expected = tape.gradient(total, [FRAMES, *[weight.value for weight in twin.trainable_weights]])
+    expected = tape.gradient(total, [frames, *[weight.value for weight in twin.trainable_weights]])
     states, (d_frames, *gradients) = results[False]
     names = [weight.path.partition("/")[2] for weight in layer.trainable_weights]
     by_name = dict(zip(names, gradients, strict=True))
@@ -101,7 +101,7 @@ def test_matrices_in_bfloat16_change_states_and_gradients_little():
         with layers.matmul_policy(policy):
             layer = make_layer()
         with tf.GradientTape() as tape:
-            states, last = layer(FRAMES, tf.constant(REAL))
+            states, last = layer(tf.constant(FRAMES), tf.constant(REAL))
             total = tf.reduce_sum(states[..., 0]) + tf.reduce_sum(last)
         weights = [weight.value for weight in layer.trainable_weights]
         outcomes.append([states, *tape.gradient(total, weights)])
