@@ -47,24 +47,16 @@ def write_records(folder, num_videos, seed=0):
 
 def random_record(video_id, rng):
     """Returns a serialized SequenceExample with all frames and one to five labels."""
+    example = tf.train.SequenceExample()
+    context = example.context.feature
+    context["id"].bytes_list.value.append(video_id.encode())
     labels = rng.choice(NUM_CLASSES, rng.integers(1, 6), replace=False)
-    context = {
-        "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[video_id.encode()])),
-        "labels": tf.train.Feature(int64_list=tf.train.Int64List(value=labels)),
-    }
-    feature_lists = {
-        name: tf.train.FeatureList(
-            feature=[
-                tf.train.Feature(bytes_list=tf.train.BytesList(value=[rng.bytes(size)]))
-                for _ in range(MAX_FRAMES)
-            ]
-        )
-        for name, size in FEATURES.items()
-    }
-    return tf.train.SequenceExample(
-        context=tf.train.Features(feature=context),
-        feature_lists=tf.train.FeatureLists(feature_list=feature_lists),
-    ).SerializeToString()
+    context["labels"].int64_list.value.extend(labels)
+    for name, size in FEATURES.items():
+        frames = example.feature_lists.feature_list[name].feature
+        for _ in range(MAX_FRAMES):
+            frames.add().bytes_list.value.append(rng.bytes(size))
+    return example.SerializeToString()
 
 
 def baseline_dataset(paths, batch_size, num_readers):

@@ -38,13 +38,9 @@ class SamplingsOptions(comparison.ComparisonOptions):
 
     rounds: int = same_option(comparison.ComparisonOptions, "rounds", default=3)
     recipes: tuple[str, ...] = option(PAPER, "Recipes whose models to measure.", group="model")
-    num_samplings: int = option(
-        10, "N, the number of samplings to average.", group="prediction", above=0
-    )
+    num_samplings: int = option(10, "N, the number of samplings.", group="prediction", above=0)
     batch_size: int = option(80, "Videos per batch.", group="prediction", above=0)
-    tiling: bool = option(
-        False, "Also measure tiling the input, which is slow.", group="prediction"
-    )
+    tiling: bool = option(False, "Also measure tiling the input (slow).", group="prediction")
     dtype: str = option(
         "float32",
         "Type of the matrices and of their products.",
@@ -73,8 +69,7 @@ def tiled(predict, num_samplings):
             predict({name: array[start : start + size] for name, array in repeated.items()})
             for start in range(0, size * num_samplings, size)
         ]
-        joined = np.concatenate(parts)
-        return joined.reshape(size, num_samplings, -1).mean(axis=1)
+        return np.concatenate(parts).reshape(size, num_samplings, -1).mean(axis=1)
 
     return predict_tiled
 
@@ -105,17 +100,9 @@ def main(options: SamplingsOptions):
         ways = {"one sampling": once, f"{count} samplings": several}
         if options.tiling:
             ways[f"input tiled {count} times"] = tiled(once, count)
-        comparison.run(
-            {
-                key: functools.partial(make_work, predict, inputs, size)
-                for key, predict in ways.items()
-            },
-            "one sampling",
-            options,
-            models=name,
-            batch_size=size,
-            dtype=options.dtype,
-        )
+        makers = {key: functools.partial(make_work, way, inputs, size) for key, way in ways.items()}
+        conditions = {"models": name, "batch_size": size, "dtype": options.dtype}
+        comparison.run(makers, "one sampling", options, **conditions)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,7 @@ _COLORS = {
     "dark": ("#5598e7", "#f0814f", "#9085e9", "#2cbd8b", "#d9a022", "#e87ba4"),
 }
 _MARKERS = "osD^vP"
-_GRAY_MARKERS = {
-    "logistic": "x",
-    "moe": "*",
-    "dbof": "p",
-    "lstm": "d",
-    "netvlad": "<",
-    "lfnl_dot": ">",
-}
+_GRAY_MARKERS = dict(logistic="x", moe="*", dbof="p", lstm="d", netvlad="<", lfnl_dot=">")
 _WIDTH = 5.0
 
 
@@ -107,13 +100,8 @@ def factors(results, mode):
     for axes, panel in zip(all_axes[:, 0], panels, strict=True):
         names = list(_models(means[panel].index))[::-1]
         for row, name in enumerate(names):
-            axes.errorbar(
-                means[panel][name],
-                row,
-                xerr=deviations[panel][name],
-                linestyle="",
-                **_look(name, mode),
-            )
+            place, deviation = (means[panel][name], row), deviations[panel][name]
+            axes.errorbar(*place, xerr=deviation, linestyle="", **_look(name, mode))
         prior = means[panel]["prior"]
         axes.axvline(prior, color=_PAGE[mode]["soft"], linewidth=1, linestyle=":")
         axes.set_yticks(range(len(names)), [_title(name) for name in names])
@@ -129,22 +117,16 @@ def reliability(results, mode):
     axes.plot([0, 1], [0, 1], color=_PAGE[mode]["soft"], linewidth=1, linestyle=":")
     for name in _models(results.reliability.subject.unique()):
         table = results.reliability[results.reliability.subject == name]
+        place = (table.mean_prediction, table.fraction_true)
         look = {**_look(name, mode), "markersize": 4}
-        axes.plot(
-            table.mean_prediction, table.fraction_true, linewidth=1.2, **look, label=_title(name)
-        )
+        axes.plot(*place, linewidth=1.2, **look, label=_title(name))
     axes.set(xlabel="predicted probability", ylabel="fraction of positives", aspect="equal")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
-PLOTS = {
-    "gap_and_size": gap_and_size,
-    "curves": curves,
-    "factors": factors,
-    "reliability": reliability,
-}
+PLOTS = {draw.__name__: draw for draw in (gap_and_size, curves, factors, reliability)}
 
 
 def _models(names):
@@ -167,15 +149,10 @@ def _look(name, mode):
 def _style(mode):
     page = _PAGE[mode]
     return {
-        "figure.facecolor": page["back"],
-        "axes.facecolor": page["back"],
-        "savefig.facecolor": page["back"],
-        "text.color": page["text"],
-        "axes.labelcolor": page["text"],
-        "xtick.color": page["soft"],
-        "ytick.color": page["soft"],
-        "axes.edgecolor": page["line"],
-        "grid.color": page["line"],
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), page["back"]),
+        **dict.fromkeys(("text.color", "axes.labelcolor"), page["text"]),
+        **dict.fromkeys(("xtick.color", "ytick.color"), page["soft"]),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), page["line"]),
         "axes.grid": True,
         "axes.axisbelow": True,
         "axes.spines.top": False,

@@ -79,10 +79,8 @@ def write(report_dir):
     results = Results.load(folder)
     plots.write(results, folder)
     text = to_markdown(results)
-    for path, content in (
-        (report_dir / "study.md", text),
-        (folder / "index.html", to_html(text, folder)),
-    ):
+    written = {report_dir / "study.md": text, folder / "index.html": to_html(text, folder)}
+    for path, content in written.items():
         with files.atomic_write(str(path)) as file:
             file.write(content)
 
@@ -227,13 +225,13 @@ def _claims(scores, scale):
             f"{_short([name])} above the best model of the mean",
             scores.by_seed(name) - best_mean_model,
         )
-    recomputed = "last_recomputed" in scale.averages
+    last, how = "last", ""
+    if "last_recomputed" in scale.averages:
+        last, how = "last_recomputed", ", batch norm recomputed in both"
     for name in members:
         yield (
-            f"averaged checkpoints of {_short([name])} above the last one"
-            + (", batch norm recomputed in both" if recomputed else ""),
-            scores.by_seed(name, "averaged")
-            - scores.by_seed(name, "last_recomputed" if recomputed else "last"),
+            f"averaged checkpoints of {_short([name])} above the last one{how}",
+            scores.by_seed(name, "averaged") - scores.by_seed(name, last),
         )
     yield (
         "moving average of the weights above the last checkpoint, mean over the models",
@@ -268,22 +266,17 @@ def _claims(scores, scale):
 def singles(results, scores):
     """Table 1."""
     sizes = results.sizes.set_index("subject")["mib"]
-    worlds = results.scale.worlds
-    rows = [
-        {"model": _title("prior"), **{world: scores.text("prior", world=world) for world in worlds}}
-    ]
-    for name in plan.MODELS:
-        if name in sizes.index:
-            rows.append(
-                {
-                    "model": _title(name),
-                    **{world: scores.text(name, world=world) for world in worlds},
-                    "MiB": f"{sizes[name]:.2f}",
-                    "GAP in the paper": _number(PAPER_SINGLE.get(name)),
-                    "MB in the paper": _number(PAPER_SIZE.get(name), "d"),
-                }
-            )
-    return pd.DataFrame(rows).fillna("-")
+    return pd.DataFrame(
+        {
+            "model": _title(name),
+            **{world: scores.text(name, world=world) for world in results.scale.worlds},
+            "MiB": _number(sizes.get(name), ".2f"),
+            "GAP in the paper": _number(PAPER_SINGLE.get(name)),
+            "MB in the paper": _number(PAPER_SIZE.get(name), "d"),
+        }
+        for name in ("prior", *plan.MODELS)
+        if name == "prior" or name in sizes
+    )
 
 
 def factors(results):
@@ -325,19 +318,18 @@ def ensembles(scores, scale):
         tuple(plan.SIX[number - 1] for number in numbers): gap
         for numbers, gap in zip(plan.ENSEMBLES, PAPER_ENSEMBLES, strict=True)
     }
-    rows = []
-    for names in scale.ensembles:
+
+    def row(names):
         members = scores.table(names, "averaged")
         best = [name for name in names if name in set(members.idxmax(axis=1))]
-        rows.append(
-            {
-                "models": _short(names),
-                "GAP": scores.text("+".join(names), "samplings1"),
-                "best member": f"{spread(members.max(axis=1))} ({_short(best, ' or ')})",
-                "paper": f"{paper[names]:.4f}",
-            }
-        )
-    return pd.DataFrame(rows)
+        return {
+            "models": _short(names),
+            "GAP": scores.text("+".join(names), "samplings1"),
+            "best member": f"{spread(members.max(axis=1))} ({_short(best, ' or ')})",
+            "paper": f"{paper[names]:.4f}",
+        }
+
+    return pd.DataFrame(map(row, scale.ensembles))
 
 
 def samplings(scores, scale):
@@ -431,14 +423,12 @@ def to_html(text, folder):
     """
 
     def embed(match):
-        return (
-            f'"data:image/png;base64,{base64.b64encode((folder / match[1]).read_bytes()).decode()}"'
-        )
+        encoded = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'"data:image/png;base64,{encoded}"'
 
     body = markdown.markdown(text, extensions=["tables"]).replace(" ± ", "\N{NO-BREAK SPACE}± ")
-    body = body.replace("<table>", '<div class="scroll"><table>').replace(
-        "</table>", "</table></div>"
-    )
+    body = body.replace("<table>", '<div class="scroll"><table>')
+    body = body.replace("</table>", "</table></div>")
     body = re.sub(rf'"{FOLDER}/(\w+\.png)"', embed, body)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -165,10 +165,11 @@ def _exported(steps):
     for evaluation in steps.evaluations:
         if evaluation.variant.startswith("exported_"):
             dtype = evaluation.variant.removeprefix("exported_")
+            exported = steps.export_dir(evaluation.seed, dtype).rglob("*")
             yield {
                 "seed": evaluation.seed,
                 "dtype": dtype,
-                "mib": _size(steps.export_dir(evaluation.seed, dtype)) / 2**20,
+                "mib": sum(path.stat().st_size for path in exported if path.is_file()) / 2**20,
                 "videos_per_second": files.read_json(str(evaluation.metrics))["videos_per_second"],
             }
 
@@ -233,7 +234,3 @@ def _reliability(probabilities, labels):
         tables.append(table.mean().assign(count=table.size()))
         tables[-1].insert(0, "subject", subject)
     return pd.concat(tables)
-
-
-def _size(folder):
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

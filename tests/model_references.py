@@ -3,6 +3,7 @@
 Also small models with random weights, and videos to compare them on.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -110,55 +111,44 @@ def reference_dbof(videos, weights, pooling, batch_norm, training):
     return relu6(project(pooled, "hidden"))
 
 
-def reference_streams(videos, weights, pool, streams, training):
-    """Returns hidden vectors of lists of frames: each stream pooled, all reduced, then gated.
+def reference_netvlad_model(model, videos, streams, mixtures, training=False, **block_options):
+    pool = functools.partial(references.netvlad, **block_options)
+    return reference_pooling_model(model, videos, streams, "netvlad", pool, mixtures, training)
+
+
+def reference_soft_bof_model(model, videos, streams, training):
+    pool = references.soft_bag_of_features
+    return reference_pooling_model(model, videos, streams, "soft_bof", pool, 2, training)
+
+
+def reference_pooling_model(model, videos, streams, name, pool, mixtures, training):
+    """Returns predictions for lists of frames: each stream pooled, all reduced, then gated.
 
     Args:
-        pool: function of a stream's number, its frames, their weights and the mode.
+        streams: sizes of the streams. The weights of stream n are in the layer `name_n`.
+        pool: reference of that layer.
     """
+    weights = weights_of(model)
+    encoder = sub_weights(weights, "encoder")
     frames = np.zeros((len(videos), max(map(len, videos)), sum(streams)))
     frame_weights = np.zeros(frames.shape[:2])
     for row, video in enumerate(videos):
         frames[row, : len(video)] = video
         frame_weights[row, : len(video)] = 1
-    norm = sub_weights(weights, "input_norm")
+    norm = sub_weights(encoder, "input_norm")
     frames = references.batch_norm(frames, norm, training, frame_weights)
-    ends = np.cumsum(streams)
     pooled = [
-        pool(number, frames[..., end - size : end], frame_weights, training)
-        for number, (size, end) in enumerate(zip(streams, ends, strict=True))
+        pool(stream, frame_weights, sub_weights(encoder, f"{name}_{number}"), training)
+        for number, stream in enumerate(np.split(frames, np.cumsum(streams)[:-1], axis=-1))
     ]
     hidden = [
-        linear(row, weights["hidden/kernel"], weights["hidden/bias"])
+        linear(row, encoder["hidden/kernel"], encoder["hidden/bias"])
         for row in np.concatenate(pooled, axis=-1)
     ]
-    if "hidden_gating/gate/kernel" not in weights:
-        return hidden
-    return references.context_gating(hidden, sub_weights(weights, "hidden_gating"), training)
-
-
-def reference_netvlad_model(model, videos, streams, mixtures, training=False, **block_options):
-    weights = weights_of(model)
-    encoder = sub_weights(weights, "encoder")
-
-    def pool(number, frames, frame_weights, training):
-        own = sub_weights(encoder, f"netvlad_{number}")
-        return references.netvlad(frames, frame_weights, own, training, **block_options)
-
-    encodings = reference_streams(videos, encoder, pool, streams, training)
-    return reference_moe(encodings, sub_weights(weights, "classifier"), mixtures, training)
-
-
-def reference_soft_bof_model(model, videos, streams, training):
-    weights = weights_of(model)
-    encoder = sub_weights(weights, "encoder")
-
-    def pool(number, frames, frame_weights, training):
-        own = sub_weights(encoder, f"soft_bof_{number}")
-        return references.soft_bag_of_features(frames, frame_weights, own, training)
-
-    encodings = reference_streams(videos, encoder, pool, streams, training)
-    return reference_moe(encodings, sub_weights(weights, "classifier"), 2, training)
+    if "hidden_gating/gate/kernel" in encoder:
+        gating = sub_weights(encoder, "hidden_gating")
+        hidden = references.context_gating(hidden, gating, training)
+    return reference_moe(hidden, sub_weights(weights, "classifier"), mixtures, training)
 
 
 def reference_lstm(frames, weights):

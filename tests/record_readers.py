@@ -1,12 +1,14 @@
 """Readers and record files for the tests of readers."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import files
 import readers
-from sample_records import frame_record, random_frames, write_records
+from sample_records import flip_bit, frame_record, random_frames, random_labels, write_records
 from utils import InputError
 
 NUM_CLASSES = 10
@@ -39,7 +41,7 @@ def make_videos(count, prefix="v", seed=0, sizes=SIZES):
     rng = np.random.default_rng(seed)
     videos = []
     for index in range(count):
-        labels = sorted(rng.choice(NUM_CLASSES, rng.integers(1, 4), replace=False).tolist())
+        labels = random_labels(rng, NUM_CLASSES)
         length = rng.integers(1, 10)
         features = {name: random_frames(rng, length, size) for name, size in sizes.items()}
         videos.append((f"{prefix}{index}", labels, features))
@@ -89,6 +91,17 @@ def expected_batch(videos, num_frames_in_batch=None, max_frames=6, names=("rgb",
     return frames, lengths, labels
 
 
+def before_parsing(monkeypatch, call):
+    """Calls a function with the location of every frame-level record before it is parsed."""
+
+    def parse_after(self, location, payload):
+        call(location)
+        return parse(self, location, payload)
+
+    parse = readers.YT8MFrameFeatureReader.parse
+    monkeypatch.setattr(readers.YT8MFrameFeatureReader, "parse", parse_after)
+
+
 def assert_same_batches(first, second):
     first, second = list(first), list(second)
     assert len(first) == len(second)
@@ -100,14 +113,7 @@ def assert_same_batches(first, second):
 
 def corrupt_content(path, indices):
     """Flips a bit in the content of some records of a file."""
-    offset, index, wanted = 0, 0, set(indices)
-    with open(path, "r+b") as file:
-        while header := file.read(8):
-            if index in wanted:
-                file.seek(offset + RECORD_HEADER_BYTES + 2)
-                value = file.read(1)[0]
-                file.seek(offset + RECORD_HEADER_BYTES + 2)
-                file.write(bytes([value ^ 1]))
-            offset += RECORD_HEADER_BYTES + int.from_bytes(header, "little") + 4
-            index += 1
-            file.seek(offset)
+    lengths = [len(record) for record in tf.data.TFRecordDataset(path).as_numpy_iterator()]
+    starts = [0, *itertools.accumulate(RECORD_HEADER_BYTES + length + 4 for length in lengths)]
+    for index in indices:
+        flip_bit(path, starts[index] + RECORD_HEADER_BYTES + 2)

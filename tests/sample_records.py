@@ -1,5 +1,7 @@
 """Writes small YouTube-8M records for tests."""
 
+import pathlib
+
 import numpy as np
 import tensorflow as tf
 
@@ -48,15 +50,26 @@ def write_records(path, records):
     return str(path)
 
 
+def flip_bit(path, offset):
+    """Flips a bit in a byte of a file."""
+    content = bytearray(pathlib.Path(path).read_bytes())
+    content[offset] ^= 1
+    pathlib.Path(path).write_bytes(content)
+
+
 def random_frames(rng, num_frames, size):
     return rng.integers(0, 256, (num_frames, size), dtype=np.uint8)
 
 
-def write_frame_files(folder, num_files, videos_per_file, sizes=(8, 4)):
-    """Writes files of learnable frame-level videos: each label adds its own pattern to frames.
+def random_labels(rng, num_classes):
+    """Returns one to three labels in ascending order."""
+    return sorted(rng.choice(num_classes, rng.integers(1, 4), replace=False).tolist())
 
-    Returns:
-        A glob that matches the files.
+
+def write_frame_files(folder, num_files, videos_per_file, sizes=(8, 4)):
+    """Writes files of learnable frame-level videos and returns a glob that matches them.
+
+    Each of ten labels adds its own pattern to frames.
     """
     patterns = np.random.default_rng(99).integers(0, 256, (NUM_CLASSES, sum(sizes)))
 
@@ -86,7 +99,7 @@ def _write_files(folder, num_files, videos_per_file, make_record):
     for number in range(num_files):
         records = []
         for index in range(videos_per_file):
-            labels = sorted(rng.choice(NUM_CLASSES, rng.integers(1, 4), replace=False).tolist())
+            labels = random_labels(rng, NUM_CLASSES)
             records.append(make_record(rng, f"v{number}_{index}", labels))
         write_records(folder / f"part{number:03d}.tfrecord", records)
     return str(folder / "part*.tfrecord")

@@ -18,23 +18,6 @@ SMALL_NETVLAD = {
     "netvlad_hidden_size": 5,
     "nonlocal_embedding": "2,3",
 }
-CHANGED_FRAMES = {
-    "iterations": 3,
-    "sample_random_frames": False,
-    "video_level_classifier_model": "LogisticModel",
-    "l2_penalty": 0.5,
-}
-CHANGED_MOE = {"moe_num_mixtures": 3, "moe_l2": 0.5, "moe_prob_gating": True}
-CHANGED_NETVLAD = {
-    **CHANGED_FRAMES,
-    "netvlad_cluster_size": "3,5",
-    "netvlad_hidden_size": 6,
-    "nonlocal_block": False,
-    "nonlocal_embedding": "3,2",
-    "nonlocal_scale": 0.5,
-    "nonlocal_pairwise": "dot_product",
-    "gating": False,
-}
 
 # Hyperparameters of a small model that otherwise has the defaults.
 SMALL = {
@@ -50,6 +33,23 @@ SMALL = {
     "SoftBoFModel": {"iterations": 0, "soft_bof_cluster_size": "6,4", "soft_bof_hidden_size": 5},
 }
 
+CHANGED_MOE = {"moe_num_mixtures": 3, "moe_l2": 0.5, "moe_prob_gating": True}
+CHANGED_SAMPLING = {"iterations": 3, "sample_random_frames": False}
+CHANGED_FRAMES = {
+    **CHANGED_SAMPLING,
+    "video_level_classifier_model": "LogisticModel",
+    "l2_penalty": 0.5,
+}
+CHANGED_NETVLAD = {
+    **CHANGED_FRAMES,
+    "netvlad_cluster_size": "3,5",
+    "netvlad_hidden_size": 6,
+    "nonlocal_block": False,
+    "nonlocal_embedding": "3,2",
+    "nonlocal_scale": 0.5,
+    "nonlocal_pairwise": "dot_product",
+    "gating": False,
+}
 # A small model in which every hyperparameter differs from its default.
 CHANGED = {
     "DbofModel": {
@@ -61,8 +61,7 @@ CHANGED = {
     },
     "EFNLNetVLADModel": {**CHANGED_NETVLAD, "early_fusion": False, "netvlad_centers": False},
     "FrameLevelLogisticModel": {
-        "iterations": 3,
-        "sample_random_frames": False,
+        **CHANGED_SAMPLING,
         "video_level_classifier_model": "MoeModel",
         **CHANGED_MOE,
     },

@@ -120,22 +120,16 @@ class EitherOfThree(Either):
     third: str | None = option(None, "A third.", group="model")
 
 
-def test_exactly_one_alternative_must_be_given():
-    assert Either(other="x").other == "x"
-    with pytest.raises(InputError, match=r"^--one or --other must be given\. --help"):
-        Either()
-    with pytest.raises(
-        InputError, match=r"^--one, --other cannot be combined\. Use only one of them"
-    ):
-        Either(one="x", other="y")
-
-
-def test_alternatives_of_a_subclass_count_too():
-    assert EitherOfThree(third="x").third == "x"
-    with pytest.raises(InputError, match=r"^--one or --other or --third must be given"):
-        EitherOfThree()
-    with pytest.raises(InputError, match=r"^--one, --third cannot be combined"):
-        EitherOfThree(one="x", third="y")
+@pytest.mark.parametrize("cls", [Either, EitherOfThree])
+def test_exactly_one_alternative_must_be_given_and_those_of_a_subclass_count(cls):
+    names = [field.name for field, _ in options_of(cls)]
+    last = names[-1]
+    assert getattr(cls(**{last: "x"}), last) == "x"
+    given = " or ".join(f"--{name}" for name in names)
+    with pytest.raises(InputError, match=rf"^{given} must be given\. --help"):
+        cls()
+    with pytest.raises(InputError, match=rf"^--one, --{last} cannot be combined\. Use only one"):
+        cls(**{"one": "x", last: "y"})
 
 
 def test_same_option_copies_a_field_with_its_bounds_except_for_changes():

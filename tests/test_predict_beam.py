@@ -2,8 +2,7 @@
 
 import csv
 import pathlib
-import subprocess
-import sys
+import shutil
 
 import pytest
 
@@ -46,18 +45,11 @@ def test_two_workers_write_the_lines_of_inference(exported_sampling, frame_data,
     """Runs from another directory, in separate processes, as on a cluster."""
     prefix, single = tmp_path / "beam" / "predictions", tmp_path / "single.csv"
     options = "--direct_num_workers=2 --direct_running_mode=multi_processing"
-    done = subprocess.run(
-        [
-            sys.executable,
-            programs.ROOT / "predict_beam.py",
-            *arguments(exported_sampling, frame_data, prefix),
-            f"--beam_options=--runner=FnApiRunner {options}",
-        ],
+    done = programs.run_command(
+        programs.ROOT / "predict_beam.py",
+        *arguments(exported_sampling, frame_data, prefix),
+        f"{IN_PROCESS} {options}",
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "160 videos predicted, 0 corrupt records skipped" in done.stderr
@@ -76,9 +68,9 @@ def test_two_workers_write_the_lines_of_inference(exported_sampling, frame_data,
 def corrupt(tmp_path, frame_data):
     """Glob of three files, two of which have a corrupt record."""
     for number, source in enumerate(sorted(pathlib.Path(frame_data).parent.glob("part*"))[:3]):
-        content = bytearray(source.read_bytes())
-        content[200] ^= number != 1
-        (tmp_path / f"test{number}.tfrecord").write_bytes(content)
+        path = shutil.copy(source, tmp_path / f"test{number}.tfrecord")
+        if number != 1:
+            sample_records.flip_bit(path, 200)
     return tmp_path / "test*.tfrecord"
 
 

@@ -48,9 +48,7 @@ def corrupt_files(input_files):
     for path in input_files[3:]:
         path.unlink()
     for path in (input_files[0], input_files[2]):
-        content = bytearray(path.read_bytes())
-        content[200] ^= 1
-        path.write_bytes(content)
+        sample_records.flip_bit(path, 200)
     return input_files[:3]
 
 
@@ -81,8 +79,7 @@ def test_a_killed_run_is_resumed_without_reading_finished_files_again(
     finished = [int(path.stem) for path in finished_parts(broken)]
     assert finished == [0, 1, 2]
     for number in finished:
-        size = input_files[number].stat().st_size
-        input_files[number].write_bytes(b"?" * size)
+        input_files[number].write_bytes(b"?" * input_files[number].stat().st_size)
     programs.run("inference", *given)
     assert broken.read_bytes() == unbroken.read_bytes()
     assert not pathlib.Path(f"{broken}.parts").exists()

@@ -32,14 +32,10 @@ NUM_CLASSES, RGB, AUDIO = 6, 3, 2
 LABELS = st.sets(st.integers(0, NUM_CLASSES - 1))
 
 
-def frames_of(size):
-    return lambda count: arrays.arrays(np.uint8, (count, size))
-
-
 @st.composite
 def frame_videos(draw):
     count = draw(st.integers(1, 5))
-    features = [draw(frames_of(size)(count)) for size in (RGB, AUDIO)]
+    features = [draw(arrays.arrays(np.uint8, (count, size))) for size in (RGB, AUDIO)]
     return draw(st.text()), draw(LABELS), features
 
 
@@ -49,30 +45,19 @@ def mean_videos(draw):
     return draw(st.text()), draw(LABELS), features
 
 
-def read(kind, names, records):
-    with tempfile.TemporaryDirectory() as folder:
-        path = sample_records.write_records(os.path.join(folder, "a"), records)
-        reader = kind(
-            [path], feature_names=names, feature_sizes=(RGB, AUDIO), num_classes=NUM_CLASSES
-        )
-        return [
-            (video.video_id, set(video.labels.tolist()), [np.array(f) for f in video.features])
-            for video in reader.read_file(path)
-        ]
-
-
 def check_round_trip(kind, write, videos, id_name):
+    """Writes videos with `write` and reads them with a reader of this kind."""
     records = [
         write(name, sorted(labels), id_name, rgb=rgb, audio=audio)
         for name, labels, (rgb, audio) in videos
     ]
-    check_equal(read(kind, ("rgb", "audio"), records), videos)
-
-
-def check_equal(found, written):
-    assert [video[:2] for video in found] == [video[:2] for video in written]
-    for (*_, features), (*_, expected) in zip(found, written, strict=True):
-        for feature, values in zip(features, expected, strict=True):
+    sizes = {"feature_names": ("rgb", "audio"), "feature_sizes": (RGB, AUDIO)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = sample_records.write_records(os.path.join(folder, "a"), records)
+        found = list(kind([path], **sizes, num_classes=NUM_CLASSES).read_file(path))
+    for video, (name, labels, features) in zip(found, videos, strict=True):
+        assert (video.video_id, set(video.labels.tolist())) == (name, labels)
+        for feature, values in zip(video.features, features, strict=True):
             np.testing.assert_array_equal(feature, values)
 
 
@@ -182,14 +167,12 @@ WEIGHTS = arrays.arrays(np.float32, (2, 3), elements=FLOATS)
 
 def mean_of(values):
     """Returns the mean of checkpoints of one variable each, by average_checkpoints.py."""
+    name = "weights/a/.ATTRIBUTES/VARIABLE_VALUE"
     with tempfile.TemporaryDirectory() as folder:
-        paths = []
         for step, value in enumerate(values):
-            average_checkpoints.write_checkpoint(
-                {"weights/a/.ATTRIBUTES/VARIABLE_VALUE": value}, folder, step
-            )
-            paths.append(os.path.join(folder, f"model.ckpt-{step}"))
-        return average_checkpoints.mean_of(paths)["weights/a/.ATTRIBUTES/VARIABLE_VALUE"]
+            average_checkpoints.write_checkpoint({name: value}, folder, step)
+        paths = [os.path.join(folder, f"model.ckpt-{step}") for step in range(len(values))]
+        return average_checkpoints.mean_of(paths)[name]
 
 
 @SLOW
@@ -202,13 +185,9 @@ def test_the_mean_of_identical_checkpoints_is_identical(weights, count):
 @given(st.lists(WEIGHTS, min_size=2, max_size=4), st.randoms(use_true_random=False))
 def test_the_order_of_checkpoints_does_not_change_their_mean(values, random):
     # Sums in float64 may differ in their last bit, and so may their float32 roundings.
-    largest = np.max(np.abs(values))
-    np.testing.assert_allclose(
-        mean_of(random.sample(values, len(values))),
-        mean_of(values),
-        rtol=1e-6,
-        atol=largest * 1e-15,
-    )
+    tolerance = {"rtol": 1e-6, "atol": np.max(np.abs(values)) * 1e-15}
+    shuffled = random.sample(values, len(values))
+    np.testing.assert_allclose(mean_of(shuffled), mean_of(values), **tolerance)
 
 
 # --- Configs ---

@@ -71,23 +71,17 @@ def test_a_projection_equals_that_of_the_floats(case):
 
 
 @EVERY_CASE
-def test_weighted_sums_equal_those_of_the_floats(case):
-    frames, expected = pair(case)
-    sums = np.einsum("BTK,BTD->BKD", WEIGHTS.astype(np.float64), expected)
-    layer = layers.MatmulLayer()
-    assert_close(layer.pool(frames, WEIGHTS), sums)
-    assert_close(layer.pool(expected.astype(np.float32), WEIGHTS), sums)
-
-
-@EVERY_CASE
-def test_weighted_residuals_equal_those_of_the_floats(case):
+@pytest.mark.parametrize("with_centers", [False, True], ids=["sums", "residuals"])
+def test_weighted_sums_and_residuals_equal_those_of_the_floats(case, with_centers):
     frames, expected = pair(case)
     centers = np.random.default_rng(1).normal(size=(K, expected.shape[-1])).astype(np.float32)
+    centers *= with_centers
     residuals = expected[:, :, None] - centers.astype(np.float64)
     sums = np.einsum("BTK,BTKD->BKD", WEIGHTS.astype(np.float64), residuals)
+    given = (WEIGHTS, centers) if with_centers else (WEIGHTS,)
     layer = layers.MatmulLayer()
-    assert_close(layer.pool(frames, WEIGHTS, centers), sums)
-    assert_close(layer.pool(expected.astype(np.float32), WEIGHTS, centers), sums)
+    assert_close(layer.pool(frames, *given), sums)
+    assert_close(layer.pool(expected.astype(np.float32), *given), sums)
 
 
 def test_moments_equal_those_of_the_floats():

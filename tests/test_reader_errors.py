@@ -1,6 +1,7 @@
 """Records that do not fit the settings, and corrupt records."""
 
 import math
+import os
 import re
 
 import pytest
@@ -42,50 +43,46 @@ def test_there_must_be_as_many_sizes_as_names(record_files):
         )
 
 
-def test_a_wrong_frame_size_is_reported_with_the_size_found(record_files):
-    message = error_of(frame_reader(record_files, {"rgb": 16, "audio": 4}))
-    assert re.fullmatch(
-        r"feature 'rgb' has size 8 in record 0 of .*part00\.tfrecord \(byte 0\), but "
-        r"the model takes size 16\. Use data that fit the model.*",
-        message,
-    )
+FRAMES = frame_record("a", [1], rgb=[b"12345678"], audio=[b"1234"])
+VECTORS = video_record("a", [1], mean_rgb=[1.0] * 5)
+SIZE = "the model takes size {}. Use data that fit the model, or train with other --feature_sizes."
+FEATURES = "Use data that fit the model, or train with other --feature_names and --feature_sizes."
+MISFITS = [
+    (
+        *(frame_reader, {"rgb": 16, "audio": 4}, FRAMES),
+        f"feature 'rgb' has size 8 in PLACE, but {SIZE.format(16)}",
+    ),
+    (
+        *(video_reader, {"mean_rgb": 4}, VECTORS),
+        f"feature 'mean_rgb' has size 5 in PLACE, but {SIZE.format(4)}",
+    ),
+    (
+        *(frame_reader, {"rgb": 8}, VECTORS),
+        "PLACE holds video-level features (id, labels, mean_rgb), but the model takes frames. "
+        "Choose frame-level data or a video-level model.",
+    ),
+    (
+        *(video_reader, {"mean_rgb": 5}, FRAMES),
+        "PLACE holds frame-level features (audio, rgb), but the model takes video-level features. "
+        "Choose video-level data or a frame-level model.",
+    ),
+    (
+        *(frame_reader, {"rgb": 8, "depth": 4}, FRAMES),
+        f"feature 'depth' is not in PLACE, which has: audio, rgb. {FEATURES}",
+    ),
+    (
+        *(video_reader, {"mean_audio": 1}, VECTORS),
+        f"feature 'mean_audio' is not in PLACE, which has: id, labels, mean_rgb. {FEATURES}",
+    ),
+]
 
 
-def test_a_wrong_vector_size_is_reported_with_the_size_found(tmp_path):
-    path = one_record(tmp_path, video_record("a", [1], mean_rgb=[1.0] * 5))
-    message = error_of(video_reader(path, {"mean_rgb": 4}))
-    assert message.startswith(f"feature 'mean_rgb' has size 5 in record 0 of {path} (byte 0), but")
-
-
-def test_frame_level_readers_reject_video_level_data(tmp_path):
-    path = one_record(tmp_path, video_record("a", [1], mean_rgb=[1.0], mean_audio=[1.0]))
-    assert error_of(frame_reader(path)) == (
-        f"record 0 of {path} (byte 0) holds video-level features (id, labels, mean_audio, "
-        "mean_rgb), but the model takes frames. Choose frame-level data or a video-level model."
-    )
-
-
-def test_video_level_readers_reject_frame_level_data(tmp_path):
-    path = write_videos(tmp_path / "a", make_videos(1))
-    assert error_of(video_reader(path)) == (
-        f"record 0 of {path} (byte 0) holds frame-level features (audio, rgb), but the model takes "
-        "video-level features. Choose video-level data or a frame-level model."
-    )
-
-
-def test_a_missing_frame_level_feature_is_reported_with_those_present(tmp_path):
-    path = write_videos(tmp_path / "a", make_videos(1))
-    assert error_of(frame_reader(path, {"rgb": 8, "depth": 4})) == (
-        f"feature 'depth' is not in record 0 of {path} (byte 0), which has: audio, rgb. Use "
-        "data that fit the model, or train with other --feature_names and --feature_sizes."
-    )
-
-
-def test_a_missing_video_level_feature_is_reported_with_those_present(tmp_path):
-    path = one_record(tmp_path, video_record("a", [1], mean_rgb=[1.0]))
-    message = error_of(video_reader(path, {"mean_audio": 1}))
-    assert f"feature 'mean_audio' is not in record 0 of {path} (byte 0), which has: id" in message
-    assert "id, labels, mean_rgb" in message
+@pytest.mark.parametrize(("reader", "sizes", "record", "message"), MISFITS)
+def test_a_record_that_does_not_fit_is_reported_with_its_content(
+    tmp_path, reader, sizes, record, message
+):
+    path = one_record(tmp_path, record)
+    assert error_of(reader(path, sizes)) == message.replace("PLACE", f"record 0 of {path} (byte 0)")
 
 
 @pytest.mark.parametrize("label", [10, 4000, -1, 2**40])
@@ -115,37 +112,22 @@ def test_files_without_a_video_are_rejected(tmp_path, num_epochs):
 def test_labels_that_are_not_integers_are_rejected(tmp_path):
     example = tf.train.SequenceExample.FromString(frame_record("abc", [], rgb=[b"1234"]))
     example.context.feature["labels"].float_list.value.append(1.0)
-    path = write_records(tmp_path / "a.tfrecord", [example.SerializeToString()])
-    reader = readers.YT8MFrameFeatureReader(
-        [path], feature_names=("rgb",), feature_sizes=(4,), num_classes=9
-    )
-    with pytest.raises(InputError, match=r"labels of video 'abc' .* are a float_list"):
-        list(reader.batches(1))
+    message = error_of(frame_reader(one_record(tmp_path, example.SerializeToString()), {"rgb": 4}))
+    assert re.search(r"labels of video 'abc' .* are a float_list", message)
 
 
 # --- Corrupt records ---
 
 
-def frame_lists(**features):
-    return tf.train.FeatureLists(
-        feature_list={
-            name: tf.train.FeatureList(feature=values) for name, values in features.items()
-        }
-    )
-
-
-def raw_frame_record(context, **features):
-    return tf.train.SequenceExample(
-        context=tf.train.Features(feature=context), feature_lists=frame_lists(**features)
-    ).SerializeToString()
+def raw_frame_record(context, rgb):
+    lists = tf.train.FeatureLists(feature_list={"rgb": tf.train.FeatureList(feature=rgb)})
+    context = tf.train.Features(feature=context)
+    return tf.train.SequenceExample(context=context, feature_lists=lists).SerializeToString()
 
 
 ID = {"id": bytes_feature(b"abc")}
 CORRUPT_FRAMES = {
-    "no frame": (
-        raw_frame_record(ID, rgb=[]),
-        "video 'abc' has no frame of 'rgb'",
-    ),
+    "no frame": (raw_frame_record(ID, rgb=[]), "video 'abc' has no frame of 'rgb'"),
     "unequal sizes": (
         raw_frame_record(ID, rgb=[bytes_feature(b"abcd"), bytes_feature(b"abc")]),
         "video 'abc' has frames of 'rgb' that differ in size or are not bytes",
@@ -196,50 +178,48 @@ CORRUPT_VECTORS = {
 }
 
 
-@pytest.mark.parametrize(("record", "reason"), CORRUPT_FRAMES.values(), ids=CORRUPT_FRAMES)
-def test_a_record_without_usable_frames_is_corrupt(tmp_path, record, reason):
-    good = [frame_record(name, [1], rgb=[b"abcd"]) for name in ("a", "b")]
-    path = write_records(tmp_path / "a", [good[0], record, good[1]])
-    offset = RECORD_HEADER_BYTES + len(good[0]) + 4
+def good_frames(name):
+    return frame_record(name, [1], rgb=[b"abcd"])
+
+
+def good_vectors(name):
+    return video_record(name, [1], mean_rgb=[1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("make_reader", "sizes", "good", "record", "reason"),
+    [
+        *[(frame_reader, {"rgb": 4}, good_frames, *case) for case in CORRUPT_FRAMES.values()],
+        *[
+            (video_reader, {"mean_rgb": 2}, good_vectors, *case)
+            for case in CORRUPT_VECTORS.values()
+        ],
+    ],
+    ids=[*(f"frames, {kind}" for kind in CORRUPT_FRAMES), *CORRUPT_VECTORS],
+)
+def test_a_record_without_usable_features_is_corrupt(
+    tmp_path, make_reader, sizes, good, record, reason
+):
+    path = write_records(tmp_path / "a", [good("a"), record, good("b")])
+    offset = RECORD_HEADER_BYTES + len(good("a")) + 4
     expected = f"record 1 of {path} (byte {offset}): {reason}"
-    assert error_of(frame_reader(path, {"rgb": 4})).startswith(expected)
-    reader = frame_reader(path, {"rgb": 4}, skip_corrupt_records=1)
+    assert error_of(make_reader(path, sizes)).startswith(expected)
+    reader = make_reader(path, sizes, skip_corrupt_records=1)
     assert read_ids(reader, num_epochs=2) == ["a", "b", "a", "b"]
     assert reader.corrupt_records.count == 1
 
 
-@pytest.mark.parametrize(("record", "reason"), CORRUPT_VECTORS.values(), ids=CORRUPT_VECTORS)
-def test_a_record_without_usable_vectors_is_corrupt(tmp_path, record, reason):
-    good = [video_record(name, [1], mean_rgb=[1.0, 2.0]) for name in ("a", "b")]
-    path = write_records(tmp_path / "a", [good[0], record, good[1]])
-    offset = RECORD_HEADER_BYTES + len(good[0]) + 4
-    expected = f"record 1 of {path} (byte {offset}): {reason}"
-    assert error_of(video_reader(path, {"mean_rgb": 2})).startswith(expected)
-    reader = video_reader(path, {"mean_rgb": 2}, skip_corrupt_records=1)
-    assert read_ids(reader) == ["a", "b"]
-    assert reader.corrupt_records.count == 1
-
-
-def test_unequal_numbers_of_frames_are_corrupt(tmp_path):
+@pytest.mark.parametrize("max_frames", [6, 1])
+def test_unequal_numbers_of_frames_are_corrupt_even_beyond_max_frames(tmp_path, max_frames):
     path = one_record(tmp_path, frame_record("abc", [1], rgb=[b"abcd"] * 3, audio=[b"ab"] * 2))
-    message = error_of(frame_reader(path, {"rgb": 4, "audio": 2}))
-    assert "video 'abc' has unequal numbers of frames: 3 of 'rgb', 2 of 'audio'" in message
-
-
-def test_unequal_numbers_of_frames_are_corrupt_even_beyond_max_frames(tmp_path):
-    path = one_record(tmp_path, frame_record("abc", [1], rgb=[b"abcd"] * 3, audio=[b"ab"] * 2))
-    message = error_of(frame_reader(path, {"rgb": 4, "audio": 2}, max_frames=1))
+    message = error_of(frame_reader(path, {"rgb": 4, "audio": 2}, max_frames=max_frames))
     assert "video 'abc' has unequal numbers of frames: 3 of 'rgb', 2 of 'audio'" in message
 
 
 def test_a_video_without_labels_is_a_negative_and_is_warned_of_once(tmp_path, logged_warnings):
     no_labels = raw_frame_record(ID, rgb=[bytes_feature(b"abcd")])
-    records = [
-        no_labels,
-        frame_record("b", [], rgb=[b"abcd"]),
-        frame_record("c", [2], rgb=[b"abcd"]),
-    ]
-    path = write_records(tmp_path / "a", records)
+    others = [frame_record(name, labels, rgb=[b"abcd"]) for name, labels in (("b", []), ("c", [2]))]
+    path = write_records(tmp_path / "a", [no_labels, *others])
     (batch,) = frame_reader(path, {"rgb": 4}).batches(3)
     assert batch.labels.sum(axis=1).tolist() == [0, 0, 1]
     assert logged_warnings == [
@@ -291,8 +271,7 @@ def test_bytes_read_add_up_to_the_total(tmp_path, corrupt):
     if corrupt == "content of the last":
         corrupt_content(paths[1], [9])
     elif corrupt == "length of the last":
-        with open(paths[1], "r+b") as file:
-            file.truncate(files.file_size(paths[1]) - 1)
+        os.truncate(paths[1], files.file_size(paths[1]) - 1)
     reader = frame_reader(tmp_path / "?", skip_corrupt_records=1)
     assert reader.total_bytes == sum(files.file_size(path) for path in paths)
     num_videos = len(read_ids(reader, num_epochs=2))

@@ -16,11 +16,7 @@ from record_readers import (
     video_reader,
     write_videos,
 )
-from sample_records import (
-    frame_record,
-    video_record,
-    write_records,
-)
+from sample_records import frame_record, video_record, write_records
 from utils import InputError
 
 

@@ -149,49 +149,41 @@ def reference_frames(feature_list):
     return [value[0] for value in values]
 
 
-def listed(frames):
-    return frames if frames is None else [bytes(frame) for frame in frames]
-
-
 def reference_floats(feature):
-    if feature.WhichOneof("kind") != "float_list":
-        return None
-    return list(feature.float_list.value)
-
-
-def contents(payload):
-    """Returns everything that readers take from a record, parsed by `records`, as sorted text."""
-    features, feature_lists = records.parse_record(payload)
-    floats = {name: records.float_values(feature) for name, feature in features.items()}
-    return as_text(
-        {name: tf.train.Feature.FromString(feature) for name, feature in features.items()},
-        {name: None if values is None else values.tolist() for name, values in floats.items()},
-        {name: listed(records.frame_bytes(frames)) for name, frames in feature_lists.items()},
-    )
-
-
-def reference_contents(payload):
-    """Returns the same, parsed by the protobuf library."""
-    record = tf.train.SequenceExample.FromString(payload)
-    return as_text(dict(record.context.feature), *reference_values(record))
+    """Returns floats as a list; None where `float_values` returns None."""
+    return list(feature.float_list.value) if feature.WhichOneof("kind") == "float_list" else None
 
 
 def reference_values(record):
     """Returns floats and frames by name."""
+    features, lists = record.context.feature, record.feature_lists.feature_list
     return (
-        {name: reference_floats(feature) for name, feature in record.context.feature.items()},
-        {
-            name: reference_frames(frames)
-            for name, frames in record.feature_lists.feature_list.items()
-        },
+        {name: reference_floats(feature) for name, feature in features.items()},
+        {name: reference_frames(frames) for name, frames in lists.items()},
+    )
+
+
+def reference_contents(payload):
+    """Returns everything that readers take from a record, by the protobuf library, as text."""
+    record = tf.train.SequenceExample.FromString(payload)
+    return as_text(record.context.feature, *reference_values(record))
+
+
+def contents(payload):
+    """Returns the same, by `records`."""
+    features, feature_lists = records.parse_record(payload)
+    floats = {name: records.float_values(feature) for name, feature in features.items()}
+    frames = {name: records.frame_bytes(rows) for name, rows in feature_lists.items()}
+    return as_text(
+        {name: tf.train.Feature.FromString(feature) for name, feature in features.items()},
+        {name: values if values is None else values.tolist() for name, values in floats.items()},
+        {name: rows if rows is None else list(map(bytes, rows)) for name, rows in frames.items()},
     )
 
 
 def as_text(*parts):
-    """Returns text that is equal for equal parts, even with NaN."""
-    return "; ".join(
-        str(sorted((name, str(value)) for name, value in part.items())) for part in parts
-    )
+    """Returns text that is equal for equal dicts, even with NaN."""
+    return "; ".join(str(sorted((name, str(value)) for name, value in p.items())) for p in parts)
 
 
 def outcome(read, payload):

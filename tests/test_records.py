@@ -1,6 +1,8 @@
 """Intact TFRecord files are read as TensorFlow reads them, corrupt ones as far as possible."""
 
 import gzip
+import os
+import pathlib
 import re
 import struct
 import tracemalloc
@@ -10,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import records
-from sample_records import write_records
+from sample_records import flip_bit, write_records
 from utils import InputError
 
 HEADER_BYTES, TRAILER_BYTES = 12, 4
@@ -29,14 +31,6 @@ def read_all(path, allowed=0):
         while (record := file.read()) is not None:
             payloads.append(record[1])
     return payloads, log
-
-
-def change_byte(path, offset):
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        value = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([value ^ 0x10]))
 
 
 def error_of(path, allowed=0):
@@ -65,11 +59,8 @@ def test_an_intact_file_is_read_as_tensorflow_reads_it(tmp_path, prefix):
 def test_records_have_their_index_and_offset(path):
     with records.TFRecordFile(path, records.CorruptRecordLog()) as file:
         locations = [file.read()[0] for _ in range(3)]
-    assert [(location.index, location.offset) for location in locations] == [
-        (0, 0),
-        (1, 36),
-        (2, 66),
-    ]
+    places = [(location.index, location.offset) for location in locations]
+    assert places == [(0, 0), (1, 36), (2, 66)]
     assert str(locations[1]) == f"record 1 of {path} (byte 36)"
 
 
@@ -79,14 +70,14 @@ def test_an_empty_file_has_no_records(tmp_path):
 
 @pytest.mark.parametrize("where", [0, 13, 17], ids=["first byte", "last byte", "checksum"])
 def test_a_flipped_bit_is_reported_with_file_and_record(path, where):
-    change_byte(path, 36 + HEADER_BYTES + where)
+    flip_bit(path, 36 + HEADER_BYTES + where)
     expected = f"record 1 of {path} (byte 36): its content does not match its checksum"
     assert error_of(path).startswith(expected)
 
 
 def test_a_flipped_bit_costs_one_record(path, logged_warnings):
     before, _ = read_all(path)
-    change_byte(path, 36 + HEADER_BYTES)
+    flip_bit(path, 36 + HEADER_BYTES)
     read, log = read_all(path, allowed=1)
     assert read == [before[0], before[2]]
     assert log.count == 1
@@ -99,7 +90,7 @@ def test_a_flipped_bit_costs_one_record(path, logged_warnings):
 @pytest.mark.parametrize("where", range(HEADER_BYTES))
 def test_a_corrupt_length_costs_the_rest_of_the_file(path, where):
     before, _ = read_all(path)
-    change_byte(path, 36 + where)
+    flip_bit(path, 36 + where)
     expected = (
         f"record 1 of {path} (byte 36): its length does not match its checksum, so the rest of "
         "the file is lost"
@@ -113,12 +104,10 @@ def test_a_corrupt_length_costs_the_rest_of_the_file(path, where):
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_a_truncation_at_any_byte_is_detected(path, allowed):
     before, _ = read_all(path)
-    with open(path, "rb") as file:
-        content = file.read()
+    content = pathlib.Path(path).read_bytes()
     ends = [0, 36, 66, len(content)]
     for size in range(len(content)):
-        with open(path, "wb") as file:
-            file.write(content[:size])
+        pathlib.Path(path).write_bytes(content[:size])
         whole = sum(end <= size for end in ends[1:])
         if size in ends:  # Truncated between records: nothing shows it.
             assert read_all(path)[0] == before[:whole]
@@ -133,8 +122,7 @@ def test_a_truncation_at_any_byte_is_detected(path, allowed):
 
 
 def test_a_truncated_record_is_reported_with_both_sizes(path):
-    with open(path, "r+b") as file:
-        file.truncate(100)
+    os.truncate(path, 100)
     assert "the file is truncated: 100 bytes, the record ends at byte 132" in error_of(path)
 
 
@@ -143,32 +131,27 @@ def test_a_file_that_shrinks_while_it_is_read_is_detected(tmp_path):
     log = records.CorruptRecordLog(1)
     with records.TFRecordFile(path, log) as file:
         assert file.read() is not None
-        with open(path, "r+b") as other:
-            other.truncate(150_000)
+        os.truncate(path, 150_000)
         assert file.read() is None
         assert file.read() is None
     assert log.count == 1
 
 
-@pytest.mark.parametrize("content", [b"not records at all", b"\x00" * 100, b"{}" * 40])
-def test_a_file_of_another_format_is_rejected(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"not records at all", "this is not a TFRecord file"),
+        (b"\x00" * 100, "this is not a TFRecord file"),
+        (b"{}" * 40, "this is not a TFRecord file"),
+        (b"hello", "the file ends inside a record's header"),
+        (gzip.compress(b"x" * 100), "the file is compressed by gzip; decompress it first"),
+    ],
+    ids=["text", "zeros", "JSON", "short", "compressed"],
+)
+def test_a_file_of_another_format_is_rejected(tmp_path, content, problem):
     path = tmp_path / "a.tfrecord"
     path.write_bytes(content)
-    expected = f"record 0 of {path} (byte 0): this is not a TFRecord file"
-    assert error_of(str(path)).startswith(expected)
-
-
-def test_a_short_file_of_another_format_is_rejected(tmp_path):
-    path = tmp_path / "a.tfrecord"
-    path.write_bytes(b"hello")
-    assert "the file ends inside a record's header" in error_of(str(path))
-
-
-def test_a_compressed_file_is_rejected_as_compressed(tmp_path, path):
-    packed = tmp_path / "packed"
-    with open(path, "rb") as file:
-        packed.write_bytes(gzip.compress(file.read()))
-    assert "the file is compressed by gzip; decompress it first" in error_of(str(packed))
+    assert error_of(str(path)).startswith(f"record 0 of {path} (byte 0): {problem}")
 
 
 def test_a_directory_is_rejected(tmp_path):
@@ -197,8 +180,7 @@ def test_a_huge_length_with_a_valid_checksum_takes_no_memory(tmp_path, length):
 
 
 def test_checksums_are_those_that_tensorflow_writes(path):
-    with open(path, "rb") as file:
-        content = file.read()
+    content = pathlib.Path(path).read_bytes()
     assert struct.unpack("<I", content[8:12])[0] == records.masked_crc32c(content[:8])
     assert struct.unpack("<I", content[32:36])[0] == records.masked_crc32c(content[12:32])
 
@@ -206,7 +188,7 @@ def test_checksums_are_those_that_tensorflow_writes(path):
 def test_one_corrupt_record_more_than_allowed_is_rejected(tmp_path):
     path = write_records(tmp_path / "a", random_payloads([10] * 6))
     for index in (1, 2, 4):
-        change_byte(path, 26 * index + HEADER_BYTES)
+        flip_bit(path, 26 * index + HEADER_BYTES)
     assert read_all(path, allowed=3)[1].count == 3
     message = error_of(path, allowed=2)
     assert message.startswith(f"record 4 of {path} (byte 104): its content")
@@ -216,7 +198,7 @@ def test_one_corrupt_record_more_than_allowed_is_rejected(tmp_path):
 
 
 def test_a_corrupt_record_that_is_read_again_counts_once(path, logged_warnings):
-    change_byte(path, 36 + HEADER_BYTES)
+    flip_bit(path, 36 + HEADER_BYTES)
     log = records.CorruptRecordLog(1)
     for _ in range(3):
         with records.TFRecordFile(path, log) as file:
@@ -231,7 +213,7 @@ def test_equal_corrupt_records_of_two_files_count_twice(tmp_path):
     log = records.CorruptRecordLog(2)
     for name in ("a", "b"):
         path = write_records(tmp_path / name, random_payloads([10]))
-        change_byte(path, HEADER_BYTES)
+        flip_bit(path, HEADER_BYTES)
         with records.TFRecordFile(path, log) as file:
             assert file.read() is None
     assert log.count == 2
@@ -262,9 +244,8 @@ def test_reading_continues_where_skimming_stopped(path):
 
 
 def test_skimming_detects_a_truncated_end_but_not_a_flipped_bit(path):
-    change_byte(path, HEADER_BYTES)
-    with open(path, "r+b") as file:
-        file.truncate(100)
+    flip_bit(path, HEADER_BYTES)
+    os.truncate(path, 100)
     log = records.CorruptRecordLog(1)
     with records.TFRecordFile(path, log) as file:
         assert [file.skim().index, file.skim().index] == [0, 1]
@@ -273,7 +254,7 @@ def test_skimming_detects_a_truncated_end_but_not_a_flipped_bit(path):
 
 
 def test_bytes_read_add_up_to_the_size_even_of_a_corrupt_file(path):
-    change_byte(path, 66)
+    flip_bit(path, 66)
     log = records.CorruptRecordLog(1)
     with records.TFRecordFile(path, log) as file:
         file.read()

@@ -13,17 +13,29 @@ LENGTHS = (5, 1, 3)
 REAL = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
 
 
+FRAMES = np.random.default_rng(3).normal(size=(*REAL.shape, 4)).astype(np.float32)
+# Factors on the outputs, so each contributes differently to the gradient.
+FACTORS = [
+    np.random.default_rng(4).normal(size=shape).astype(np.float32)
+    for shape in ((*REAL.shape, 6), (len(LENGTHS), 6))
+]
+
+
+def make_layer():
+    layer = recurrent.GRU(6)
+    layer.build(FRAMES.shape)
+    references.randomize(layer)
+    return layer
+
+
+def weighted_sum(outputs):
+    return tf.add_n([tf.reduce_sum(o * f) for o, f in zip(outputs, FACTORS, strict=True)])
+
+
 @pytest.fixture(scope="module")
 def results():
     """States, final states and gradients, by whether TensorFlow derives the gradient."""
-    rng = np.random.default_rng(3)
-    frames = tf.constant(rng.normal(size=(*REAL.shape, 4)).astype(np.float32))
-    # Factors on the outputs, so each contributes differently to the gradient.
-    factors = [rng.normal(size=(*REAL.shape, 6)), rng.normal(size=(len(LENGTHS), 6))]
-    layer = recurrent.GRU(6)
-    layer.build(frames.shape)
-    references.randomize(layer)
-
+    layer, frames = make_layer(), tf.constant(FRAMES)
     own = layer.recurrence
 
     @tf.function(autograph=False)
@@ -32,12 +44,7 @@ def results():
         with tf.GradientTape() as tape:
             tape.watch(frames)
             outputs = layer(frames, tf.constant(REAL))
-            total = tf.add_n(
-                [
-                    tf.reduce_sum(output * factor.astype(np.float32))
-                    for output, factor in zip(outputs, factors, strict=True)
-                ]
-            )
+            total = weighted_sum(outputs)
         weights = [weight.value for weight in layer.trainable_weights]
         return outputs, tape.gradient(total, [frames, *weights])
 
@@ -62,32 +69,23 @@ def test_the_gradient_is_the_derived_one(results):
         np.testing.assert_allclose(own, derived, rtol=1e-5, atol=1e-6)
 
 
-def test_states_and_gradients_equal_those_of_keras():
-    rng = np.random.default_rng(4)
-    frames = tf.constant(rng.normal(size=(*REAL.shape, 4)).astype(np.float32))
-    factor = rng.normal(size=(*REAL.shape, 6)).astype(np.float32)
-    layer = recurrent.GRU(6)
-    layer.build(frames.shape)
-    references.randomize(layer)
-    twin = references.keras_gru(layer, frames.shape)
-    with tf.GradientTape(persistent=True) as tape:
+def test_states_and_gradients_equal_those_of_keras(results):
+    layer, frames = make_layer(), tf.constant(FRAMES)
+    twin = references.keras_gru(layer, FRAMES.shape)
+    with tf.GradientTape() as tape:
         tape.watch(frames)
-        states, last = layer(frames, tf.constant(REAL))
-        total = tf.reduce_sum(states * factor) + tf.reduce_sum(last)
-        twin_states, twin_last = twin(frames, mask=tf.constant(REAL))
-        twin_total = tf.reduce_sum(twin_states * factor) + tf.reduce_sum(twin_last)
-    projection = layer.input_projection
-    weights = [projection.kernel, layer.gates, layer.candidate, projection.bias]
-    d_frames, kernel, gates, candidate, bias = tape.gradient(
-        total, [frames, *[weight.value for weight in weights]]
+        outputs = twin(frames, mask=tf.constant(REAL))
+        total = weighted_sum(outputs)
+    expected = tape.gradient(total, [frames, *[weight.value for weight in twin.trainable_weights]])
+    states, (d_frames, *gradients) = results[False]
+    names = [weight.path.partition("/")[2] for weight in layer.trainable_weights]
+    by_name = dict(zip(names, gradients, strict=True))
+    actual = (
+        *(*states, d_frames, by_name["input_projection/kernel"]),
+        tf.concat([by_name["gates"], by_name["candidate"]], axis=1),
+        by_name["input_projection/bias"],
     )
-    recurrent_kernel = tf.concat([gates, candidate], axis=1)
-    expected = tape.gradient(twin_total, [frames, *[w.value for w in twin.trainable_weights]])
-    for own, of_keras in zip(
-        (states, last, d_frames, kernel, recurrent_kernel, bias),
-        (twin_states, twin_last, *expected),
-        strict=True,
-    ):
+    for own, of_keras in zip(actual, (*outputs, *expected), strict=True):
         np.testing.assert_allclose(own, of_keras, rtol=0, atol=1e-6 * np.abs(of_keras).max())
 
 
@@ -98,16 +96,12 @@ def test_padding_gets_no_gradient(results):
 
 
 def test_matrices_in_bfloat16_change_states_and_gradients_little():
-    rng = np.random.default_rng(3)
-    frames = tf.constant(rng.normal(size=(*REAL.shape, 4)).astype(np.float32))
     outcomes = []
     for policy in ("float32", "mixed_bfloat16"):
         with layers.matmul_policy(policy):
-            layer = recurrent.GRU(6)
-        layer.build(frames.shape)
-        references.randomize(layer)
+            layer = make_layer()
         with tf.GradientTape() as tape:
-            states, last = layer(frames, tf.constant(REAL))
+            states, last = layer(tf.constant(FRAMES), tf.constant(REAL))
             total = tf.reduce_sum(states[..., 0]) + tf.reduce_sum(last)
         weights = [weight.value for weight in layer.trainable_weights]
         outcomes.append([states, *tape.gradient(total, weights)])

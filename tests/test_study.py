@@ -55,6 +55,10 @@ def job(tmp_path, name, script, needs=(), **options):
     return plan.Job(name, (str(path), str(output)), output, needs, **options)
 
 
+def run_jobs(tmp_path, *jobs, setting=None):
+    schedule.Runner(jobs, tmp_path / "state", 2, setting).run()
+
+
 COUNT_RUNS = "import sys; open(sys.argv[1] + '.runs', 'a').write('x'); open(sys.argv[1], 'w')"
 
 
@@ -67,20 +71,20 @@ def test_jobs_run_once_and_again_when_their_command_or_an_earlier_one_changes(tm
     first = job(tmp_path, "first", COUNT_RUNS)
     second = job(tmp_path, "second", COUNT_RUNS, ("first",))
     third = job(tmp_path, "third", COUNT_RUNS)
-    for _ in range(2):
-        schedule.Runner([first, second, third], tmp_path / "state", 2).run()
-    assert runs_of(first, second, third) == [1, 1, 1]
     changed = plan.Job("first", (*first.command, "--more"), first.output)
-    schedule.Runner([changed, second, third], tmp_path / "state", 2).run()
-    assert runs_of(first, second, third) == [2, 2, 1]
+
+    def runs_after(first, setting=None):
+        run_jobs(tmp_path, first, second, third, setting=setting)
+        return runs_of(first, second, third)
+
+    assert runs_after(first) == [1, 1, 1]
+    assert runs_after(first) == [1, 1, 1]
+    assert runs_after(changed) == [2, 2, 1]
     third.output.unlink()
-    schedule.Runner([changed, second, third], tmp_path / "state", 2).run()
-    assert runs_of(first, second, third) == [2, 2, 2]
+    assert runs_after(changed) == [2, 2, 2]
     first.output.unlink()
-    schedule.Runner([changed, second, third], tmp_path / "state", 2).run()
-    assert runs_of(first, second, third) == [3, 3, 2]
-    schedule.Runner([changed, second, third], tmp_path / "state", 2, {"library": "2.0"}).run()
-    assert runs_of(first, second, third) == [4, 4, 3]
+    assert runs_after(changed) == [3, 3, 2]
+    assert runs_after(changed, {"library": "2.0"}) == [4, 4, 3]
 
 
 def test_sigterm_is_passed_on_and_stopped_jobs_are_not_done(tmp_path):
@@ -96,9 +100,9 @@ output.write_text("resumed")
 """
     one = job(tmp_path, "one", script, resumes=True)
     with pytest.raises(SystemExit, match="run the study again to resume it"):
-        schedule.Runner([one], tmp_path / "state", 1).run()
+        run_jobs(tmp_path, one)
     assert one.output.read_text() == ""
-    schedule.Runner([one], tmp_path / "state", 1).run()
+    run_jobs(tmp_path, one)
     assert one.output.read_text() == "resumed"
 
 
@@ -116,25 +120,23 @@ running.unlink()
 """
     names = ("timed", "a", "b", "c")
     jobs = [job(tmp_path, name, script, alone=name == "timed") for name in names]
-    schedule.Runner(jobs, tmp_path / "state", 2).run()
+    run_jobs(tmp_path, *jobs)
     beside = {one.name: set(one.output.read_text().split()) for one in jobs}
     assert beside["timed"] == {"timed"}
     assert max(map(len, beside.values())) == 2
 
 
 def test_a_failing_job_is_reported_with_its_log_and_runs_again(tmp_path):
-    script = (
-        COUNT_RUNS + "; import pathlib; sys.exit('no luck' if pathlib.Path('{}').exists() else 0)"
-    )
     trouble = tmp_path / "trouble"
     trouble.touch()
-    first = job(tmp_path, "first", script.format(trouble) + "\n")
+    fail = f"import pathlib; sys.exit('no luck' if pathlib.Path('{trouble}').exists() else 0)\n"
+    first = job(tmp_path, "first", f"{COUNT_RUNS}; {fail}")
     second = job(tmp_path, "second", COUNT_RUNS, ("first",))
     with pytest.raises(InputError, match=r"first failed: no luck \(see .*first\.log\)"):
-        schedule.Runner([first, second], tmp_path / "state", 2).run()
+        run_jobs(tmp_path, first, second)
     assert runs_of(second) == [0]
     trouble.unlink()
-    schedule.Runner([first, second], tmp_path / "state", 2).run()
+    run_jobs(tmp_path, first, second)
     assert runs_of(second) == [1]
 
 
@@ -191,15 +193,13 @@ def test_the_report_in_docs_matches_its_numbers():
     assert report.to_html(text, folder) == (folder / "index.html").read_text()
 
 
-def scores_of(**gap):
-    """`report.Scores` in the world `bag`; arguments are GAP by seed, named subject__variant."""
-    rows = []
-    for key, values in gap.items():
-        subject, variant = key.split("__")
-        rows += [
-            {"world": "bag", "seed": seed, "subject": subject, "variant": variant, "gap": value}
-            for seed, value in enumerate(values)
-        ]
+def scores_of(gap):
+    """`report.Scores` in the world `bag` of GAP by seed, keyed by subject and variant."""
+    rows = [
+        {"world": "bag", "seed": seed, "subject": subject, "variant": variant, "gap": value}
+        for (subject, variant), values in gap.items()
+        for seed, value in enumerate(values)
+    ]
     return report.Scores(SimpleNamespace(gap=pd.DataFrame(rows)))
 
 
@@ -208,23 +208,18 @@ def test_an_ensemble_is_compared_with_the_best_member_per_seed():
         plan.SCALES["full"], worlds={"bag": ("lfnl_netvlad", "soft_bof_4k")}
     )
     one, two, both = (0.50, 0.60, 0.55), (0.60, 0.50, 0.57), (0.62, 0.62, 0.59)
-    together = "lfnl_netvlad+soft_bof_4k"
+    ensemble = ("samplings1", "samplings10", "exported_float32", "exported_bfloat16")
+    single = ("last", "last_recomputed", "ema", "averaged")
     scores = scores_of(
-        **{f"{together}__{samplings}": both for samplings in ("samplings1", "samplings10")},
-        **{f"{together}__exported_{dtype}": both for dtype in plan.EXPORT_DTYPES},
-        **{
-            f"lfnl_netvlad__{which}": one
-            for which in ("last", "last_recomputed", "ema", "averaged")
-        },
-        **{
-            f"soft_bof_4k__{which}": two for which in ("last", "last_recomputed", "ema", "averaged")
-        },
+        {
+            **{("lfnl_netvlad+soft_bof_4k", variant): both for variant in ensemble},
+            **{("lfnl_netvlad", variant): one for variant in single},
+            **{("soft_bof_4k", variant): two for variant in single},
+        }
     )
     claims = report.claims(scores, scale).set_index("claim")
-    assert tuple(claims.loc["M1 + M4 together above the best of them"]) == (
-        "0.0200 ± 0.0000",
-        "holds",
-    )
+    claim = claims.loc["M1 + M4 together above the best of them"]
+    assert tuple(claim) == ("0.0200 ± 0.0000", "holds")
     table = report.ensembles(scores, scale)
     assert table["best member"].tolist() == ["0.5900 ± 0.0173 (M1 or M4)"]
 

@@ -13,6 +13,7 @@ import programs
 import train
 from programs import SMALL_DATA, metrics_of, run, run_small, train_mean, weights_of
 from run_config import RunConfig
+from sample_records import flip_bit
 from utils import InputError
 
 
@@ -39,16 +40,8 @@ def test_a_frame_level_model_learns_and_beats_the_class_prior(trained, frame_dat
 
 def test_a_video_level_model_learns_and_beats_the_class_prior(tmp_path, video_data):
     train_dir = tmp_path / "run"
-    run(
-        "train",
-        "--model=MoeModel",
-        f"--train_dir={train_dir}",
-        f"--train_data_pattern={video_data}",
-        *SMALL_DATA,
-        "--num_epochs=10",
-        "--batch_size=20",
-        "--base_learning_rate=0.1",
-    )
+    flags = ("--model=MoeModel", *SMALL_DATA, "--batch_size=20", "--base_learning_rate=0.1")
+    programs.train(train_dir, video_data, *flags, "--num_epochs=10")
     run("eval", f"--train_dir={train_dir}", f"--eval_data_pattern={video_data}", "--run_once")
     (summary,) = metrics_of(train_dir)
     assert summary["gap"] > 2 * summary["class_prior_gap"]
@@ -155,15 +148,9 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_checkpoint(
 
 
 def test_a_weight_that_is_not_finite_is_not_saved(tmp_path, frame_data):
+    flags = ("--optimizer=SGD", "--base_learning_rate=1e38", "--clip_gradient_norm=0")
     with pytest.raises(FloatingPointError, match="not finite"):
-        train_mean(
-            tmp_path,
-            frame_data,
-            "--optimizer=SGD",
-            "--base_learning_rate=1e38",
-            "--clip_gradient_norm=0",
-            "--max_steps=20",
-        )
+        train_mean(tmp_path, frame_data, *flags, "--max_steps=20")
     assert not steps_in(tmp_path)
 
 
@@ -173,10 +160,7 @@ def test_training_names_the_corrupt_record_and_continues_if_allowed(tmp_path, fr
     folder.mkdir()
     for path in tf.io.gfile.glob(frame_data):
         shutil.copy(path, folder)
-    victim = folder / "part002.tfrecord"
-    content = bytearray(victim.read_bytes())
-    content[-20] ^= 1
-    victim.write_bytes(content)
+    flip_bit(folder / "part002.tfrecord", -20)
     data = str(folder / "*")
     with pytest.raises(InputError, match=r"record 39 of .*part002\.tfrecord"):
         train_mean(tmp_path / "strict", data)

@@ -77,9 +77,8 @@ def test_an_update_follows_loss_added_losses_and_penalties():
     gradients = tape.gradient(loss, [kernel, bias])
 
     make_trainer(config, model).run(make_batches(1), 1)
-    for weight, before, gradient in zip(
-        model.trainable_variables, (kernel, bias), gradients, strict=True
-    ):
+    updates = zip(model.trainable_variables, (kernel, bias), gradients, strict=True)
+    for weight, before, gradient in updates:
         expected = before - tf.clip_by_norm(gradient, 0.05)
         np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-7)
 
@@ -107,10 +106,8 @@ def test_gradients_of_bfloat16_products_keep_their_dtype_and_value():
 def test_the_penalties_of_a_registered_model_belong_to_its_matrices():
     model = registry.build_model("MoeModel", num_classes=4, feature_sizes=(6, 3))
     model(tf.ones([2, 9]))
-    assert [w.path for w in model.trainable_variables if w.regularizer is not None] == [
-        "MoeModel/gates/kernel",
-        "MoeModel/experts/kernel",
-    ]
+    penalized = [w.path for w in model.trainable_variables if w.regularizer is not None]
+    assert penalized == ["MoeModel/gates/kernel", "MoeModel/experts/kernel"]
     assert len(model.losses) == 2
 
 

@@ -22,91 +22,44 @@ import metric_references
 NUM_CLASSES = 3862
 
 
-def uniform(rng, shape):
-    return rng.random(shape)
-
-
-def negative(rng, shape):
-    return -rng.random(shape)
-
-
-def above_one(rng, shape):
-    return 1 + 1e3 * rng.random(shape)
-
-
-def all_ties(rng, shape):
-    return np.full(shape, rng.choice([0.0, -0.0, 0.5, -3.0, 1e-45]))
-
-
-def few_values(rng, shape):
-    return rng.choice([-1.0, -0.0, 0.0, 0.5, 1.0], shape)
-
-
-def extreme(rng, shape):
+# Functions of a random generator and a shape.
+SCORES = {
+    "uniform": lambda rng, shape: rng.random(shape),
+    "negative": lambda rng, shape: -rng.random(shape),
+    "above one": lambda rng, shape: 1 + 1e3 * rng.random(shape),
+    "all ties": lambda rng, shape: np.full(shape, rng.choice([0.0, -0.0, 0.5, -3.0, 1e-45])),
+    "few values": lambda rng, shape: rng.choice([-1.0, -0.0, 0.0, 0.5, 1.0], shape),
     # Largest and smallest numbers of float32, including subnormal ones.
-    return rng.choice([3.4e38, -3.4e38, 1e-45, -1e-45, 1e-38, 0.0], shape)
+    "extreme": lambda rng, shape: rng.choice([3.4e38, -3.4e38, 1e-45, -1e-45, 1e-38, 0.0], shape),
+    "equal in float32": lambda rng, shape: 0.5 + 1e-12 * rng.random(shape),
+    "integers": lambda rng, shape: rng.integers(-5, 5, shape),
+    "last class": lambda rng, shape: np.concatenate(
+        [rng.random((shape[0], shape[1] - 1)), np.full((shape[0], 1), 2.0)], axis=1
+    ),
+}
 
 
-def equal_in_float32(rng, shape):
-    return 0.5 + 1e-12 * rng.random(shape)
+def with_entry(rng, array, values):
+    """Returns the array with one of the values at a random place."""
+    changed = array.astype(np.float64)
+    changed[tuple(rng.integers(array.shape))] = rng.choice(values)
+    return changed
 
 
-def integers(rng, shape):
-    return rng.integers(-5, 5, shape)
-
-
-def last_class(rng, shape):
-    scores = rng.random(shape)
-    scores[:, -1] = 2.0
-    return scores
-
-
-SCORES = (
-    *(uniform, negative, above_one, all_ties, few_values, extreme, equal_in_float32),
-    *(integers, last_class),
-)
-
-
-def nan(rng, scores, labels):
-    scores[tuple(rng.integers(scores.shape))] = np.nan
-    return scores, labels, "predictions must be finite float32 numbers. Received: nan"
-
-
-def infinity(rng, scores, labels):
-    scores[tuple(rng.integers(scores.shape))] = rng.choice([-1, 1]) * np.inf
-    return scores, labels, "predictions must be finite float32 numbers. Received: "
-
-
-def too_large_for_float32(rng, scores, labels):
-    scores[tuple(rng.integers(scores.shape))] = 1e39
-    return scores, labels, "predictions must be finite float32 numbers. Received: inf"
-
-
-def other_label(rng, scores, labels):
-    labels = labels.astype(np.float64)
-    labels[tuple(rng.integers(labels.shape))] = rng.choice([0.5, -1.0, 2.0, np.nan, np.inf])
-    return scores, labels, "labels must be 0 or 1"
-
-
-def fewer_classes(rng, scores, labels):
-    del rng
-    return scores[:, 1:], labels[:, 1:], "predictions must have shape"
-
-
-def other_labels_shape(rng, scores, labels):
-    del rng
-    return scores, labels[1:], "labels must have the shape of predictions"
-
-
-def no_video(rng, scores, labels):
-    del rng
-    return scores[:0], labels[:0], "predictions must hold at least one video"
-
-
-BAD_BATCHES = (
-    *(nan, infinity, too_large_for_float32, other_label, fewer_classes, other_labels_shape),
-    no_video,
-)
+NOT_FINITE = "predictions must be finite float32 numbers. Received: "
+# Functions of a random generator, scores and labels, and the errors that they lead to.
+BAD_BATCHES = {
+    "nan": (lambda rng, s, y: (with_entry(rng, s, [np.nan]), y), f"{NOT_FINITE}nan"),
+    "infinity": (lambda rng, s, y: (with_entry(rng, s, [np.inf, -np.inf]), y), NOT_FINITE),
+    "too large": (lambda rng, s, y: (with_entry(rng, s, [1e39]), y), f"{NOT_FINITE}inf"),
+    "other label": (
+        lambda rng, s, y: (s, with_entry(rng, y, [0.5, -1.0, 2.0, np.nan, np.inf])),
+        "labels must be 0 or 1",
+    ),
+    "fewer classes": (lambda _, s, y: (s[:, 1:], y[:, 1:]), "predictions must have shape"),
+    "fewer labels": (lambda _, s, y: (s, y[1:]), "labels must have the shape of predictions"),
+    "no video": (lambda _, s, y: (s[:0], y[:0]), "predictions must hold at least one video"),
+}
 
 
 def run_case(number):
@@ -115,30 +68,30 @@ def run_case(number):
     num_classes = NUM_CLASSES if number % 50 == 0 else int(rng.integers(2, 40))
     num_videos = 1 if number % 5 == 0 else int(rng.integers(2, 12))
     shape = (num_videos, num_classes)
-    make = SCORES[number % len(SCORES)]
-    scores = make(rng, shape)
+    kind = list(SCORES)[number % len(SCORES)]
+    scores = SCORES[kind](rng, shape)
     labels = rng.random(shape) < rng.choice([0.0, 0.1, 0.5, 1.0])
-    if make is last_class:
+    if kind == "last class":
         labels[:, -1] = True
     top_k = int(rng.choice([1, 2, 20, 5000]))
     metrics = eval_util.EvaluationMetrics(num_classes, top_k)
     for part in np.array_split(np.arange(num_videos), rng.integers(1, 4)):
         if len(part):
             metrics.accumulate(scores[part], labels[part], 0.0)
-    spoil = random.Random(number).choice(BAD_BATCHES)
-    bad_scores, bad_labels, message = spoil(rng, scores.astype(np.float64), labels)
+    fault = random.Random(number).choice(list(BAD_BATCHES))
+    spoil, message = BAD_BATCHES[fault]
     try:
-        metrics.accumulate(bad_scores, bad_labels, 0.0)
+        metrics.accumulate(*spoil(rng, scores, labels), 0.0)
     except ValueError as error:
-        harness.check(message in str(error), f"{spoil.__name__} is rejected with: {error}")
+        harness.check(message in str(error), f"{fault} is rejected with: {error}")
     else:
-        raise harness.FaultError(f"{spoil.__name__} is not rejected")
+        raise harness.FaultError(f"{fault} is not rejected")
     expected = metric_references.metrics(scores.astype(np.float32), labels, top_k)
     for name, value in metrics.get().items():
         if name != "avg_loss":
             equal = np.allclose(value, expected[name], rtol=1e-12, atol=0, equal_nan=True)
             harness.check(equal, f"{name} is {value} instead of {expected[name]}")
-    return make.__name__, spoil.__name__
+    return kind, fault
 
 
 def run(cases):

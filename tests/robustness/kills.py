@@ -40,14 +40,10 @@ UNFINISHED = ("_temp", ".tmp", ".partial", ".parts")
 
 
 def start_and_kill(name, arguments, rng, seconds, folder):
-    """Starts a program and kills it at some moment; returns whether it was still running.
+    """Starts a program that takes some seconds and kills it at a random moment.
 
-    Args:
-        name: str. The program.
-        arguments: list of str.
-        rng: `random.Random`.
-        seconds: float. Its duration.
-        folder: `pathlib.Path`. Directory that it writes to.
+    Half of the moments are those at which `folder` has unfinished files. Returns whether the
+    program was still running.
     """
     process = processes.start(name, arguments)
     process.join(rng.uniform(0.0, seconds))
@@ -70,12 +66,9 @@ def variables_of(train_dir):
     """Returns the content of the newest checkpoint of a directory, a dict from name to array."""
     reader = tf.train.load_checkpoint(checkpoints.find(str(train_dir)))
     names = reader.get_variable_to_shape_map()
-    return {
-        name: reader.get_tensor(name)
-        for name in names
-        # The count of saves differs; the object graph holds no numbers.
-        if not name.startswith(("save_counter", "_CHECKPOINTABLE"))
-    }
+    # The count of saves differs; the object graph holds no numbers.
+    names = [name for name in names if not name.startswith(("save_counter", "_CHECKPOINTABLE"))]
+    return {name: reader.get_tensor(name) for name in names}
 
 
 def kill_train(arguments, undisturbed, seconds, kills, rng):
@@ -108,23 +101,27 @@ def kill_train(arguments, undisturbed, seconds, kills, rng):
     return f"{killed} of {kills} resume, {while_writing} of them were saving; {runs} runs bit-equal"
 
 
-def kill_program(name, arguments, folder, output, content, kills, rng):
-    """Kills a program that writes `output` into `folder`; returns a line about the remains.
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def kill_program(name, arguments, output, content, kills, rng):
+    """Kills a program repeatedly; returns a line about the remains.
 
     Args:
         name: str. The program.
         arguments: list of str.
-        folder: `pathlib.Path`.
         output: `pathlib.Path` of its output.
         content: function from a path to the content that identifies an output.
         kills: int.
         rng: `random.Random`.
     """
+    folder = output.parent
     seconds = processes.succeed(name, arguments)
     expected = content(output)
     killed = whole = while_writing = 0
     while killed < kills:
-        shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
+        remove(output)
         killed += start_and_kill(name, arguments, rng, seconds, folder)
         while_writing += bool(unfinished(folder))
         if output.exists():
@@ -134,6 +131,7 @@ def kill_program(name, arguments, folder, output, content, kills, rng):
         processes.succeed(name, arguments)
         harness.check(content(output) == expected, f"{output} differs after a kill")
         harness.check(not unfinished(folder), f"{unfinished(folder)} are left")
+    remove(output)
     return (
         f"{killed} of {kills} left nothing or all ({while_writing} were writing, {whole} outputs "
         "were complete); the next run succeeds"
@@ -169,7 +167,8 @@ def run(names, kills, seed=0):
         seconds = processes.succeed("train", [f"--train_dir={trained}", *training])
         if "train" in names:
             yield f"kill -9 of train: {kill_train(training, trained, seconds, kills, rng)}"
-        of_run, evaluated = f"--train_dir={trained}", trained / "eval"
+        (trained / "eval").mkdir(exist_ok=True)
+        of_run = f"--train_dir={trained}"
         commands = {
             "average_checkpoints": (
                 [of_run, f"--output_dir={output}/averaged", f"--train_data_pattern={data}"],
@@ -184,16 +183,12 @@ def run(names, kills, seed=0):
             ),
             "eval": (
                 [of_run, f"--eval_data_pattern={data}", "--run_once"],
-                evaluated / "metrics.json",
+                trained / "eval" / "metrics.json",
                 metrics,
             ),
         }
         for name in [name for name in names if name != "train"]:
-            arguments, path, content = commands[name]
-            path.parent.mkdir(exist_ok=True)
-            line = kill_program(name, arguments, path.parent, path, content, kills, rng)
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            yield f"kill -9 of {name}: {line}"
+            yield f"kill -9 of {name}: {kill_program(name, *commands[name], kills, rng)}"
 
 
 def main(_):

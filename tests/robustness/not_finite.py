@@ -42,6 +42,14 @@ def check_error(message, program, *arguments):
     raise harness.FaultError(f"{program} raised no error; expected: {message}")
 
 
+def check_prediction(message, model, data, output):
+    """Checks that eval and inference report an error and leave no output."""
+    yield check_error(message, "eval", model, f"--eval_data_pattern={data}", "--run_once")
+    input_and_output = (f"--input_data_pattern={data}", f"--output_file={output}")
+    yield check_error(message, "inference", model, *input_and_output)
+    harness.check(not output.exists(), "an output is left")
+
+
 def with_weight(trained, target, value, of, ending, everywhere=False):
     """Copies a run, sets one entry or all of a variable, and returns the variable's name."""
     path = checkpoints.find(str(trained))
@@ -63,27 +71,18 @@ def check_data(folder):
     """NaN and infinity in the data, and values that make the loss infinite."""
     model = ("--model=LogisticModel", *programs.SMALL_DATA, "--batch_size=4")
     trained, good = folder / "trained", write_videos(folder / "good", *np.linspace(-1, 1, 8))
-    programs.run("train", f"--train_dir={trained}", f"--train_data_pattern={good}", *model)
+    programs.train(trained, good, *model)
     for name, value in (("nan", np.nan), ("inf", np.inf)):
         bad = write_videos(folder / name, 0.1, 0.2, 0.3, 0.4, value)
         named = "of video 'v4' has NaN or infinity"
         run_dir = f"--train_dir={folder / f'run_{name}'}"
         yield check_error(named, "train", run_dir, f"--train_data_pattern={bad}", *model)
-        of_run = f"--train_dir={trained}"
-        yield check_error(named, "eval", of_run, f"--eval_data_pattern={bad}", "--run_once")
-        output = folder / f"{name}.csv"
-        yield check_error(
-            named, "inference", of_run, f"--input_data_pattern={bad}", f"--output_file={output}"
-        )
-        harness.check(not output.exists(), "an output is left")
+        yield from check_prediction(named, f"--train_dir={trained}", bad, folder / f"{name}.csv")
     huge = write_videos(folder / "huge", *[3e38, -3e38] * 4)
     run_dir = folder / "run_huge"
     more = (*model, "--base_learning_rate=1e30", "--clip_gradient_norm=0", "--optimizer=SGD")
-    yield check_error(
-        "not finite",
-        "train",
-        *(f"--train_dir={run_dir}", f"--train_data_pattern={huge}", "--num_epochs=9", *more),
-    )
+    given = (f"--train_dir={run_dir}", f"--train_data_pattern={huge}", "--num_epochs=9")
+    yield check_error("not finite", "train", *given, *more)
     harness.check(not checkpoints.names(str(run_dir)), "a checkpoint was saved")
 
 
@@ -92,10 +91,7 @@ def check_checkpoints(folder):
     data = write_videos(folder / "more_videos", *np.linspace(-1, 1, 8))
     trained = folder / "gated"
     model = ("--model=MoeModel", "--moe_prob_gating", *programs.SMALL_DATA, "--batch_size=4")
-    programs.run(
-        "train",
-        *(f"--train_dir={trained}", f"--train_data_pattern={data}", "--num_epochs=1", *model),
-    )
+    programs.train(trained, data, *model, "--num_epochs=1")
     cases = {"weights": "kernel", "statistics": "moving_variance", "optimizer": "kernel_velocity"}
     for kind, ending in cases.items():
         broken = folder / kind
@@ -103,19 +99,11 @@ def check_checkpoints(folder):
         name = with_weight(trained, broken, np.nan, group, ending)
         of_run, output = f"--train_dir={broken}", folder / "output"
         for mode in ("mean", "last"):
-            yield check_error(
-                name,
-                "average_checkpoints",
-                of_run,
-                f"--output_dir={output}",
-                f"--batch_norm={mode}",
-            )
+            flags = (of_run, f"--output_dir={output}", f"--batch_norm={mode}")
+            yield check_error(name, "average_checkpoints", *flags)
         if kind != "optimizer":  # Other programs do not read the optimizer's state.
             yield check_error(name, "export_model", of_run, f"--output_dir={output}")
-            yield check_error(
-                name, "inference", of_run, f"--input_data_pattern={data}", f"--output_file={output}"
-            )
-            yield check_error(name, "eval", of_run, f"--eval_data_pattern={data}", "--run_once")
+            yield from check_prediction(name, of_run, data, output)
         yield check_error(
             "not finite", "train", of_run, f"--train_data_pattern={data}", "--num_epochs=2", *model
         )
@@ -127,19 +115,14 @@ def check_predictions(folder):
     good = write_videos(folder / "videos", *np.linspace(0.1, 1, 8))
     trained, broken = folder / "moe", folder / "overflowing"
     model = ("--model=MoeModel", *programs.SMALL_DATA, "--batch_size=4", "--max_steps=1")
-    programs.run("train", f"--train_dir={trained}", f"--train_data_pattern={good}", *model)
+    programs.train(trained, good, *model)
     # Infinite logits, which a softmax turns into NaN.
     with_weight(trained, broken, 3e38, "weights", "gates/kernel", everywhere=True)
     exported = folder / "exported"
     programs.run("export_model", f"--train_dir={broken}", f"--output_dir={exported}")
     for model in (f"--train_dir={broken}", f"--exported_model={exported}"):
-        named = "the prediction for video 'v"
-        yield check_error(named, "eval", model, f"--eval_data_pattern={good}", "--run_once")
         output = folder / "overflowing.csv"
-        yield check_error(
-            named, "inference", model, f"--input_data_pattern={good}", f"--output_file={output}"
-        )
-        harness.check(not output.exists(), "an output is left")
+        yield from check_prediction("the prediction for video 'v", model, good, output)
 
 
 def run():

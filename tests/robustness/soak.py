@@ -34,11 +34,8 @@ def measure(pid):
             status = dict(line.split(":", 1) for line in file)
         if "VmRSS" not in status:
             return None
-        return (
-            int(status["VmRSS"].split()[0]),
-            int(status["Threads"]),
-            len(os.listdir(f"/proc/{pid}/fd")),
-        )
+        memory, threads = int(status["VmRSS"].split()[0]), int(status["Threads"])
+        return memory, threads, len(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
         return None
 
@@ -67,18 +64,13 @@ def run(steps, num_checkpoints):
         folder = pathlib.Path(temporary)
         data = sample_records.write_frame_files(folder, 4, 40)
         train_dir = folder / "run"
+        of_run, period = f"--train_dir={train_dir}", steps // num_checkpoints
+        duration = (f"--num_epochs={steps}", f"--max_steps={steps}")
+        training_flags = (*programs.SMALL_DBOF, *duration, f"--export_model_steps={period}")
         training = processes.start(
-            "train",
-            [
-                *(f"--train_dir={train_dir}", f"--train_data_pattern={data}"),
-                *programs.SMALL_DBOF,
-                *(f"--num_epochs={steps}", f"--max_steps={steps}"),
-                f"--export_model_steps={steps // num_checkpoints}",
-            ],
+            "train", [of_run, f"--train_data_pattern={data}", *training_flags]
         )
-        evaluation = processes.start(
-            "eval", [f"--train_dir={train_dir}", f"--eval_data_pattern={data}"]
-        )
+        evaluation = processes.start("eval", [of_run, f"--eval_data_pattern={data}"])
         watched = {"train": training, "eval": evaluation}
         samples = {name: [] for name in watched}
         try:
