@@ -3,26 +3,45 @@
 import dataclasses
 import struct
 import threading
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import google_crc32c
 import numpy as np
 from absl import logging
+from google.protobuf.message import DecodeError
 from tensorflow.train import Feature, FeatureList, SequenceExample
 
 import files
-from utils import InputError
+from utils import InputError, comma_separated
 
 # --- TFRecord files -------------------------------------------------------------------------------
 #
 # A TFRecord consists of: length (8 bytes), checksum of the length (4), payload, checksum of the
 # payload (4). All are little-endian; the checksums are masked CRC-32C. So a corrupt payload loses
 # one record, and a corrupt length loses the rest of its file. TensorFlow's own reader does not say
-# which file and record are corrupt, and gives up on the rest of the file in both cases.
+# which file and record are corrupt, and gives up on the rest of the file in both cases. The whole
+# file may be compressed by gzip or zlib.
 
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
 _BUFFER_BYTES = 1 << 12
+# Bytes of a compressed file to read, and of its content to produce, at once.
+_PACKED_BYTES, _PART_BYTES = 1 << 16, 1 << 18
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+# A longer record is no protobuf message.
+_MAX_RECORD_BYTES = 1 << 31
+# First bytes of files that are often mistaken for TFRecord files.
+_OTHER_FORMATS = {
+    b"BZh": "compressed by bzip2; decompress it first",
+    b"\xfd7zXZ\x00": "compressed by xz; decompress it first",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it first",
+    b"PK\x03\x04": "a zip archive; extract it first",
+    b"PAR1": "a Parquet file",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy file",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,7 +51,7 @@ class RecordLocation:
     Attributes:
         path: file that holds the record.
         index: number of the record in the file, from 0.
-        offset: first byte of the record in the file.
+        offset: first byte of the record in the file, after decompression.
     """
 
     path: str
@@ -71,8 +90,13 @@ class CorruptRecordLog:
             location: reason for location, reason in self.skipped.items() if location.path == path
         }
 
-    def add(self, location: RecordLocation, reason: str) -> None:
+    def add(self, location: RecordLocation, reason: str, remedy: str = "") -> None:
         """Adds a corrupt record and logs a warning.
+
+        Args:
+            location: location of the record.
+            reason: why it cannot be used.
+            remedy: sentence that says how to use it, if there is a way.
 
         Raises:
             InputError: if the record exceeds the allowed number.
@@ -81,9 +105,12 @@ class CorruptRecordLog:
             if location in self.skipped:
                 return
             if self.count >= self.allowed:
+                skipping = (
+                    f"{self.count} corrupt records were skipped before; to skip more, pass "
+                    f"--skip_corrupt_records with a number above {self.allowed}."
+                )
                 raise InputError(
-                    f"{location}: {reason}. {self.count} corrupt records were skipped before; to "
-                    f"skip more, pass --skip_corrupt_records with a number above {self.allowed}."
+                    " ".join(filter(None, (f"{location}: {reason}.", remedy, skipping)))
                 )
             self.skipped[location] = reason
         logging.warning(
@@ -91,15 +118,24 @@ class CorruptRecordLog:
         )
 
 
+class IgnoredCorruptRecords(CorruptRecordLog):
+    """Log that ignores corrupt records, for a look at the first records of a data set."""
+
+    def add(self, location: RecordLocation, reason: str, remedy: str = "") -> None:
+        """Does nothing."""
+
+
 class TFRecordFile:
     """Reads one TFRecord file from its start; a context manager.
+
+    Recognizes files that are compressed by gzip or zlib by their content.
 
     Args:
         path: local or remote file.
         corrupt_log: log to which the reader adds every corrupt record.
 
     Raises:
-        InputError: if the file cannot be opened, or has more corrupt records than the log allows.
+        InputError: if the file cannot be read, or has more corrupt records than the log allows.
     """
 
     def __init__(self, path: str, corrupt_log: CorruptRecordLog):
@@ -107,12 +143,14 @@ class TFRecordFile:
         self._corrupt_log = corrupt_log
         self._index = 0
         self._offset = 0
-        self._popped_offset = 0
+        self._popped_position = 0
         try:
             self._size = files.file_size(path)
             self._file = files.open_binary(path, buffering=_BUFFER_BYTES)
         except (OSError, *files.REMOTE_ERRORS) as error:
-            raise InputError(f"cannot read {path}: {error}") from error
+            raise self._unreadable(error) from error
+        self._is_compressed: bool | None = None  # Not known before the first read.
+        self._content: Any = self._file
 
     def __enter__(self) -> "TFRecordFile":
         return self
@@ -120,26 +158,40 @@ class TFRecordFile:
     def __exit__(self, *_: Any) -> None:
         self._file.close()
 
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the file is compressed; then it can only be read in order."""
+        if self._is_compressed is None:
+            start = self._file.read(_HEADER.size)
+            self._file.seek(0)
+            self._is_compressed = not _is_header(start) and _has_compressed_start(start)
+            if self._is_compressed:
+                self._content = _DecompressedFile(self._file)
+        return self._is_compressed
+
     def read(self) -> tuple[RecordLocation, bytes] | None:
         """Reads the next intact record.
 
         Returns:
             `(location, payload)`, or None at the end of the file.
         """
-        while (found := self._next_header()) is not None:
-            location, length = found
-            payload = self._file.read(length)
-            trailer = self._file.read(_CHECKSUM.size)
-            if len(payload) < length or len(trailer) < _CHECKSUM.size:
-                self._lose_rest(location, "the file was truncated while it was read")
-            elif masked_crc32c(payload) != _CHECKSUM.unpack(trailer)[0]:
-                self._corrupt_log.add(location, "its content does not match its checksum")
-            else:
-                return location, payload
+        try:
+            while (found := self._next_header()) is not None:
+                location, length = found
+                payload = self._content.read(length)
+                trailer = self._content.read(_CHECKSUM.size)
+                if len(payload) < length or len(trailer) < _CHECKSUM.size:
+                    self._lose_rest(location, "the file was truncated while it was read")
+                elif masked_crc32c(payload) != _CHECKSUM.unpack(trailer)[0]:
+                    self._corrupt_log.add(location, "its content does not match its checksum")
+                else:
+                    return location, payload
+        except (OSError, *files.REMOTE_ERRORS) as error:
+            raise self._unreadable(error) from error
         return None
 
     def skim(self) -> RecordLocation | None:
-        """Skips the payload of the next record without reading or checking it.
+        """Skips the payload of the next record of an uncompressed file without checking it.
 
         Returns:
             Its location, or None at the end of the file.
@@ -151,47 +203,134 @@ class TFRecordFile:
         return found[0]
 
     def seek(self, location: RecordLocation) -> None:
-        """Moves to a record, which the next `read` returns."""
+        """Moves to a record of an uncompressed file, which the next `read` returns."""
+        self._is_compressed = False
         self._index, self._offset = location.index, location.offset
         self._file.seek(location.offset)
 
     def pop_bytes_read(self) -> int:
-        """Returns the number of bytes read or skipped since the last call."""
-        num_bytes, self._popped_offset = self._offset - self._popped_offset, self._offset
+        """Returns the number of bytes of the file read or skipped since the last call."""
+        position = self._file.tell() if self._is_compressed else self._offset
+        num_bytes, self._popped_position = position - self._popped_position, position
         return num_bytes
 
     def _next_header(self):
         """Returns `(location, length)` of the next record, or None if there is none to read."""
+        is_compressed = self.is_compressed
         location = RecordLocation(self._path, self._index, self._offset)
-        header = self._file.read(_HEADER.size)
-        if not header:
+        header = self._content.read(_HEADER.size)
+        if not header and not self._decompression_fault:
             return None
         if len(header) < _HEADER.size:
             return self._lose_rest(location, "the file ends inside a record's header")
-        length, checksum = _HEADER.unpack(header)
-        if masked_crc32c(header[:8]) != checksum:
-            return self._lose_rest(location, self._reason_for_bad_header(header))
+        if not _is_header(header):
+            return self._lose_rest(location, *self._reason_for_bad_header(header))
+        length, _ = _HEADER.unpack(header)
         end = self._offset + _HEADER.size + length + _CHECKSUM.size
-        if end > self._size:
+        if is_compressed and length > _MAX_RECORD_BYTES:
+            return self._lose_rest(location, f"a record cannot have {length} bytes")
+        if end > self._size and not is_compressed:
+            self._size = files.file_size(self._path)  # The file may have grown.
+        if end > self._size and not is_compressed:
             return self._lose_rest(
                 location,
-                f"the file is truncated: {self._size} bytes, the record ends at byte {end}",
+                f"the file is truncated or still being written: {self._size} bytes, the record "
+                f"ends at byte {end}",
             )
         self._index += 1
         self._offset = end
         return location, length
 
-    def _reason_for_bad_header(self, header):
-        if self._offset > 0:
-            return "its length does not match its checksum, so the rest of the file is lost"
-        if header.startswith(b"\x1f\x8b"):
-            return "the file is compressed by gzip; decompress it first"
-        return "this is not a TFRecord file, or its first length is corrupt"
+    @property
+    def _decompression_fault(self):
+        return self._content.fault if self._is_compressed else None
 
-    def _lose_rest(self, location, reason):
-        self._corrupt_log.add(location, reason)
-        self._offset = self._size
+    def _reason_for_bad_header(self, header):
+        """Returns the reason and, for a file of another format, the remedy."""
+        if self._offset > 0:
+            return ("its length does not match its checksum, so the rest of the file is lost",)
+        for start, name in _OTHER_FORMATS.items():
+            if header.startswith(start):
+                return f"this is not a TFRecord file, but {name}", "Leave it out."
+        return (
+            "this is not a TFRecord file, or its first length is corrupt: it begins with "
+            f"{bytes(header)}",
+            "Leave out files of other formats.",
+        )
+
+    def _lose_rest(self, location, reason, remedy=""):
+        self._corrupt_log.add(location, self._decompression_fault or reason, remedy)
         self._file.seek(self._size)
+        self._offset = self._size
+        if self._is_compressed:
+            self._content = _DecompressedFile(self._file)
+
+    def _unreadable(self, error):
+        return InputError(f"cannot read {self._path}: {error}")
+
+
+class _DecompressedFile:
+    """Reads the content of a file that is compressed by gzip or zlib.
+
+    Args:
+        file: the compressed file, at its start.
+
+    Attributes:
+        fault: why the content ends early, or None.
+    """
+
+    def __init__(self, file: Any):
+        self.fault: str | None = None
+        self._file = file
+        self._parts = self._decompress()
+        self._rest = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        """Returns the next bytes, fewer than `size` only at the end."""
+        read = []
+        while size and (self._rest or self._next_part()):
+            read.append(self._rest[:size])
+            self._rest = self._rest[size:]
+            size -= len(read[-1])
+        return b"".join(read)
+
+    def _next_part(self):
+        self._rest = memoryview(next(self._parts, b""))
+        return bool(self._rest)
+
+    def _decompress(self):
+        """Yields the content in parts; one file may hold several compressed files in a row."""
+        packed = self._file.read(_PACKED_BYTES)
+        try:
+            while packed:
+                unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
+                while not unpacker.eof:
+                    part = unpacker.decompress(packed, _PART_BYTES)
+                    if part:
+                        yield part
+                    packed = unpacker.unconsumed_tail
+                    if not packed and len(part) < _PART_BYTES and not unpacker.eof:
+                        packed = self._file.read(_PACKED_BYTES)
+                        if not packed:
+                            self.fault = "its compressed data end early"
+                            return
+                # Zeros may follow as padding.
+                packed = unpacker.unused_data.lstrip(b"\0")
+                while not packed and (more := self._file.read(_PACKED_BYTES)):
+                    packed = more.lstrip(b"\0")
+        except zlib.error as error:
+            self.fault = f"its compressed data are corrupt: {error}"
+
+
+def _is_header(start):
+    """Returns whether a file or record starts with a length that matches its checksum."""
+    return len(start) == _HEADER.size and masked_crc32c(start[:8]) == _HEADER.unpack(start)[1]
+
+
+def _has_compressed_start(start):
+    """Returns whether a file starts like one of gzip or zlib."""
+    is_zlib = start[:1] == b"x" and start[1:2] in (b"\x01", b"\x5e", b"\x9c", b"\xda")
+    return is_zlib or start.startswith(b"\x1f\x8b\x08")
 
 
 def masked_crc32c(data: bytes) -> int:
@@ -269,6 +408,50 @@ def frame_bytes(feature_list: Serialized) -> np.ndarray | None:
         return None
     content = b"".join(value[0] for value in values)
     return np.frombuffer(content, np.uint8).reshape(len(values), len(values[0][0]))
+
+
+def describe_features(features: Mapping[str, Serialized]) -> str:
+    """Returns names and contents for messages, such as `id (1 string), labels (2 integers)`."""
+    return _described(features, lambda content: _describe_values(Feature.FromString(content)))
+
+
+def describe_feature_lists(feature_lists: Mapping[str, Serialized]) -> str:
+    """Returns names and contents for messages, such as `rgb (8 frames of 64 bytes)`."""
+    return _described(feature_lists, _describe_frames)
+
+
+def _described(entries, describe):
+    texts = []
+    for name, content in sorted(entries.items()):
+        try:
+            texts.append(f"{name} ({describe(bytes(content))})")
+        except DecodeError:
+            texts.append(f"{name} (not readable)")
+    return comma_separated(texts)
+
+
+def _describe_frames(content):
+    frames = FeatureList.FromString(content).feature
+    if not frames:
+        return "no frames"
+    sizes = sorted(set(map(_describe_frame, frames)))
+    return f"{_counted(len(frames), 'frame')} of {' or '.join(sizes[:3])}"
+
+
+def _describe_frame(feature):
+    values = feature.bytes_list.value
+    return _counted(len(values[0]), "byte") if len(values) == 1 else _describe_values(feature)
+
+
+def _describe_values(feature):
+    kind = feature.WhichOneof("kind")
+    count = len(getattr(feature, kind).value) if kind else 0
+    names = {"bytes_list": "string", "float_list": "float", "int64_list": "integer"}
+    return _counted(count, names.get(kind, "value"))
+
+
+def _counted(count, name):
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def _parse_with_protobuf(payload):
