@@ -34,6 +34,7 @@ class EvalOptions(PredictorOptions):
         help="Globs of records with labels, comma-separated; quote them.",
         group="data",
         required=True,
+        repeats=True,
     )
     run_once: bool = option(
         False,

@@ -87,6 +87,7 @@ class ExportOptions(ModelOptions, ReadOptions):
         None,
         "Globs of held-out records with labels for --fit_weights, comma-separated; quote them.",
         group="data",
+        repeats=True,
     )
     batch_size: int = same_option(PredictorOptions, "batch_size")
 

@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from typing import IO, Any
 
 import tensorflow as tf
+from absl import logging
 
 from utils import InputError
 
@@ -54,26 +56,76 @@ def remove(path: str) -> None:
 
 
 def expand_patterns(patterns: str) -> list[str]:
-    """Returns the files that match comma-separated globs, sorted, each once.
+    """Returns the files that match paths and globs, sorted, each once.
+
+    Args:
+        patterns: paths or globs, separated by commas or line breaks. A line that matches a file as
+            a whole is not split at its commas, and a path that exists is not taken for a glob.
 
     Raises:
-        InputError: if a pattern matches no file.
+        InputError: if a pattern matches no file, or a match is a file that cannot be read.
     """
     found: set[str] = set()
-    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        try:
-            matches = [path for path in gfile.glob(pattern) if not gfile.isdir(path)]
-        except REMOTE_ERRORS as error:
-            raise InputError(f"cannot list the files that match {pattern!r}: {error}") from error
+    for line in filter(None, map(str.strip, patterns.split("\n"))):
+        matches = _matches(line)
         if not matches:
-            raise InputError(
-                f"no file matches {pattern!r} (working directory {os.getcwd()}). "
-                "Check the path, and quote the pattern so that the shell does not expand it."
-            )
+            for pattern in filter(None, map(str.strip, line.split(","))):
+                matches += _matches(pattern) or _no_match(pattern, line)
         found.update(matches)
     if not found:
         raise InputError(f"a file pattern was expected. Received: {patterns!r}")
-    return sorted(found)
+    paths = sorted(found)
+    _check_local_files([path for path in paths if not is_remote(path)])
+    return paths
+
+
+def _matches(pattern):
+    """Returns the files that a path or glob matches."""
+    # A path with brackets may also be the folder of a glob.
+    literal = re.sub(r"([\[\]])", r"\\\1", pattern)
+    try:
+        if gfile.exists(pattern) and not gfile.isdir(pattern):
+            return [pattern.removeprefix("./")]
+        found = gfile.glob(pattern) or (gfile.glob(literal) if literal != pattern else [])
+        isdir = gfile.isdir if is_remote(pattern) else os.path.isdir
+        return [path.removeprefix("./") for path in found if not isdir(path)]
+    except REMOTE_ERRORS as error:
+        raise InputError(f"cannot list the files that match {pattern!r}: {error}") from error
+
+
+def _no_match(pattern, line):
+    for path in (pattern, line):
+        if gfile.isdir(path):
+            raise InputError(
+                f"{path!r} is a directory. Give a pattern for its files, for example "
+                f"'{path.rstrip('/')}/*.tfrecord'."
+            )
+    hint = " If the path has commas, repeat the flag for other paths." if pattern != line else ""
+    raise InputError(
+        f"no file matches {pattern!r} (working directory {os.getcwd()}). Check the path, and quote "
+        f"the pattern so that the shell does not expand it.{hint}"
+    )
+
+
+def _check_local_files(paths):
+    """Rejects files that cannot be read, and warns of empty ones."""
+    empty = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error}") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(
+                f"{path} is a pipe or a device, which can be read only once. Save its content in a "
+                "file, or leave it out of the pattern."
+            )
+        if not os.access(path, os.R_OK):
+            raise InputError(f"cannot read {path}: this user has no permission.")
+        if not status.st_size:
+            empty.append(path)
+    if empty and len(empty) < len(paths):
+        logging.warning("%d of %d files are empty, such as %s", len(empty), len(paths), empty[0])
 
 
 def open_binary(path: str, mode: str = "rb", buffering: int = -1) -> IO[bytes]:

@@ -46,6 +46,7 @@ def option(
     environment: str | None = None,
     alternatives: tuple[str, ...] | None = None,
     fixed_by: str | None = None,
+    repeats: bool = False,
 ) -> Any:
     """Returns a dataclass field for an option.
 
@@ -61,6 +62,7 @@ def option(
         environment: environment variable that sets the option if no flag does.
         alternatives: names of options, this one included, of which exactly one must be given.
         fixed_by: name of an option that fixes this one, so that no flag may set it as well.
+        repeats: whether the flag of a str may be repeated; each value becomes a line.
     """
     metadata = {
         "help": help,
@@ -73,6 +75,7 @@ def option(
         "environment": environment,
         "alternatives": alternatives,
         "fixed_by": fixed_by,
+        "repeats": repeats,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -207,6 +207,8 @@ def _define(name, default, kind, metadata, flag_values):
         settings["enum_values"] = list(metadata["choices"])
     if kind.is_list:
         define = flags.DEFINE_list
+    if metadata.get("repeats"):
+        define = flags.DEFINE_multi_string
     if isinstance(default, tuple):
         default = [str(entry) for entry in default]
     elif not isinstance(default, bool | int | float | str):
@@ -270,7 +272,7 @@ def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[st
         InputError: if a required flag is missing or a value is not valid.
     """
     classes = _option_classes(main)
-    values = {field.name: _value(field.name, kind, flag_values) for field, kind in _options(main)}
+    values = {field.name: _value(field, kind, flag_values) for field, kind in _options(main)}
     _refuse_fixed_flags(main, values, flag_values)
     for field, _ in _options(main):
         _take_environment(field, values)
@@ -301,10 +303,13 @@ def _refuse_fixed_flags(main, values, flag_values):
             )
 
 
-def _value(name, kind, flag_values):
+def _value(field, kind, flag_values):
+    name = field.name
     value = flag_values[name].value
     if isinstance(value, str):
         return _expand_home(value)
+    if field.metadata["repeats"]:
+        return value and "\n".join(map(_expand_home, value))
     if not kind.is_list or value is None:
         return value
     try:
@@ -448,6 +453,8 @@ def help_text(main: Callable, model: str | None = None) -> str:
 def _flag_help(field, kind):
     metadata = field.metadata
     text = metadata["help"]
+    if metadata["repeats"]:
+        text += " The flag may be repeated. A path that exists is not split at its commas."
     if metadata["environment"]:
         text += f" Default in a Vertex AI job: ${metadata['environment']}."
     return _format_flag(
