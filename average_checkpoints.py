@@ -119,7 +119,7 @@ def average(options: AverageOptions) -> dict:
     paths = select(options)
     pattern = options.train_data_pattern
     # Fails on a pattern that matches no file before anything is built.
-    reader = config.data.reader(pattern, options) if pattern else None
+    reader = config.data.reader(pattern, options, with_labels=False) if pattern else None
     keras.utils.set_random_seed(config.seed)
     model = config.build_model()
     checkpoints.check_fits(checkpoints.weights(model), paths[-1])

@@ -23,21 +23,23 @@ class ReadBatches(beam.DoFn):
 
     Args:
         data: data that the model takes.
+        paths: all input files; the first records show whether they fit the model at all.
         batch_size: videos per batch.
         options: how to read records.
     """
 
-    def __init__(self, data: DataConfig, batch_size: int, options: ReadOptions):
+    def __init__(
+        self, data: DataConfig, paths: Sequence[str], batch_size: int, options: ReadOptions
+    ):
         self._data = data
+        self._paths = paths
         self._batch_size = batch_size
         # Not a subclass of a program, whose module the workers cannot import.
-        self._options = ReadOptions(
-            num_readers=options.num_readers, skip_corrupt_records=options.skip_corrupt_records
-        )
+        self._options = ReadOptions(**options.read_options())
 
     def process(self, path: str) -> Iterator:
         """Reads one file."""
-        reader = self._data.reader([path], self._options).for_file(path)
+        reader = self._data.reader(self._paths, self._options, with_labels=False).for_file(path)
         for batch in reader.batches(self._batch_size):
             Metrics.counter("predict_beam", "videos").inc(len(batch.video_ids))
             yield batch.video_ids, batch.inputs

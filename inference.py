@@ -40,6 +40,7 @@ class InferenceOptions(PredictorOptions):
         help="Globs of records to predict, comma-separated; quote them.",
         group="data",
         required=True,
+        repeats=True,
     )
     output_file: str = option(
         help="CSV file to write, replaced if it exists; compressed if it ends in .gz.",
@@ -84,7 +85,13 @@ def write_predictions(
         InputError: if there is no video, too many records are corrupt, a record does not fit, or
             the parts belong to another run.
     """
-    settings = {**predictor.identity(), "batch_size": batch_size, "top_k": top_k}
+    settings = {
+        **predictor.identity(),
+        "batch_size": batch_size,
+        "top_k": top_k,
+        "missing_features": reader.missing_features,
+        "trim_features": reader.trim_features,
+    }
     parts = PredictionParts(output_file, settings, reader.paths, resume=resume)
     try:
         parts.restore_corrupt_records(reader.corrupt_records)
@@ -127,7 +134,7 @@ def main(options: InferenceOptions) -> None:
     paths = files.expand_patterns(options.input_data_pattern)
     predictor = load_predictor(options)
     predictor.restore(options.checkpoint)
-    reader = predictor.data.reader(paths, options)
+    reader = predictor.data.reader(paths, options, with_labels=False)
     start = time.perf_counter()
     num_videos = write_predictions(
         predictor,

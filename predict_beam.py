@@ -36,6 +36,7 @@ class BeamOptions(ReadOptions):
         help="Globs of records to predict, comma-separated; quote them.",
         group="data",
         required=True,
+        repeats=True,
     )
     output_prefix: str = option(
         help="Start of the paths of the CSV files to write; -00000-of-00005.csv and so on follow.",
@@ -81,7 +82,7 @@ def main(options: BeamOptions) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     num_videos, num_corrupt = beam_pipeline.run(
         paths,
-        beam_pipeline.ReadBatches(data, options.batch_size, options),
+        beam_pipeline.ReadBatches(data, paths, options.batch_size, options),
         beam_pipeline.ExportedModelHandler(options.exported_model, options.top_k),
         options.output_prefix,
         max_corrupt=options.skip_corrupt_records,

@@ -358,6 +358,7 @@ def evaluate(
     Raises:
         InputError: if no video has a label, or a prediction is not finite.
     """
+    reader.check_labels()
     metrics = eval_util.EvaluationMetrics(predictor.data.num_classes, top_k)
     label_loss = losses.get_loss(predictor.label_loss)
     start = time.perf_counter()
@@ -370,11 +371,6 @@ def evaluate(
             progress.tick(
                 reader.bytes_read, f"evaluated {metrics.num_videos} videos, {rate:.0f} videos/s"
             )
-    if not metrics.positives.any():
-        raise InputError(
-            f"none of the {metrics.num_videos} videos has a label, so there is nothing to compare "
-            "with. If this is a test split, use inference.py."
-        )
     seconds = time.perf_counter() - start
     values = metrics.get()
     summary = {

@@ -11,7 +11,9 @@ import contextlib
 import copy
 import ctypes
 import dataclasses
+import functools
 import itertools
+import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -23,8 +25,31 @@ from google.protobuf.message import DecodeError
 
 import files
 import records
-from utils import InputError, comma_separated
+from utils import InputError, comma_separated, quantize
 
+# Records that show whether the data fit the settings at all, and videos of which one must have a
+# label.
+_FIRST_RECORDS = 16
+_MAX_UNLABELED = 1000
+_SEGMENT_FEATURES = {
+    "segment_labels",
+    "segment_start_times",
+    "segment_end_times",
+    "segment_scores",
+}
+# The byte that stands for the value 0.
+_ZERO = quantize(0.0)
+# Bytes are taken for floats if nearly all values that are not 0 are within such bounds.
+_PLAUSIBLE_FLOATS = {"float16": (2**-14, 2**8), "float32": (1e-8, 1e8), "float64": (1e-8, 1e8)}
+_PLAUSIBLE_SHARE, _BYTE_RATIO = 0.99, 1.5
+_MIN_FLOATS, _MIN_FLOAT_BYTES = 64, 16
+_NO_LABELS = np.zeros(0, np.int64)
+# Remedies for data of which all records are like this.
+_OTHER_SIZES = "Use data that fit the model, or train with other --feature_sizes."
+_QUANTIZE = (
+    "Frames of floats are not read: store one byte per value, for example "
+    "utils.quantize(np.frombuffer(frame, np.float32)).tobytes() for values of -2 to 2."
+)
 # Files read in turn, one video from each, so that neighbors in a file do not stay neighbors.
 _OPEN_FILES = 8
 # A file is read ahead in portions of at most this many records and about this many bytes.
@@ -44,7 +69,7 @@ class Batch(NamedTuple):
         video_ids: B ids.
         inputs: inputs of the model. Frame level: a dict of `frames`, uint8 `[B, T, D]`, and
             `num_frames`, int32 `[B]`. Video level: float32 `[B, D]`.
-        labels: float32 `[B, C]`, 1 for each label of the video.
+        labels: float32 `[B, C]`, 1 for each label of the video; `[B, 0]` without `with_labels`.
     """
 
     video_ids: list[str]
@@ -69,7 +94,18 @@ class Video:
 
 
 class CorruptVideoError(Exception):
-    """Raised for a record that matches its checksum but holds no usable video."""
+    """Raised for a record that matches its checksum but holds no usable video.
+
+    Args:
+        reason: the fault.
+        remedy: sentence that says how to use the record nevertheless, if there is a way.
+        remedy_for_all: sentence that says what to do if all records of the data are like this.
+    """
+
+    def __init__(self, reason: str, *, remedy: str = "", remedy_for_all: str = ""):
+        super().__init__(reason)
+        self.remedy = remedy
+        self.remedy_for_all = remedy_for_all
 
 
 class RecordReader:
@@ -83,6 +119,10 @@ class RecordReader:
         max_frames: frames used of each video, at most (frame level only).
         num_readers: threads that read and parse.
         skip_corrupt_records: corrupt records to skip before giving up.
+        missing_features: `error`, or `zeros` to take zeros for a feature that a video lacks.
+        trim_features: whether to cut the features of a video to the shortest if their numbers of
+            frames differ (frame level only).
+        with_labels: whether to read labels; prediction needs none.
 
     Attributes:
         corrupt_records: log of the corrupt records skipped so far.
@@ -99,6 +139,9 @@ class RecordReader:
         max_frames: int = 300,
         num_readers: int = 4,
         skip_corrupt_records: int = 0,
+        missing_features: str = "error",
+        trim_features: bool = False,
+        with_labels: bool = True,
     ):
         if len(feature_names) != len(feature_sizes):
             raise InputError(
@@ -111,22 +154,68 @@ class RecordReader:
         self.num_classes = num_classes
         self.max_frames = max_frames
         self.num_readers = num_readers
+        self.missing_features = missing_features
+        self.trim_features = trim_features
+        self.with_labels = with_labels
         self.corrupt_records = records.CorruptRecordLog(skip_corrupt_records)
         self.bytes_read = 0
         self._min_videos = 1
         self._failure: Exception | None = None
-        self._warned_of_no_labels = False
+        # Shared by the readers of single files.
+        self._warnings: set[str] = set()
+        self._first = _FirstRecords(self.paths, self._parse_payload, self.corrupt_records)
 
     @property
     def total_bytes(self) -> int:
         """Total size of the files."""
         return sum(map(files.file_size, self.paths))
 
+    @property
+    def _num_label_columns(self):
+        return self.num_classes if self.with_labels else 0
+
     def for_file(self, path: str) -> "RecordReader":
         """Returns a reader of one file, which may be empty; both share `corrupt_records`."""
         reader = copy.copy(self)
         reader.paths, reader.bytes_read, reader._min_videos = [path], 0, 0
         return reader
+
+    def check_first_records(self) -> None:
+        """Rejects training data that cannot be right; call it before long work.
+
+        Raises:
+            InputError: if `check_labels` rejects them, or frames are floats stored as bytes.
+        """
+        self.check_labels()
+        with contextlib.closing(self._first.read(_FIRST_RECORDS)) as first:
+            videos = [video for record in first if (video := self.parse(*record)) is not None]
+        self._check_values(videos)
+
+    def check_labels(self) -> None:
+        """Rejects data without labels.
+
+        Raises:
+            InputError: if none of the first 1000 videos, taken evenly from the first files, has a
+                label, or a record before the first label is corrupt and may not be skipped.
+        """
+        count, where, contents = 0, "", ""
+        with contextlib.closing(self._first.read(_MAX_UNLABELED)) as first:
+            for location, payload in first:
+                video = self._parse_or_skip(location, payload)
+                if video is None:
+                    continue
+                if video.labels.size:
+                    return
+                if not count:
+                    where = str(location)
+                    contents = records.describe_features(records.parse_record(payload)[0])
+                count += 1
+        if count:
+            raise InputError(
+                f"none of the first {count} videos has a label. Training and evaluation need the "
+                f"class numbers of each video, integers with the name 'labels'. The first video, "
+                f"{where}, has: {contents}."
+            )
 
     def batches(
         self,
@@ -202,7 +291,7 @@ class RecordReader:
         num_frames = self.max_frames if options.get("pad_to_max_frames") else None
         signature = (
             self._input_signature(batch_dim, num_frames),
-            tf.TensorSpec([batch_dim, self.num_classes], tf.float32),
+            tf.TensorSpec([batch_dim, self._num_label_columns], tf.float32),
         )
 
         first_epochs = itertools.count(step=options.get("num_epochs", 1) or 0)
@@ -254,14 +343,41 @@ class RecordReader:
             InputError: if the record is corrupt and may not be skipped, or does not fit the
                 settings.
         """
+        video = self._parse_or_skip(location, payload)
+        if video is not None and self.with_labels and not video.labels.size:
+            self._warn_once(
+                "video %r (%s) has no label: it counts as a negative of every class. The record "
+                "has: %s. Further videos without labels are not reported.",
+                video.video_id,
+                location,
+                records.describe_features(records.parse_record(payload)[0]),
+            )
+        return video
+
+    def _parse_or_skip(self, location, payload):
+        try:
+            return self._parse_payload(location, payload)
+        except CorruptVideoError as error:
+            if self._first.num_unusable:
+                message = (
+                    f"{location}: {error}.",
+                    f"Of the first {self._first.num_unusable} records, none is usable.",
+                    error.remedy_for_all,
+                    error.remedy,
+                )
+                raise InputError(" ".join(filter(None, message))) from error
+            self.corrupt_records.add(location, str(error), error.remedy)
+        return None
+
+    def _parse_payload(self, location, payload):
         try:
             context, feature_lists = records.parse_record(payload)
             return self._parse(location, context, feature_lists)
         except DecodeError as error:
-            self.corrupt_records.add(location, f"it is not a YouTube-8M record: {error}")
-        except CorruptVideoError as error:
-            self.corrupt_records.add(location, str(error))
-        return None
+            raise CorruptVideoError(
+                f"it is not a YouTube-8M record: {error}",
+                remedy_for_all="Frame-level data are SequenceExamples, video-level data Examples.",
+            ) from error
 
     def _shard(self, index, count):
         if len(self.paths) < count:
@@ -287,15 +403,19 @@ class RecordReader:
                     return values[0].decode("utf-8", "backslashreplace")
         raise CorruptVideoError(
             "it has no 'id' or 'video_id' that holds exactly one string. It has: "
-            f"{comma_separated(sorted(context))}"
+            f"{records.describe_features(context)}",
+            remedy_for_all="Store the id of each video as one string.",
         )
 
     def _labels(self, location, video_id, context):
+        if not self.with_labels:
+            return _NO_LABELS
         feature = tf.train.Feature.FromString(context.get("labels", b""))
         if feature.WhichOneof("kind") not in (None, "int64_list"):
-            raise InputError(
-                f"the labels of video {video_id!r} ({location}) are a "
-                f"{feature.WhichOneof('kind')}, but an int64_list of class numbers is expected."
+            raise CorruptVideoError(
+                f"the labels of video {video_id!r} are not integers: "
+                f"{records.describe_features({'labels': context['labels']})}",
+                remedy_for_all="Store the class numbers of each video as integers.",
             )
         labels = np.array(feature.int64_list.value, np.int64)
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
@@ -305,31 +425,51 @@ class RecordReader:
                 f"{self.num_classes - 1}. Use data that fit the model, or train with another "
                 "--num_classes."
             )
-        if not labels.size and not self._warned_of_no_labels:
-            self._warned_of_no_labels = True
-            logging.warning(
-                "video %r (%s) has no label: it counts as a negative of every class. The record "
-                "has: %s. Further videos without labels are not reported.",
-                video_id,
-                location,
-                comma_separated(sorted(context)),
+        if not _SEGMENT_FEATURES.isdisjoint(context):
+            self._warn_once(
+                "the ratings of segments are not used, only the labels of whole videos. Not used: "
+                "%s",
+                comma_separated(sorted(_SEGMENT_FEATURES.intersection(context))),
             )
         return labels
 
-    def _missing_feature(self, location, name, found):
-        return InputError(
-            f"feature {name!r} is not in {location}, which has: {comma_separated(sorted(found))}. "
-            "Use data that fit the model, or train with other --feature_names and --feature_sizes."
+    def _warn_once(self, text, *values):
+        if text not in self._warnings:
+            self._warnings.add(text)
+            logging.warning(text, *values)
+
+    def _missing(self, location, name, found, reason):
+        """Accepts a missing feature if zeros are wanted.
+
+        Args:
+            location: location of the record.
+            name: name of the feature.
+            found: names of the features that the record has.
+            reason: the fault.
+
+        Raises:
+            CorruptVideoError: otherwise.
+        """
+        has_others = any(other in found for other in self.feature_names if other != name)
+        if self.missing_features == "error" or not has_others:
+            raise CorruptVideoError(
+                reason,
+                remedy="--missing_features=zeros takes zeros instead." if has_others else "",
+                remedy_for_all="Use data that fit the model, or train with other --feature_names "
+                "and --feature_sizes.",
+            )
+        self._warn_once(
+            "zeros are used for feature %r of %s, which lacks it. Further missing features are not "
+            "reported.",
+            name,
+            location,
         )
 
-    def _wrong_size(self, location, name, expected, found):
-        return InputError(
-            f"feature {name!r} has size {found} in {location}, but the model takes size "
-            f"{expected}. Use data that fit the model, or train with other --feature_sizes."
-        )
+    def _check_values(self, videos):
+        """Rejects values of videos that cannot be right."""
 
     def _assemble(self, videos, pad_to_max_frames):
-        labels = _aligned_empty((len(videos), self.num_classes), np.float32)
+        labels = _aligned_empty((len(videos), self._num_label_columns), np.float32)
         labels[...] = 0.0
         for row, video in enumerate(videos):
             labels[row, video.labels] = 1.0
@@ -342,38 +482,73 @@ class YT8MFrameFeatureReader(RecordReader):
 
     def _parse(self, location, context, feature_lists):
         if not feature_lists and any(name.startswith("mean_") for name in context):
-            raise InputError(
-                f"{location} holds video-level features ({comma_separated(sorted(context))}), but "
-                "the model takes frames. Choose frame-level data or a video-level model."
+            raise CorruptVideoError(
+                f"it holds video-level features ({comma_separated(sorted(context))}), but the "
+                "model takes frames",
+                remedy_for_all="Choose frame-level data or a video-level model.",
             )
         video_id = self._video_id(context)
         features = [
             self._frames(location, video_id, name, size, feature_lists)
             for name, size in zip(self.feature_names, self.feature_sizes, strict=True)
         ]
-        counts = [len(frames) for frames in features]
-        if len(set(counts)) > 1:
-            numbers = comma_separated(
-                f"{count} of {name!r}"
-                for name, count in zip(self.feature_names, counts, strict=True)
+        counts = {
+            name: len(frames)
+            for name, frames in zip(self.feature_names, features, strict=True)
+            if frames is not None
+        }
+        if not counts:
+            raise CorruptVideoError(f"video {video_id!r} has no frame of any feature")
+        num_frames = min(counts.values())
+        if not self.trim_features and num_frames != max(counts.values()):
+            numbers = comma_separated(f"{count} of {name!r}" for name, count in counts.items())
+            raise CorruptVideoError(
+                f"video {video_id!r} has unequal numbers of frames: {numbers}",
+                remedy="--trim_features cuts the features of a video to the shortest.",
             )
-            raise CorruptVideoError(f"video {video_id!r} has unequal numbers of frames: {numbers}")
-        used = [frames[: self.max_frames] for frames in features]
+        num_frames = min(num_frames, self.max_frames)
+        used = [
+            np.full((num_frames, size), _ZERO) if frames is None else frames[:num_frames]
+            for frames, size in zip(features, self.feature_sizes, strict=True)
+        ]
         return Video(video_id, self._labels(location, video_id, context), used)
 
     def _frames(self, location, video_id, name, size, feature_lists):
+        """Returns the frames of a feature; None if zeros are to be used."""
         if name not in feature_lists:
-            raise self._missing_feature(location, name, feature_lists)
-        frames = records.frame_bytes(feature_lists[name])
+            found = records.describe_feature_lists(feature_lists)
+            reason = f"it has no feature {name!r}. It has: {found}"
+            return self._missing(location, name, feature_lists, reason)
+        content = feature_lists[name]
+        frames = records.frame_bytes(content)
         if frames is None:
+            found = records.describe_feature_lists({name: content})
             raise CorruptVideoError(
-                f"video {video_id!r} has frames of {name!r} that differ in size or are not bytes"
+                f"video {video_id!r} has frames of {name!r} that differ in size or are not bytes: "
+                f"{found}",
+                remedy_for_all=_QUANTIZE if "float" in found else "",
             )
         if not len(frames):
-            raise CorruptVideoError(f"video {video_id!r} has no frame of {name!r}")
+            reason = f"video {video_id!r} has no frame of {name!r}"
+            return self._missing(location, name, feature_lists, reason)
         if frames.shape[1] != size:
-            raise self._wrong_size(location, name, size, frames.shape[1])
+            raise _wrong_frame_size(name, size, frames)
         return frames
+
+    def _check_values(self, videos):
+        for index, (name, size) in enumerate(
+            zip(self.feature_names, self.feature_sizes, strict=True)
+        ):
+            frames = [video.features[index] for video in videos]
+            float_type = _float_type(np.concatenate(frames)) if frames else None
+            if float_type:
+                values = size // np.dtype(float_type).itemsize
+                raise InputError(
+                    f"feature {name!r} has size {size}, but in the first {len(videos)} videos its "
+                    f"bytes are those of {values} {float_type} values, not one byte per value. "
+                    f"{_QUANTIZE.replace('float32', float_type)} Then set its size in "
+                    f"--feature_sizes to {values}."
+                )
 
     def _inputs(self, videos, pad_to_max_frames):
         num_frames = np.array([len(video.features[0]) for video in videos], np.int32)
@@ -399,10 +574,10 @@ class YT8MAggregatedFeatureReader(RecordReader):
 
     def _parse(self, location, context, feature_lists):
         if feature_lists:
-            raise InputError(
-                f"{location} holds frame-level features ({comma_separated(sorted(feature_lists))})"
-                ", but the model takes video-level features. Choose video-level data or a "
-                "frame-level model."
+            raise CorruptVideoError(
+                f"it holds frame-level features ({comma_separated(sorted(feature_lists))}), but "
+                "the model takes video-level features",
+                remedy_for_all="Choose video-level data or a frame-level model.",
             )
         video_id = self._video_id(context)
         features = [
@@ -413,12 +588,22 @@ class YT8MAggregatedFeatureReader(RecordReader):
 
     def _vector(self, location, video_id, name, size, context):
         if name not in context:
-            raise self._missing_feature(location, name, context)
+            found = records.describe_features(context)
+            reason = f"it has no feature {name!r}. It has: {found}"
+            self._missing(location, name, context, reason)
+            return np.zeros(size, np.float32)
         values = records.float_values(context[name])
         if values is None:
-            raise CorruptVideoError(f"feature {name!r} of video {video_id!r} does not hold floats")
+            raise CorruptVideoError(
+                f"feature {name!r} of video {video_id!r} does not hold floats: "
+                f"{records.describe_features({name: context[name]})}",
+                remedy_for_all="Store each video-level feature as floats.",
+            )
         if len(values) != size:
-            raise self._wrong_size(location, name, size, len(values))
+            raise CorruptVideoError(
+                f"feature {name!r} has size {len(values)}, but the model takes size {size}",
+                remedy_for_all=_OTHER_SIZES,
+            )
         if not np.isfinite(values).all():
             raise CorruptVideoError(f"feature {name!r} of video {video_id!r} has NaN or infinity")
         return values
@@ -430,6 +615,90 @@ class YT8MAggregatedFeatureReader(RecordReader):
     def _input_signature(self, batch_dim, num_frames):
         del num_frames
         return tf.TensorSpec([batch_dim, sum(self.feature_sizes)], tf.float32)
+
+
+# --- First records --------------------------------------------------------------------------------
+
+
+class _FirstRecords:
+    """The first records of a data set, which show whether it fits the settings at all."""
+
+    def __init__(self, paths, parse, corrupt_log):
+        self._paths = paths
+        self._parse = parse
+        self._corrupt_log = corrupt_log
+
+    def read(self, count, corrupt_log=None):
+        """Yields up to `count` records, taken evenly from the first files."""
+        paths = self._paths[:count]
+        for path in paths:
+            with records.TFRecordFile(path, corrupt_log or self._corrupt_log) as file:
+                for _ in range(math.ceil(count / len(paths))):
+                    if (record := file.read()) is None:
+                        break
+                    yield record
+
+    @functools.cached_property
+    def num_unusable(self):
+        """Number of the first records if none of them is usable, otherwise 0."""
+        count = 0
+        with contextlib.suppress(InputError):  # Reading the data reports it.
+            for record in self.read(_FIRST_RECORDS, records.IgnoredCorruptRecords()):
+                try:
+                    self._parse(*record)
+                except CorruptVideoError:
+                    count += 1
+                else:
+                    return 0
+            return count
+        return 0
+
+
+def _wrong_frame_size(name, size, frames):
+    """Returns the error for frames, uint8 `[T, D]`, that do not have the expected size."""
+    found = frames.shape[1]
+    float_type = {2: "float16", 4: "float32", 8: "float64"}.get(found / size)
+    reason = f"feature {name!r} has size {found}, but the model takes size {size}"
+    if not float_type:
+        return CorruptVideoError(reason, remedy_for_all=_OTHER_SIZES)
+    quantize_frames = _QUANTIZE.replace("float32", float_type)
+    if _float_type(frames) == float_type:
+        return CorruptVideoError(
+            f"{reason}: its frames are {size} {float_type} values instead of bytes",
+            remedy_for_all=quantize_frames,
+        )
+    return CorruptVideoError(
+        f"{reason}: that is the size of {size} {float_type} values",
+        remedy_for_all=f"{_OTHER_SIZES} {quantize_frames}",
+    )
+
+
+def _float_type(frames):
+    """Returns the float type whose bytes the frames are, or None.
+
+    In quantized features, all bytes are alike. In floats, the highest byte of each value holds the
+    exponent, which takes few values, and the lowest byte takes any.
+
+    Args:
+        frames: uint8 `[N, D]`.
+    """
+    size = frames.shape[1]
+    for name, (low, high) in _PLAUSIBLE_FLOATS.items():
+        dtype = np.dtype(name)
+        if size < _MIN_FLOAT_BYTES or size % dtype.itemsize:
+            continue
+        values = np.ascontiguousarray(frames).view(dtype)
+        sizes = np.abs(values[values != 0])
+        is_plausible = (sizes > low) & (sizes < high)
+        if len(sizes) < _MIN_FLOATS or is_plausible.mean() < _PLAUSIBLE_SHARE:
+            continue
+        lowest, highest = (
+            frames[:, :: dtype.itemsize],
+            frames[:, dtype.itemsize - 1 :: dtype.itemsize],
+        )
+        if len(np.unique(lowest)) > _BYTE_RATIO * len(np.unique(highest)):
+            return name
+    return None
 
 
 # --- Order of the videos --------------------------------------------------------------------------
@@ -514,14 +783,18 @@ class _Interleaved:
 
     def __iter__(self):
         turns = collections.deque(map(self._open, itertools.islice(self._paths, _OPEN_FILES)))
-        while turns:
-            entries = turns.popleft()
-            entry = next(entries, None)
-            if entry is not None:
-                turns.append(entries)
-                yield entry
-            elif (path := next(self._paths, None)) is not None:
-                turns.appendleft(self._open(path))
+        try:
+            while turns:
+                entries = turns.popleft()
+                entry = next(entries, None)
+                if entry is not None:
+                    turns.append(entries)
+                    yield entry
+                elif (path := next(self._paths, None)) is not None:
+                    turns.appendleft(self._open(path))
+        finally:
+            for entries in turns:
+                entries.close()
 
     def _open(self, path):
         """Starts to read a file ahead, and returns an iterator over its entries."""
@@ -546,7 +819,7 @@ class _Interleaved:
         """Returns the next entries of a file, or an empty list at its end."""
         portion, size = [], 0
         while not portion or (len(portion) < _PORTION_RECORDS and size < _PORTION_BYTES):
-            if self.skimming:
+            if self.skimming and not file.is_compressed:
                 if (location := file.skim()) is None:
                     break
                 portion.append(location)

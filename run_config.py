@@ -14,7 +14,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -53,6 +53,23 @@ class ReadOptions(Options):
         group="data",
         at_least=0,
     )
+    missing_features: str = option(
+        "error",
+        "How to read a video that lacks a feature: error treats it as corrupt; zeros takes zeros "
+        "for the feature.",
+        group="data",
+        choices=("error", "zeros"),
+    )
+    trim_features: bool = option(
+        False,
+        "Cut the features of a video to the shortest if their numbers of frames differ; otherwise "
+        "the video is corrupt.",
+        group="data",
+    )
+
+    def read_options(self) -> dict[str, Any]:
+        """Returns only the options of this class, by name, without the options of subclasses."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(ReadOptions)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,13 +96,18 @@ class DataConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def reader(
-        self, paths: str | Sequence[str], options: ReadOptions = ReadOptions()
+        self,
+        paths: str | Sequence[str],
+        options: ReadOptions = ReadOptions(),
+        *,
+        with_labels: bool = True,
     ) -> "readers.RecordReader":
         """Returns a reader of record files.
 
         Args:
             paths: record files, or globs in one comma-separated string.
             options: how to read them.
+            with_labels: whether to read labels; prediction needs none.
 
         Raises:
             InputError: if a glob matches no file.
@@ -104,8 +126,8 @@ class DataConfig:
             feature_sizes=self.feature_sizes,
             num_classes=self.num_classes,
             max_frames=self.max_frames,
-            num_readers=options.num_readers,
-            skip_corrupt_records=options.skip_corrupt_records,
+            with_labels=with_labels,
+            **options.read_options(),
         )
 
     def differences(self, other: "DataConfig") -> dict[str, tuple]:
@@ -368,6 +390,7 @@ class TrainOptions(RecipeOptions, ReadOptions):
         help="Globs of training records, comma-separated; quote them.",
         group="data",
         required=True,
+        repeats=True,
     )
     train_dir: str = option(
         help="Directory of the run: model_flags.json, checkpoints, TensorBoard logs, eval/.",

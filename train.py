@@ -77,7 +77,7 @@ def train(
         )
     reader = config.data.reader(options.train_data_pattern, options)
     # Fail on bad data before creating anything.
-    next(reader.read_file(reader.paths[0]), None)
+    reader.check_first_records()
     with checkpoints.training_lock(options.train_dir):
         return _train(config, options, reader, stop_requests)
 
