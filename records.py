@@ -34,13 +34,13 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _MAX_RECORD_BYTES = 1 << 31
 # First bytes of files that are often mistaken for TFRecord files.
 _OTHER_FORMATS = {
-    b"BZh": "compressed by bzip2; decompress it first",
-    b"\xfd7zXZ\x00": "compressed by xz; decompress it first",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it first",
-    b"PK\x03\x04": "a zip archive; extract it first",
-    b"PAR1": "a Parquet file",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
-    b"\x93NUMPY": "a NumPy file",
+    b"BZh": "compressed by bzip2: decompress it",
+    b"\xfd7zXZ\x00": "compressed by xz: decompress it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: decompress it",
+    b"PK\x03\x04": "a zip archive: extract its files",
+    b"PAR1": "a Parquet file: convert it, or leave it out",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file: convert it, or leave it out",
+    b"\x93NUMPY": "a NumPy file: convert it, or leave it out",
 }
 
 
@@ -251,7 +251,7 @@ class TFRecordFile:
             return ("its length does not match its checksum, so the rest of the file is lost",)
         for start, name in _OTHER_FORMATS.items():
             if header.startswith(start):
-                return f"this is not a TFRecord file, but {name}", "Leave it out."
+                return (f"this is not a TFRecord file, but {name}",)
         return (
             "this is not a TFRecord file, or its first length is corrupt: it begins with "
             f"{bytes(header)}",

@@ -122,6 +122,49 @@ def test_patterns_expand_to_sorted_files_without_duplicates(tmp_path):
     assert files.expand_patterns(pattern) == expected
 
 
+@pytest.mark.parametrize("folder", ["a,b", "x{y,z}", "[1]", "my data (1)", "a,b[2], c"])
+def test_paths_with_special_characters_are_found(tmp_path, folder):
+    path = tmp_path / folder / "train 01.tfrecord"
+    path.parent.mkdir()
+    path.write_text("x")
+    (tmp_path / "other").write_text("x")
+    assert files.expand_patterns(str(path)) == [str(path)]
+    assert files.expand_patterns(f"{path.parent}/*") == [str(path)]
+    both = sorted([str(path), f"{tmp_path}/other"])
+    assert files.expand_patterns(f"{path.parent}/t*\n{tmp_path}/oth*,{tmp_path}/other") == both
+
+
+def test_a_path_is_found_once_whether_it_is_matched_or_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a1").write_text("x")
+    assert files.expand_patterns("a1,a*,./a1") == ["a1"]
+
+
+def test_directories_pipes_and_broken_links_are_rejected(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"is a directory\. Give a pattern .*/\*\.tfrecord'\.$"):
+        files.expand_patterns(str(tmp_path))
+    with pytest.raises(InputError, match=r"/pipe is a pipe or a device, which can be read only on"):
+        files.expand_patterns(f"{tmp_path}/p*")
+    with pytest.raises(InputError, match=r"cannot read .*/link: "):
+        files.expand_patterns(f"{tmp_path}/l*")
+
+
+def test_an_unreadable_file_is_rejected(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("x")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # Root may read everything.
+    with pytest.raises(InputError, match=r"cannot read .*/a: this user has no permission"):
+        files.expand_patterns(f"{tmp_path}/a")
+
+
+def test_empty_files_among_others_are_warned_of(tmp_path, logged_warnings):
+    for name, text in (("a", "x"), ("b", ""), ("c", "")):
+        (tmp_path / name).write_text(text)
+    assert len(files.expand_patterns(f"{tmp_path}/*")) == 3
+    assert logged_warnings == [f"2 of 3 files are empty, such as {tmp_path}/b"]
+
+
 def test_a_pattern_without_a_match_is_rejected_even_if_others_match(tmp_path):
     (tmp_path / "a1").write_text("")
     with pytest.raises(InputError, match=r"no file matches '.*/z\*' \(working directory /"):

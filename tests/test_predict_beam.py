@@ -90,6 +90,20 @@ def test_allowed_corrupt_records_are_skipped(exported, corrupt, tmp_path):
     assert len(lines(shards(tmp_path / "p"))) == 3 * 40 - 2
 
 
+def test_files_are_read_with_all_options_and_without_labels(exported, tmp_path):
+    features = {"rgb": [b"12345678"] * 2}
+    records = [
+        sample_records.frame_record("a", [4000], **features, audio=[b"1234"]),
+        sample_records.frame_record("b", [], **features),
+    ]
+    for name, record in zip("ab", records, strict=True):
+        sample_records.write_records(tmp_path / f"{name}.tfrecord", [record])
+    given = arguments(exported, tmp_path / "*.tfrecord", tmp_path / "p")
+    options = ("--trim_features", "--missing_features=zeros")
+    programs.run("predict_beam", *given, IN_PROCESS, *options)
+    assert [line[0] for line in lines(shards(tmp_path / "p"))] == ["a", "b"]
+
+
 def test_ids_are_quoted_as_csv(exported, tmp_path):
     record = sample_records.frame_record('a,"b', [], rgb=[b"12345678"], audio=[b"1234"])
     path = sample_records.write_records(tmp_path / "test.tfrecord", [record])

@@ -53,6 +53,11 @@ class Sample(Options):
     weights: tuple[float, ...] | None = option(None, "Weights.", group="data")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Repeating(Options):
+    pattern: str = option(help="Patterns.", group="data", required=True, repeats=True)
+
+
 def main(options: Sample) -> Sample:
     return options
 
@@ -101,6 +106,19 @@ def test_given_flags_of_the_model_become_its_hyperparameters():
     config = programs.options("train", *REQUIRED, "--moe_num_mixtures=3")["config"]
     assert config == RunConfig("MoeModel", hyperparameters={"moe_num_mixtures": 3})
     assert config.hyperparameters["moe_num_mixtures"] == 3
+
+
+def test_a_flag_that_repeats_has_a_line_per_value():
+    def main(options: Repeating) -> str:
+        return options.pattern
+
+    assert program.call(main, ["--pattern=a,b/*", "--pattern", "~/c"]) == (
+        f"a,b/*\n{os.path.expanduser('~')}/c"
+    )
+    for arguments in ([], ["--pattern="]):
+        with pytest.raises(InputError, match="--pattern must be given"):
+            program.call(main, arguments)
+    assert "The flag may be repeated" in program.help_text(main)
 
 
 def test_a_paths_home_directory_is_expanded(monkeypatch):

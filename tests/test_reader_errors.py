@@ -2,13 +2,14 @@
 
 import math
 import os
-import re
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 import files
 import readers
+import utils
 from record_readers import (
     NUM_CLASSES,
     RECORD_HEADER_BYTES,
@@ -45,34 +46,39 @@ def test_there_must_be_as_many_sizes_as_names(record_files):
 
 FRAMES = frame_record("a", [1], rgb=[b"12345678"], audio=[b"1234"])
 VECTORS = video_record("a", [1], mean_rgb=[1.0] * 5)
-SIZE = "the model takes size {}. Use data that fit the model, or train with other --feature_sizes."
-FEATURES = "Use data that fit the model, or train with other --feature_names and --feature_sizes."
+ALL = "Of the first 1 records, none is usable."
+SIZE = f"{ALL} Use data that fit the model, or train with other --feature_sizes."
+FEATURES = (
+    f"{ALL} Use data that fit the model, or train with other --feature_names and --feature_sizes."
+)
 MISFITS = [
     (
         *(frame_reader, {"rgb": 16, "audio": 4}, FRAMES),
-        f"feature 'rgb' has size 8 in PLACE, but {SIZE.format(16)}",
+        f"feature 'rgb' has size 8, but the model takes size 16. {SIZE}",
     ),
     (
         *(video_reader, {"mean_rgb": 4}, VECTORS),
-        f"feature 'mean_rgb' has size 5 in PLACE, but {SIZE.format(4)}",
+        f"feature 'mean_rgb' has size 5, but the model takes size 4. {SIZE}",
     ),
     (
         *(frame_reader, {"rgb": 8}, VECTORS),
-        "PLACE holds video-level features (id, labels, mean_rgb), but the model takes frames. "
-        "Choose frame-level data or a video-level model.",
+        "it holds video-level features (id, labels, mean_rgb), but the model takes frames. "
+        f"{ALL} Choose frame-level data or a video-level model.",
     ),
     (
         *(video_reader, {"mean_rgb": 5}, FRAMES),
-        "PLACE holds frame-level features (audio, rgb), but the model takes video-level features. "
-        "Choose video-level data or a frame-level model.",
+        "it holds frame-level features (audio, rgb), but the model takes video-level features. "
+        f"{ALL} Choose video-level data or a frame-level model.",
     ),
     (
         *(frame_reader, {"rgb": 8, "depth": 4}, FRAMES),
-        f"feature 'depth' is not in PLACE, which has: audio, rgb. {FEATURES}",
+        "it has no feature 'depth'. It has: audio (1 frame of 4 bytes), rgb (1 frame of 8 bytes). "
+        f"{FEATURES} --missing_features=zeros takes zeros instead.",
     ),
     (
         *(video_reader, {"mean_audio": 1}, VECTORS),
-        f"feature 'mean_audio' is not in PLACE, which has: id, labels, mean_rgb. {FEATURES}",
+        "it has no feature 'mean_audio'. It has: id (1 string), labels (1 integer), mean_rgb "
+        f"(5 floats). {FEATURES}",
     ),
 ]
 
@@ -82,7 +88,7 @@ def test_a_record_that_does_not_fit_is_reported_with_its_content(
     tmp_path, reader, sizes, record, message
 ):
     path = one_record(tmp_path, record)
-    assert error_of(reader(path, sizes)) == message.replace("PLACE", f"record 0 of {path} (byte 0)")
+    assert error_of(reader(path, sizes)) == f"record 0 of {path} (byte 0): {message}"
 
 
 @pytest.mark.parametrize("label", [10, 4000, -1, 2**40])
@@ -109,11 +115,209 @@ def test_files_without_a_video_are_rejected(tmp_path, num_epochs):
     assert message == f"no video in 2 files, such as {tmp_path}/a"
 
 
-def test_labels_that_are_not_integers_are_rejected(tmp_path):
+def with_labels(feature):
+    """Returns a record with one frame and labels of the given kind, or none."""
     example = tf.train.SequenceExample.FromString(frame_record("abc", [], rgb=[b"1234"]))
-    example.context.feature["labels"].float_list.value.append(1.0)
-    message = error_of(frame_reader(one_record(tmp_path, example.SerializeToString()), {"rgb": 4}))
-    assert re.search(r"labels of video 'abc' .* are a float_list", message)
+    del example.context.feature["labels"]
+    if feature is not None:
+        example.context.feature["labels"].CopyFrom(feature)
+    return example.SerializeToString()
+
+
+@pytest.mark.parametrize("labels", [float_feature([1.0]), bytes_feature(b"cat")])
+def test_labels_that_are_not_integers_are_rejected(tmp_path, labels):
+    message = error_of(frame_reader(one_record(tmp_path, with_labels(labels)), {"rgb": 4}))
+    assert "the labels of video 'abc' are not integers: labels (1 " in message
+    assert "none is usable. Store the class numbers of each video as integers." in message
+
+
+@pytest.mark.parametrize(
+    "labels", [None, int64_feature([4000]), float_feature([1.0]), bytes_feature(b"cat")]
+)
+def test_a_reader_without_labels_takes_any(tmp_path, labels, logged_warnings):
+    path = one_record(tmp_path, with_labels(labels))
+    reader = frame_reader(path, {"rgb": 4}, with_labels=False)
+    (batch,) = reader.batches(4)
+    assert batch.video_ids == ["abc"]
+    assert batch.labels.shape == (1, 0)
+    ((_, labels),) = reader.dataset(4)
+    assert labels.shape == (1, 0)
+    assert not logged_warnings
+
+
+@pytest.mark.parametrize("labels", [None, int64_feature([])], ids=["no list", "empty list"])
+def test_data_without_any_label_are_rejected_by_what_they_have(tmp_path, labels):
+    records = [with_labels(labels)] * 5
+    paths = [write_records(tmp_path / name, records) for name in "ab"]
+    reader = frame_reader(tmp_path / "?", {"rgb": 4})
+    has = "id (1 string)" + (", labels (0 integers)" if labels else "")
+    with pytest.raises(InputError) as caught:
+        reader.check_first_records()
+    assert str(caught.value) == (
+        "none of the first 10 videos has a label. Training and evaluation need the class numbers "
+        "of each video, integers with the name 'labels'. The first video, record 0 of "
+        f"{paths[0]} (byte 0), has: {has}."
+    )
+
+
+def test_one_label_among_the_first_videos_of_any_file_is_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_MAX_UNLABELED", 20)
+    write_records(tmp_path / "a", [with_labels(None)] * 100)
+    write_records(tmp_path / "b", [*[with_labels(None)] * 9, with_labels(int64_feature([3]))])
+    frame_reader(tmp_path / "?", {"rgb": 4}).check_labels()
+    with pytest.raises(InputError, match="none of the first 20 videos has a label"):
+        frame_reader(tmp_path / "a", {"rgb": 4}).check_labels()
+
+
+def test_ratings_of_segments_are_reported_once_as_not_used(tmp_path, logged_warnings):
+    example = tf.train.SequenceExample.FromString(frame_record("abc", [1], rgb=[b"1234"]))
+    for name in ("segment_start_times", "segment_labels"):
+        example.context.feature[name].CopyFrom(int64_feature([5]))
+    path = write_records(tmp_path / "a", [example.SerializeToString()] * 9)
+    list(frame_reader(path, {"rgb": 4}).batches(2))
+    assert logged_warnings == [
+        "the ratings of segments are not used, only the labels of whole videos. Not used: "
+        "segment_labels, segment_start_times"
+    ]
+
+
+# --- Data of which every record is alike ---
+
+
+def test_a_fault_of_all_records_is_no_corruption_that_can_be_skipped(tmp_path):
+    path = write_videos(tmp_path / "a", make_videos(100))
+    message = error_of(frame_reader(path, {"rgb": 9}, skip_corrupt_records=1000))
+    assert "Of the first 16 records, none is usable." in message
+    assert "skip" not in message
+
+
+@pytest.mark.parametrize("skip_batches", [0, 20])
+def test_a_rare_fault_is_a_corrupt_record_wherever_it_is(tmp_path, skip_batches):
+    videos = make_videos(100)
+    del videos[0][2]["audio"]
+    del videos[90][2]["audio"]
+    path = write_videos(tmp_path / "a", videos)
+    assert "0 corrupt records were skipped before" in error_of(frame_reader(path))
+    reader = frame_reader(path, skip_corrupt_records=2)
+    ids = read_ids(reader, skip_batches=skip_batches)
+    assert len(ids) == 98 - 4 * skip_batches + (skip_batches > 0)
+    # A file reader judges by the whole data set.
+    write_videos(tmp_path / "b", videos[:1])
+    reader = frame_reader(tmp_path / "?", skip_corrupt_records=9)
+    assert read_ids(reader.for_file(str(tmp_path / "b"))) == []
+
+
+FLOAT_TYPES = ["float16", "float32", "float64"]
+
+
+@pytest.mark.parametrize("float_type", FLOAT_TYPES)
+def test_the_bytes_of_floats_are_recognized_by_their_number_and_by_their_values(
+    tmp_path, float_type
+):
+    rng = np.random.default_rng(0)
+    frames = [rng.normal(0, 0.1, (20, 16)).astype(float_type) for _ in range(4)]
+    records = [frame_record("a", [1], rgb=[frame.tobytes() for frame in video]) for video in frames]
+    path = write_records(tmp_path / "a", records)
+    message = error_of(frame_reader(path, {"rgb": 16}))
+    assert f"its frames are 16 {float_type} values instead of bytes" in message
+    assert "--feature_sizes" not in message
+    assert f"utils.quantize(np.frombuffer(frame, np.{float_type}))" in message
+    size = 16 * np.dtype(float_type).itemsize
+    with pytest.raises(InputError, match=f"its bytes are those of 16 {float_type} values"):
+        frame_reader(path, {"rgb": size}).check_first_records()
+
+
+def test_bytes_of_a_multiple_of_the_size_may_be_floats_or_another_feature(tmp_path):
+    path = one_record(tmp_path, frame_record("a", [1], rgb=quantized("normal", 64)))
+    message = error_of(frame_reader(path, {"rgb": 32}))
+    assert "size 64, but the model takes size 32: that is the size of 32 float16 values" in message
+    assert "train with other --feature_sizes. Frames of floats are not read: " in message
+
+
+def quantized(kind, size):
+    rng = np.random.default_rng(1)
+    shape = (40, size)
+    return {
+        "normal": utils.quantize(rng.normal(size=shape)),
+        "narrow": utils.quantize(rng.normal(0, 0.05, shape)),
+        "uniform": rng.integers(0, 256, shape),
+        "sparse": rng.integers(0, 256, shape) * (rng.random(shape) < 0.05),
+        "low": rng.integers(50, 70, shape),
+        "rectified": np.maximum(0, rng.normal(size=shape) * 60).clip(0, 255),
+        "equal_frames": np.repeat(rng.integers(20, 80, (1, size)), 40, 0),
+        "constant": np.full(shape, 64),
+        "zero": np.zeros(shape),
+    }[kind].astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 64, 1024])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "normal",
+        "narrow",
+        "uniform",
+        "sparse",
+        "low",
+        "rectified",
+        "equal_frames",
+        "constant",
+        "zero",
+    ],
+)
+def test_quantized_frames_are_not_taken_for_floats(tmp_path, kind, size):
+    path = one_record(tmp_path, frame_record("a", [1], rgb=quantized(kind, size)))
+    frame_reader(path, {"rgb": size}, max_frames=300).check_first_records()
+
+
+# --- Missing and short features ---
+
+
+@pytest.mark.parametrize("silent", [{}, {"audio": []}], ids=["no list", "no frames"])
+def test_a_missing_feature_can_be_replaced_by_zeros(tmp_path, silent, logged_warnings):
+    good = frame_record("good", [1], rgb=[b"12345678"] * 2, audio=[b"abcd"] * 2)
+    bad = frame_record("bad", [2], rgb=[b"12345678"] * 3, **silent)
+    path = write_records(tmp_path / "a", [good, bad, bad, good])
+    assert "--missing_features=zeros takes zeros instead. 0 corrupt" in error_of(frame_reader(path))
+    (batch,) = frame_reader(path, missing_features="zeros").batches(4)
+    np.testing.assert_array_equal(batch.inputs["num_frames"], [2, 3, 3, 2])
+    audio = batch.inputs["frames"][1, :, 8:]
+    assert (audio == utils.quantize(0.0)).all()
+    assert bytes(batch.inputs["frames"][1, 2, :8]) == b"12345678"
+    assert len(logged_warnings) == 1
+
+
+def test_a_missing_vector_can_be_replaced_by_zeros(tmp_path):
+    records = [
+        video_record("a", [1], mean_rgb=[1.0, 2.0], mean_audio=[3.0]),
+        video_record("b", [1], mean_rgb=[4.0, 5.0]),
+    ]
+    path = write_records(tmp_path / "a", records)
+    sizes = {"mean_rgb": 2, "mean_audio": 1}
+    assert "--missing_features=zeros takes zeros" in error_of(video_reader(path, sizes))
+    (batch,) = video_reader(path, sizes, missing_features="zeros").batches(4)
+    np.testing.assert_array_equal(batch.inputs, [[1, 2, 3], [4, 5, 0]])
+
+
+def test_a_record_without_any_feature_is_not_replaced_by_zeros(tmp_path):
+    path = one_record(tmp_path, frame_record("a", [1], audio_embedding=[b"1234"]))
+    message = error_of(frame_reader(path, missing_features="zeros"))
+    assert "has no feature 'rgb'. It has: audio_embedding (1 frame of 4 bytes)" in message
+    assert "zeros" not in message
+    empty = write_records(tmp_path / "b", [frame_record("a", [1], rgb=[], audio=[])])
+    message = error_of(frame_reader(empty, missing_features="zeros"))
+    assert "video 'a' has no frame of any feature" in message
+
+
+def test_features_can_be_cut_to_the_shortest(tmp_path):
+    frames = [b"12345678", b"abcdefgh", b"ABCDEFGH"]
+    path = one_record(tmp_path, frame_record("a", [1], rgb=frames, audio=[b"1234", b"5678"]))
+    assert "--trim_features cuts the features of a video to" in error_of(frame_reader(path))
+    (batch,) = frame_reader(path, trim_features=True).batches(1)
+    assert [bytes(frame) for frame in batch.inputs["frames"][0]] == [
+        b"123456781234",
+        b"abcdefgh5678",
+    ]
 
 
 # --- Corrupt records ---
@@ -171,8 +375,8 @@ CORRUPT_VECTORS = {
     ),
     "no id": (
         video_record("abc", [1], "name", mean_rgb=[1.0, 2.0]),
-        "it has no 'id' or 'video_id' that holds exactly one string. It has: labels, mean_rgb, "
-        "name",
+        "it has no 'id' or 'video_id' that holds exactly one string. It has: labels "
+        "(1 integer), mean_rgb (2 floats), name (1 string)",
     ),
     "no record": (b"\x0a\xff\xff", "it is not a YouTube-8M record: "),
 }
@@ -224,7 +428,7 @@ def test_a_video_without_labels_is_a_negative_and_is_warned_of_once(tmp_path, lo
     assert batch.labels.sum(axis=1).tolist() == [0, 0, 1]
     assert logged_warnings == [
         f"video 'abc' (record 0 of {path} (byte 0)) has no label: it counts as a negative of every "
-        "class. The record has: id. Further videos without labels are not reported."
+        "class. The record has: id (1 string). Further videos without labels are not reported."
     ]
 
 
@@ -252,7 +456,7 @@ def test_many_records_without_a_video_in_a_row_do_not_end_a_file(
     monkeypatch.setattr(readers, "_PORTION_BYTES", portion_bytes)
     no_id = raw_frame_record({}, rgb=[bytes_feature(b"abcd")])
     good = frame_record("good", [1], rgb=[b"abcd"])
-    path = write_records(tmp_path / "a", [no_id] * 50 + [good] + [no_id] * 50 + [good])
+    path = write_records(tmp_path / "a", [good] + [no_id] * 50 + [good] + [no_id] * 50)
     reader = frame_reader(path, {"rgb": 4}, skip_corrupt_records=100)
     assert read_ids(reader) == ["good", "good"]
     assert reader.corrupt_records.count == 100

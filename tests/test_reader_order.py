@@ -1,7 +1,9 @@
 """The order of videos: interleaving, shuffling, epochs, shards, resuming."""
 
+import gzip
 import itertools
 import math
+import pathlib
 import time
 
 import numpy as np
@@ -160,3 +162,16 @@ def test_a_corrupt_record_after_the_skipped_batches_is_skipped_too(tmp_path):
     assert len(ids) == len(set(ids)) == 7
     assert "v7" not in ids
     assert reader.corrupt_records.count == 1
+
+
+@pytest.mark.parametrize("skip_batches", [0, 5, 25])
+def test_compressed_files_give_the_same_batches(record_files, tmp_path, skip_batches):
+    for path in files.expand_patterns(record_files):
+        content = pathlib.Path(path).read_bytes()
+        (tmp_path / pathlib.Path(path).name).write_bytes(gzip.compress(content))
+    options = {"shuffle": True, "num_epochs": 3, "skip_batches": skip_batches}
+    reader = frame_reader(tmp_path / "*.tfrecord")
+    plain = frame_reader(record_files).batches(4, **options)
+    assert_same_batches(reader.batches(4, **options), plain)
+    if not skip_batches:
+        assert reader.bytes_read == 3 * reader.total_bytes

@@ -6,6 +6,7 @@ import pathlib
 import re
 import struct
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_a_truncation_at_any_byte_is_detected(path, allowed):
 
 def test_a_truncated_record_is_reported_with_both_sizes(path):
     os.truncate(path, 100)
-    assert "the file is truncated: 100 bytes, the record ends at byte 132" in error_of(path)
+    assert "still being written: 100 bytes, the record ends at byte 132" in error_of(path)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_detected(tmp_path):
@@ -140,18 +141,113 @@ def test_a_file_that_shrinks_while_it_is_read_is_detected(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"not records at all", "this is not a TFRecord file"),
-        (b"\x00" * 100, "this is not a TFRecord file"),
-        (b"{}" * 40, "this is not a TFRecord file"),
+        (b"not records at all", "this is not a TFRecord file, or"),
+        (b"\x00" * 100, "this is not a TFRecord file, or"),
+        (b"{}" * 40, "this is not a TFRecord file, or"),
         (b"hello", "the file ends inside a record's header"),
-        (gzip.compress(b"x" * 100), "the file is compressed by gzip; decompress it first"),
+        (gzip.compress(b"x" * 100), "this is not a TFRecord file, or"),
+        (b"BZh91AY&SY" * 9, "this is not a TFRecord file, but compressed by bzip2: decompress it"),
+        (
+            b"PAR1" + bytes(20),
+            "this is not a TFRecord file, but a Parquet file: convert it, or leave it out.",
+        ),
     ],
-    ids=["text", "zeros", "JSON", "short", "compressed"],
+    ids=["text", "zeros", "JSON", "short", "compressed text", "bzip2", "Parquet"],
 )
 def test_a_file_of_another_format_is_rejected(tmp_path, content, problem):
     path = tmp_path / "a.tfrecord"
     path.write_bytes(content)
     assert error_of(str(path)).startswith(f"record 0 of {path} (byte 0): {problem}")
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_to_its_end(tmp_path):
+    payloads = random_payloads([100, 200, 300])
+    path = tmp_path / "a"
+    write_records(path, payloads)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-50])
+    with records.TFRecordFile(str(path), records.CorruptRecordLog()) as file:
+        read = [file.read()[1]]
+        path.write_bytes(whole)
+        while (record := file.read()) is not None:
+            read.append(record[1])
+    assert read == payloads
+
+
+# --- Compressed files ---
+
+COMPRESSIONS = {
+    "gzip": gzip.compress,
+    "zlib": zlib.compress,
+    "stored": lambda content: zlib.compress(content, 0),
+    "two gzip files": lambda content: gzip.compress(content[:50]) + gzip.compress(content[50:]),
+    "padded": lambda content: gzip.compress(content) + bytes(100_000),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"], ids=["local", "by TensorFlow"])
+@pytest.mark.parametrize("compress", COMPRESSIONS.values(), ids=COMPRESSIONS)
+def test_a_compressed_file_is_read_whatever_its_name(tmp_path, compress, prefix):
+    payloads = [*random_payloads([0, 100, 300_000, 70_000]), bytes(2_000_000)]
+    path = tmp_path / "a.tfrecord"
+    write_records(path, payloads)
+    path.write_bytes(compress(path.read_bytes()))
+    with records.TFRecordFile(f"{prefix}{path}", records.CorruptRecordLog()) as file:
+        assert file.is_compressed
+        read, num_bytes = [], 0
+        while (record := file.read()) is not None:
+            read.append(record[1])
+            num_bytes += file.pop_bytes_read()
+            assert num_bytes <= path.stat().st_size
+        num_bytes += file.pop_bytes_read()
+    assert read == payloads
+    assert num_bytes == path.stat().st_size
+
+
+def test_what_tensorflow_compresses_is_read(tmp_path):
+    payloads = random_payloads([10, 20])
+    for kind in ("GZIP", "ZLIB"):
+        with tf.io.TFRecordWriter(str(tmp_path / kind), kind) as writer:
+            for payload in payloads:
+                writer.write(payload)
+        assert read_all(str(tmp_path / kind))[0] == payloads
+
+
+def test_a_compressed_file_without_records_is_empty(tmp_path):
+    (tmp_path / "a").write_bytes(gzip.compress(b""))
+    (tmp_path / "b").write_bytes(zlib.compress(b""))
+    assert [read_all(str(tmp_path / name))[0] for name in "ab"] == [[], []]
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
+def test_a_truncated_compressed_file_is_read_as_far_as_possible(path, compress):
+    before, _ = read_all(path)
+    with open(path, "rb") as file:
+        packed = compress(file.read())
+    for size in range(12, len(packed)):
+        with open(path, "wb") as file:
+            file.write(packed[:size])
+        read, log = read_all(path, allowed=1)
+        assert read == before[: len(read)]
+        assert list(log.skipped.values()) == ["its compressed data end early"]
+        assert "its compressed data end early" in error_of(path)
+
+
+def test_a_flipped_bit_in_a_compressed_file_is_detected(path):
+    before, _ = read_all(path)
+    with open(path, "rb") as file:
+        packed = gzip.compress(file.read(), mtime=0)
+    for place in range(10, len(packed)):  # The first bytes are a header that decides nothing.
+        with open(path, "wb") as file:
+            file.write(packed[:place] + bytes([packed[place] ^ 4]) + packed[place + 1 :])
+        read, log = read_all(path, allowed=9)
+        assert log.count > 0
+        assert all(payload in before for payload in read)
+
+
+def test_a_plain_file_that_starts_like_a_compressed_one_is_plain(tmp_path):
+    payloads = [bytes(0x9C78)]  # Its length is stored as the first bytes of a zlib file.
+    assert read_all(write_records(tmp_path / "a", payloads))[0] == payloads
 
 
 def test_a_directory_is_rejected(tmp_path):
@@ -166,17 +262,25 @@ def test_a_missing_file_is_rejected(tmp_path, prefix):
         records.TFRecordFile(path, records.CorruptRecordLog(9))
 
 
+@pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("length", [10**9, 2**40, 2**63, 2**64 - 1])
-def test_a_huge_length_with_a_valid_checksum_takes_no_memory(tmp_path, length):
+def test_a_huge_length_with_a_valid_checksum_takes_no_memory(tmp_path, length, compressed):
     encoded = struct.pack("<Q", length)
     path = tmp_path / "a"
-    path.write_bytes(encoded + struct.pack("<I", records.masked_crc32c(encoded)) + b"x" * 100)
+    content = encoded + struct.pack("<I", records.masked_crc32c(encoded)) + b"x" * 100
+    path.write_bytes(gzip.compress(content) if compressed else content)
     tracemalloc.start()
     message = error_of(str(path))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert f"the file is truncated: 112 bytes, the record ends at byte {length + 16}" in message
-    assert peak < 1 << 20
+    if not compressed:
+        expected = f"still being written: 112 bytes, the record ends at byte {length + 16}"
+    elif length > 2**31:
+        expected = f"a record cannot have {length} bytes"
+    else:
+        expected = "the file was truncated while it was read"
+    assert expected in message
+    assert peak < 1 << 21
 
 
 def test_checksums_are_those_that_tensorflow_writes(path):
