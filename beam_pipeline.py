@@ -17,9 +17,8 @@ from utils import InputError
 class ReadBatches(beam.DoFn):
     """Reads input files: from paths to batches `(video_ids, inputs)`.
 
-    A batch holds videos of one file, as in inference.py, because the predictions of a model that
-    samples frames depend on the batch. The number of corrupt records of each file goes to the
-    output `corrupt`.
+    A batch holds videos of one file. The number of corrupt records of each file goes to the output
+    `corrupt`.
 
     Args:
         data: data that the model takes.

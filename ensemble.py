@@ -71,15 +71,15 @@ def _not_trainable(create, **options):
 class Ensemble:
     """Weighted mean of the predictions of several models, in one graph.
 
-    The norms of the frames are computed once for all models. A prediction depends only on the input
-    and the seed: the same batch gives the same result at every call.
+    The norms of the frames are computed once for all models. The prediction for a video depends on
+    the seed, but not on its batch.
 
     Args:
         models: models with the same input and classes.
         weights: one weight per model; None for equal weights. Only their proportions count.
         num_samplings: samplings of the frames to average over, for models that sample; 0 uses
-            every frame once instead.
-        seed: seed of the samplings.
+            every frame once; None stands for the default of each model.
+        seed: seed of the samplings. Each model has its own, from this one and its number.
         max_floats: limit on the activations of a model, about 768 MiB by default. A batch is split
             into chunks that respect it; each chunk reads all weights again.
 
@@ -92,13 +92,15 @@ class Ensemble:
         models: Sequence[keras.Model],
         *,
         weights: Sequence[float] | np.ndarray | None = None,
-        num_samplings: int = 1,
+        num_samplings: int | None = None,
         seed: int = 0,
         max_floats: int = 192 * 2**20,
     ):
         self.models = models
         self.weights = normalized_weights(weights, len(models))
-        self.num_samplings = num_samplings
+        self.num_samplings = [
+            model.resolve_samplings(num_samplings) if model.frame_level else 0 for model in models
+        ]
         self.seed = seed
         self.max_floats = max_floats
 
@@ -148,16 +150,11 @@ class Ensemble:
         return predictions
 
     def _predict(self, model, number, videos):
-        num_frames, length = videos["num_frames"], tf.shape(videos["frames"])[1]
-        if model.iterations and self.num_samplings == 0:
-            indices = frame_level_models.all_frame_indices(num_frames, length)
-        else:
-            seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
-            indices = model.draw_frame_indices(num_frames, self.num_samplings, seed)
-        inputs = videos if indices is None else {**videos, "frame_indices": indices}
-        floats = model.floats_per_video(length, max(self.num_samplings, 1))
+        options = {"num_samplings": self.num_samplings[number], "seed": (self.seed, number)}
+        length = tf.shape(videos["frames"])[1]
+        floats = model.floats_per_video(length, max(self.num_samplings[number], 1))
         return in_chunks(
-            lambda chunk: model(chunk, training=False), inputs, floats, self.max_floats
+            lambda chunk: model(chunk, training=False, **options), videos, floats, self.max_floats
         )
 
 

@@ -148,18 +148,18 @@ def export(options: ExportOptions, weights: Sequence[float] | np.ndarray | None 
                 {
                     "step": checkpoints.step_of(path),
                     "weight": weight,
+                    "num_samplings": num_samplings,
                     "parameters": model.count_params(),
                     "config": dataclasses.asdict(config),
                 }
-                for config, path, model, weight in zip(
-                    configs, paths, models, ensemble.weights, strict=True
+                for config, path, model, weight, num_samplings in zip(
+                    configs, paths, models, ensemble.weights, ensemble.num_samplings, strict=True
                 )
             ],
             "data": dataclasses.asdict(data),
             "label_loss": configs[0].label_loss,
             "dtype": options.dtype,
             "use_ema": options.use_ema,
-            "num_samplings": options.num_samplings,
             "seed": options.seed,
             "top_k": options.top_k,
             "parameters": sum(model.count_params() for model in models),

@@ -5,12 +5,14 @@ vector, which a video-level model classifies. `FrameLevelModel` does everything 
 which each model adds. Models that only multiply frames by matrices take them as `QuantizedFrames`,
 which dequantize and normalize around the product.
 
-Training draws one sampling of a video's frames. Prediction may average over several: a model that
-counts how often each frame was drawn, instead of copying it, computes everything that depends on
-one frame only once.
+Every training step draws a new sampling of each video's frames. A prediction uses every frame
+once, or averages over samplings that depend only on a seed and the video. A model that counts how
+often each frame was drawn, instead of copying it, computes everything that depends on one frame
+only once.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 import layers
@@ -18,6 +20,10 @@ import nonlocal_vlad
 import recurrent
 import registry
 import utils
+
+# Sets of random numbers that samplings in prediction choose from. With a single set for all videos,
+# GAP would vary several times as much between seeds as with independent numbers.
+_NUM_SETS = 64
 
 # --- Base class -----------------------------------------------------------------------------------
 
@@ -29,16 +35,14 @@ class FrameLevelModel(keras.Model):
 
     - `frames`: uint8 `[B, T, D]`, all features of a frame concatenated;
     - `num_frames`: int `[B]`; frames beyond that number are padding and are ignored;
-    - `inverse_norms`: optional, float32 `[B, T]`, `layers.inverse_norms` of the frames;
-    - `frame_indices`: optional, int32 `[B, N, S]`, the frames that each of N samplings uses, from
-      `draw_frame_indices`. Without them, every call draws one new sampling.
+    - `inverse_norms`: optional, float32 `[B, T]`, `layers.inverse_norms` of the frames.
 
     Output: probabilities, float32 `[B, C]`, the mean over the samplings.
 
     Args:
         num_classes: int. C.
         feature_sizes: sequence of int. Sizes of the features; their sum is D.
-        iterations: int. Frames sampled per video, in training and prediction; 0 uses all frames.
+        iterations: int. Frames per sampling of a video; 0 uses all frames, in training too.
         sample_random_frames: bool. Whether to draw each frame independently, uniformly and with
             replacement; otherwise a run of consecutive frames is drawn.
         video_level_classifier_model: str. Video-level model that classifies the encoding; its
@@ -52,6 +56,9 @@ class FrameLevelModel(keras.Model):
     # result is the same, and it is cheaper unless few frames are drawn. `encode` must then also
     # take the counts of several samplings, `[B, N, T]`.
     sample_by_count = False
+    # Samplings that predictions average over by default; 0 stands for every frame once. A model
+    # that predicts worse from more frames than it was trained on sets another number.
+    default_samplings = 0
 
     def __init__(
         self,
@@ -82,13 +89,22 @@ class FrameLevelModel(keras.Model):
             "num_frames": keras.Input([], dtype="int32"),
         }
 
-    def call(self, inputs, training=False):
-        """Returns probabilities, float32 `[B, C]`."""
+    def call(self, inputs, training=False, num_samplings=None, seed=0):
+        """Returns probabilities, float32 `[B, C]`.
+
+        Args:
+            inputs: dict, as described above.
+            training: bool. Whether to draw one new sampling and to update batch normalization.
+            num_samplings: int. In prediction, the samplings to average over; 0 uses every frame
+                once. `None` stands for the model's `default_samplings`.
+            seed: in prediction, the seed of the samplings; see `draw_frame_indices`.
+        """
         frames, num_frames = inputs["frames"], ops.cast(inputs["num_frames"], "int32")
-        inverse_norms, frame_indices = inputs.get("inverse_norms"), inputs.get("frame_indices")
-        if frame_indices is None:
-            frame_indices = self.draw_frame_indices(num_frames, 1, self.sampling_seed)
-        num_samplings = 1 if frame_indices is None else frame_indices.shape[1]
+        inverse_norms = inputs.get("inverse_norms")
+        num_samplings = 1 if training else self.resolve_samplings(num_samplings)
+        frame_indices = self.draw_frame_indices(
+            frames, num_frames, num_samplings, None if training else seed
+        )
         # The norms must be copied if the frames are.
         if inverse_norms is not None and not self.sample_by_count:
             inverse_norms, _ = self.sample(inverse_norms, num_frames, frame_indices)
@@ -98,7 +114,7 @@ class FrameLevelModel(keras.Model):
             frames = frames.to_float()
         encoding = self.encode(frames, frame_weights, training)
         probabilities = self.classifier(encoding, training=training)
-        if num_samplings == 1:
+        if num_samplings <= 1:
             return probabilities
         samplings = ops.reshape(probabilities, (-1, num_samplings, self.num_classes))
         return ops.mean(samplings, axis=1)
@@ -120,21 +136,43 @@ class FrameLevelModel(keras.Model):
         """
         raise NotImplementedError
 
-    def draw_frame_indices(self, num_frames, num_samplings, seed):
+    def resolve_samplings(self, num_samplings=None):
+        """Returns how many samplings prediction averages over; 0 stands for every frame once."""
+        if not self.iterations:
+            return 0
+        return self.default_samplings if num_samplings is None else num_samplings
+
+    def draw_frame_indices(self, frames, num_frames, num_samplings, seed):
         """Draws the frames that each sampling uses.
 
+        With a seed, the first frame and the number of frames choose one of a fixed number of sets
+        of random numbers, so the samplings of a video do not depend on its batch, on padding or on
+        the backend.
+
         Args:
+            frames: uint8 `[B, T, D]`.
             num_frames: int32 `[B]`.
             num_samplings: int. N.
-            seed: int or `keras.random.SeedGenerator`.
+            seed: int or sequence of int, as for `numpy.random.SeedSequence`; `None` draws anew for
+                every video and call, from `sampling_seed`.
 
         Returns:
-            int32 `[B, N, iterations]`; None for a model that uses all frames.
+            int32 `[B, N, iterations]`; None for every frame once.
         """
-        if not self.iterations:
+        if not self.iterations or not num_samplings:
             return None
-        draw = random_frame_indices if self.sample_random_frames else random_frame_runs
-        return draw(num_frames, num_samplings, self.iterations, seed)
+        count = self.iterations if self.sample_random_frames else 1
+        if seed is None:
+            shape = (ops.shape(num_frames)[0], num_samplings, count)
+            uniform = keras.random.uniform(shape, seed=self.sampling_seed)
+        else:
+            shape = (_NUM_SETS, num_samplings, count)
+            sets = np.random.default_rng(seed).random(shape, np.float32)
+            keys = num_frames + ops.sum(ops.cast(frames[:, :1], "int32"), axis=(1, 2))
+            uniform = ops.take(sets, keys % _NUM_SETS, axis=0)
+        if self.sample_random_frames:
+            return random_frame_indices(uniform, num_frames)
+        return random_frame_runs(uniform, num_frames, self.iterations)
 
     def sample(self, frames, num_frames, frame_indices):
         """Selects frames and their weights.
@@ -189,31 +227,40 @@ def inside_video(frame_indices, num_frames):
     return ops.cast(frame_indices < num_frames[:, None], "float32")
 
 
-def all_frame_indices(num_frames, length):
-    """Returns one sampling that uses every frame once, int32 `[B, 1, length]`."""
-    return ops.zeros_like(num_frames)[:, None, None] + ops.arange(length, dtype="int32")
+def random_frame_indices(uniform, num_frames):
+    """Draws frame indices uniformly and with replacement.
 
+    Args:
+        uniform: float32 random numbers in [0, 1), `[B, N, S]`.
+        num_frames: int32 `[B]`.
 
-def random_frame_indices(num_frames, num_samplings, count, seed):
-    """Draws frame indices uniformly and with replacement: int32 `[B, N, count]`, ascending."""
-    shape = (ops.shape(num_frames)[0], num_samplings, count)
+    Returns:
+        int32 `[B, N, S]`, ascending in each sampling.
+    """
     # Sorted by time, for models that depend on the order.
-    return _scaled_floor(ops.sort(keras.random.uniform(shape, seed=seed), axis=-1), num_frames)
+    return _scaled_floor(ops.sort(uniform, axis=-1), num_frames)
 
 
-def random_frame_runs(num_frames, num_samplings, count, seed):
-    """Draws runs of consecutive frame indices from random starts, int32 `[B, N, count]`.
+def random_frame_runs(uniform, num_frames, count):
+    """Draws runs of consecutive frame indices from random starts.
 
     In a video with fewer frames than `count`, the run starts at the first frame and extends beyond
     the last.
+
+    Args:
+        uniform: float32 random numbers in [0, 1), `[B, N, 1]`.
+        num_frames: int32 `[B]`.
+        count: int. Frames of a run.
+
+    Returns:
+        int32 `[B, N, count]`.
     """
-    uniform = keras.random.uniform((ops.shape(num_frames)[0], num_samplings, 1), seed=seed)
     start = _scaled_floor(uniform, ops.maximum(num_frames - count + 1, 1))
     return start + ops.arange(count, dtype="int32")
 
 
 def _scaled_floor(uniform, limits):
-    """Scales uniform numbers `[B, N, S]` from [0, 1) to integers from 0 to limit - 1.
+    """Scales random numbers from [0, 1) to integers from 0 to limit - 1, int32 `[B, N, S]`.
 
     Args:
         uniform: float32 `[B, N, S]`.
@@ -390,7 +437,7 @@ class DbofModel(FrameLevelModel):
         pooled = pool_t(relu6(BN(W x_t))),  hidden = relu6(BN(V pooled))
 
     Args:
-        iterations: int. Frames sampled per video, in training and prediction; 0 uses all frames.
+        iterations: int. Frames per sampling of a video; 0 uses all frames, in training too.
         dbof_cluster_size: int. Clusters that each frame is projected onto.
         dbof_hidden_size: int. Units of the hidden layer after pooling.
         dbof_pooling_method: str. Pooling of the clusters over the frames: max or average.
@@ -418,6 +465,8 @@ class DbofModel(FrameLevelModel):
             1, dbof_cluster_size=dbof_cluster_size, dbof_hidden_size=dbof_hidden_size
         )
         self.pooling_method = dbof_pooling_method
+        # The maximum grows with the number of frames.
+        self.default_samplings = 5 if dbof_pooling_method == "max" else 0
         self.clusters = layers.Linear(
             dbof_cluster_size,
             batch_norm=dbof_add_batch_norm,
@@ -454,6 +503,8 @@ class LstmModel(FrameLevelModel):
         lstm_cells: int. Units of each LSTM layer.
         lstm_layers: int. Number of LSTM layers.
     """
+
+    default_samplings = 5
 
     def __init__(self, *, lstm_cells=1024, lstm_layers=2, **kwargs):
         super().__init__(**kwargs)
@@ -492,6 +543,7 @@ class GruModel(FrameLevelModel):
     """
 
     takes_quantized_frames = True
+    default_samplings = 5
 
     def __init__(self, *, gru_cells=1200, gru_layers=2, moe_l2=1e-6, **kwargs):
         super().__init__(moe_l2=moe_l2, **kwargs)
@@ -516,7 +568,7 @@ class SoftBoFModel(FrameLevelModel):
     `soft_bof_cluster_size="8000,1000"`. The order of the frames has no effect.
 
     Args:
-        iterations: int. Frames sampled per video, in training and prediction; 0 uses all frames.
+        iterations: int. Frames per sampling of a video; 0 uses all frames, in training too.
         soft_bof_cluster_size: str. Clusters of each feature, separated by commas; the last number
             also applies to all further features.
         soft_bof_hidden_size: int. Units of the hidden layer after the histograms.
@@ -575,7 +627,7 @@ class LFNLNetVLADModel(FrameLevelModel):
     YouTube-8M challenge.
 
     Args:
-        iterations: int. Frames sampled per video, in training and prediction; 0 uses all frames.
+        iterations: int. Frames per sampling of a video; 0 uses all frames, in training too.
         early_fusion: bool. Whether all features form one joint stream; otherwise each feature is a
             stream of its own.
         netvlad_cluster_size: str. Clusters of each stream, separated by commas; the last number

@@ -64,9 +64,10 @@ class ModelOptions(Options):
         group="checkpoints",
         fixed_by="exported_model",
     )
-    num_samplings: int = option(
-        1,
-        "Samplings of the frames to average over, for models that sample; 0 uses every frame once.",
+    num_samplings: int | None = option(
+        None,
+        "Samplings of the frames to average over, for models that sample; 0 uses every frame once. "
+        "Default: 0; 5 for LstmModel, GruModel and DbofModel with max pooling.",
         group="prediction",
         at_least=0,
         fixed_by="exported_model",
@@ -126,9 +127,9 @@ class Predictor:
     Args:
         train_dirs: directories of training runs; the predictions of several are averaged.
         weights: one weight per run; None for equal weights.
-        num_samplings: samplings of the frames to average over; 0 uses every frame once.
-        seed: seed of the sampling of frames; equal seed, data and batch size give equal
-            predictions.
+        num_samplings: samplings of the frames to average over; 0 uses every frame once; None
+            stands for the default of each model.
+        seed: seed of the sampling of frames.
         use_ema: whether to use the exponential moving average of the weights.
         compute_dtype: dtype of matrices and their products; see `layers.resolve_compute_dtype`.
 
@@ -147,7 +148,7 @@ class Predictor:
         train_dirs: Sequence[str],
         *,
         weights: Sequence[float] | None = None,
-        num_samplings: int = 1,
+        num_samplings: int | None = None,
         seed: int = 0,
         use_ema: bool = False,
         compute_dtype: str | None = None,
@@ -169,12 +170,7 @@ class Predictor:
 
     def set_weights(self, weights: Sequence[float] | np.ndarray) -> None:
         """Changes the weights of the runs."""
-        self.ensemble = Ensemble(
-            self.ensemble.models,
-            weights=weights,
-            num_samplings=self.ensemble.num_samplings,
-            seed=self.ensemble.seed,
-        )
+        self.ensemble.weights = normalized_weights(weights, len(self.ensemble.models))
         self.predict = compiled(self.ensemble)
 
     def restore(self, checkpoint: str | None = None) -> None:

@@ -22,7 +22,8 @@ from run_config import RecipeOptions, RunConfig
 
 def make_work(model, config, steps, plain=False):
     """Returns a function that predicts batches, after two warm-up batches."""
-    predict = compiled(model if plain else Ensemble([model]))
+    # The plain model samples once.
+    predict = compiled(model if plain else Ensemble([model], num_samplings=1))
     inputs, _ = full_size.random_batch(config)
 
     def work():

@@ -3,9 +3,10 @@
     python benchmarks/samplings.py
     python benchmarks/samplings.py --recipes=lfnl_netvlad --num_samplings=5
 
-Prints the speed of N samplings relative to one, for each model and for all models in one graph. N
-samplings take 1 / ratio times as long. Tiling the input repeats the whole model, so it takes N
-times as long by construction; --tiling measures it. benchmarks/README.md explains the output.
+Prints the speed of N samplings, and of every frame once, relative to one sampling, for each model
+and for all models in one graph. N samplings take 1 / ratio times as long. Tiling the input repeats
+the whole model, so it takes N times as long by construction; --tiling measures it.
+benchmarks/README.md explains the output.
 """
 
 import dataclasses
@@ -95,9 +96,14 @@ def main(options: SamplingsOptions):
     if len(models) > 1:
         measured.append((models, "all in one graph"))
     for members, name in measured:
-        once = compiled(Ensemble(members))
+        once = compiled(Ensemble(members, num_samplings=1))
+        every_frame = compiled(Ensemble(members, num_samplings=0))
         several = compiled(Ensemble(members, num_samplings=count))
-        ways = {"one sampling": once, f"{count} samplings": several}
+        ways = {
+            "one sampling": once,
+            f"{count} samplings": several,
+            "every frame once": every_frame,
+        }
         if options.tiling:
             ways[f"input tiled {count} times"] = tiled(once, count)
         makers = {key: functools.partial(make_work, way, inputs, size) for key, way in ways.items()}

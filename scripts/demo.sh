@@ -30,7 +30,7 @@ python average_checkpoints.py --train_dir="$demo/small_lfnl_netvlad" --num_last=
   --output_dir="$demo/averaged"
 
 echo "== 5. Exporting both models as one graph in bfloat16, and evaluating what was exported"
-python export_model.py --train_dirs="$demo/averaged,$demo/small_moe" --num_samplings=5 \
+python export_model.py --train_dirs="$demo/averaged,$demo/small_moe" --weights=4,1 \
   --class_names="$demo/data/vocabulary.csv" --output_dir="$demo/exported"
 python eval.py --exported_model="$demo/exported" \
   --eval_data_pattern="$demo/data/validate*.tfrecord" --run_once

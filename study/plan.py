@@ -77,6 +77,8 @@ MEAN_MODELS = ("logistic", "moe")
 SIX = ("lfnl_netvlad", "lfnl_netrvlad", "efnl_netvlad", "soft_bof_4k", "soft_bof_8k", "gru")
 ENSEMBLES = ((1, 4), (1, 2), (1, 6), (1, 4, 6), (1, 2, 4, 6), (1, 2, 3, 4, 6), range(1, 7))
 SAMPLINGS = (1, 5, 10, 0)
+# All other predictions follow the paper's protocol, in which a model that samples does so once.
+ONE_SAMPLING = "--num_samplings=1"
 EXPORT_DTYPES = ("float32", "bfloat16")
 
 # Variants of a trained model that average_checkpoints.py makes: the number of checkpoints, counted
@@ -281,7 +283,7 @@ class Plan:
             "eval.py",
             f"--train_dir={run}",
             f"--eval_data_pattern={self.data(world)}",
-            flags="--all_checkpoints",
+            flags=f"--all_checkpoints {ONE_SAMPLING}",
             output=run / "eval",
             needs=(train,),
         )
@@ -291,7 +293,7 @@ class Plan:
             f"--train_dir={run}",
             f"--input_data_pattern={self.data(world)}",
             f"--output_file={self.predictions(world, seed, name)}",
-            flags=f"--top_k={NUM_CLASSES}",
+            flags=f"--top_k={NUM_CLASSES} {ONE_SAMPLING}",
             output=self.predictions(world, seed, name),
             needs=(train,),
         )
@@ -300,7 +302,8 @@ class Plan:
 
     def _add_averages(self, seed, name, train):
         run = self.model_dir("bag", seed, name)
-        self._add_eval(seed, name, "ema", (train,), f"--train_dir={run}", flags="--use_ema")
+        flags = f"--use_ema {ONE_SAMPLING}"
+        self._add_eval(seed, name, "ema", (train,), f"--train_dir={run}", flags=flags)
         for variant in self.scale.averages:
             averaged = self.model_dir("bag", seed, name, variant)
             count, batch_norm = AVERAGES[variant]
@@ -319,7 +322,8 @@ class Plan:
                 output=averaged,
                 needs=(train,),
             )
-            self._add_eval(seed, name, variant, (average,), f"--train_dir={averaged}")
+            path = f"--train_dir={averaged}"
+            self._add_eval(seed, name, variant, (average,), path, flags=ONE_SAMPLING)
 
     def _average(self, seed, name, variant="averaged"):
         return f"bag/seed{seed}/{name}/{variant}/average"
@@ -351,7 +355,7 @@ class Plan:
             "export_model.py",
             f"--train_dirs={self._averaged_dirs(seed, names)}",
             f"--output_dir={folder}",
-            flags=f"--dtype={dtype}",
+            flags=f"--dtype={dtype} {ONE_SAMPLING}",
             output=folder,
             needs=tuple(self._average(seed, name) for name in names),
         )

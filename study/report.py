@@ -106,8 +106,9 @@ def to_markdown(results):
         "## Table 1: single models",
         "GAP@20 of the last checkpoint: mean and standard deviation over the seeds. Gated NetVLAD "
         "is LFNL-NetVLAD without the non-local block. In the dot product variant, the weights of "
-        "the block are dot products instead of a softmax (embedded Gaussian). The paper's numbers, "
-        "here and below, are on YouTube-8M.",
+        "the block are dot products instead of a softmax (embedded Gaussian). All predictions "
+        "except those of Table 4 draw one sampling of the frames, the paper's protocol. The "
+        "paper's numbers, here and below, are on YouTube-8M.",
         _table(singles(results, scores)),
         _figure(
             "gap_and_size",

@@ -43,9 +43,9 @@ def make_vectors():
     return np.random.default_rng(9).normal(size=(4, D)).astype(np.float32)
 
 
-def call(model, frames, num_frames, training=False):
+def call(model, frames, num_frames, training=False, **options):
     inputs = {"frames": tf.constant(frames), "num_frames": tf.constant(num_frames)}
-    return model(inputs, training=training)
+    return model(inputs, training=training, **options)
 
 
 def reference_frames(frames, num_frames):

@@ -135,8 +135,8 @@ def make_labels(count, num_classes=NUM_CLASSES, seed=0):
     return labels.astype(np.float32)
 
 
-def predict(model, inputs, training=False):
-    """Returns predictions with the frames that the model samples first."""
-    if isinstance(inputs, dict):
+def predict(model, inputs, training=False, **options):
+    """Returns predictions; in training, with the frames that the model samples first."""
+    if training and isinstance(inputs, dict):
         model.sampling_seed.state.assign([3, 0])
-    return model(tf.nest.map_structure(tf.constant, inputs), training=training)
+    return model(tf.nest.map_structure(tf.constant, inputs), training=training, **options)

@@ -75,6 +75,19 @@ def test_clipping_under_jax_limits_the_norm_of_a_gradient(benchmark_module):
     np.testing.assert_array_equal(clip(np.array([[0.3], [0.4]]), 1.0), np.float32([[0.3], [0.4]]))
 
 
+def test_the_gap_of_samplings_is_printed_per_run(run_benchmark, trained_mean, frame_data):
+    given = (f"--train_dirs={trained_mean}", f"--eval_data_pattern={frame_data}", "--num_seeds=3")
+    rows = {}
+    for kind in ("", "--noindependent", "--independent"):
+        lines = run_benchmark("sampling_gap", *given, *filter(None, [kind])).splitlines()
+        rows[kind] = [line.removeprefix(f"{trained_mean} | ") for line in lines]
+    assert [row.split(" | ")[0] for row in rows[""]] == ["0", "1", "5", "10"]
+    assert rows[""][0].endswith(" ± 0.0000")
+    assert rows[""] == rows["--noindependent"]
+    assert rows["--independent"][0] == rows[""][0]
+    assert rows["--independent"][1:] != rows[""][1:]
+
+
 def test_the_input_benchmark_compares_every_way_with_the_baseline(run_benchmark):
     arguments = ("--num_videos=16", "--batch_size=8", "--rounds=1")
     results = ratios(run_benchmark("input", *arguments, "--format=json"))

@@ -51,9 +51,11 @@ def test_a_member_of_an_ensemble_predicts_as_a_single_model(models):
 @EVERY_MODEL
 def test_predictions_depend_on_the_seed_only_if_the_model_samples(models, name):
     model, inputs = models[name], make_inputs()
-    first = predict([model], inputs, seed=1)
-    np.testing.assert_array_equal(predict([model], inputs, seed=1), first)
-    assert np.any(predict([model], inputs, seed=2) != first) == (name in SAMPLING)
+    first = predict([model], inputs, num_samplings=1, seed=1)
+    np.testing.assert_array_equal(predict([model], inputs, num_samplings=1, seed=1), first)
+    np.testing.assert_allclose(model(inputs, num_samplings=1, seed=1), first, rtol=1e-5)
+    others = [predict([model], inputs, num_samplings=1, seed=seed) for seed in range(2, 6)]
+    assert np.any(others != first) == (name in SAMPLING)
 
 
 @EVERY_MODEL
@@ -61,44 +63,44 @@ def test_without_sampling_every_real_frame_is_used_once(models, name, monkeypatc
     model, inputs = models[name], make_inputs()
     actual = predict([model], inputs, num_samplings=0)
     monkeypatch.setattr(model, "iterations", 0)
-    np.testing.assert_allclose(actual, model(inputs, training=False), rtol=1e-5)
+    np.testing.assert_allclose(actual, model(inputs), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SAMPLING)
-def test_several_samplings_equal_the_mean_over_their_frame_indices(models, name):
+def test_several_samplings_equal_the_mean_over_their_frame_indices(models, name, monkeypatch):
     model, inputs = models[name], make_inputs()
-    indices = model.draw_frame_indices(inputs["num_frames"], 5, 7)
-    actual = model({**inputs, "frame_indices": indices}, training=False)
-    each = [
-        np.asarray(model({**inputs, "frame_indices": indices[:, n : n + 1]}, training=False))
-        for n in range(5)
-    ]
+    actual = model(inputs, num_samplings=5, seed=7)
+    indices = model.draw_frame_indices(inputs["frames"], inputs["num_frames"], 5, 7)
+    each = []
+    for n in range(5):
+        drawn = indices[:, n : n + 1]
+        monkeypatch.setattr(model, "draw_frame_indices", lambda *_, drawn=drawn: drawn)
+        each.append(np.asarray(model(inputs, num_samplings=1)))
     np.testing.assert_allclose(actual, np.mean(each, axis=0), rtol=1e-5)
     assert np.ptp(each, axis=0).max() > 1e-3
 
 
 def test_models_that_do_not_sample_ignore_the_number_of_samplings(models):
     model, inputs = models["GruModel"], make_inputs()
-    assert model.draw_frame_indices(inputs["num_frames"], 5, 7) is None
     np.testing.assert_array_equal(
         predict([model], inputs, num_samplings=5), predict([model], inputs)
     )
+
+
+def test_members_sample_as_often_as_each_of_them_does_by_default(models, monkeypatch):
+    members = [models["SoftBoFModel"], models["GruModel"]]
+    assert Ensemble(members).num_samplings == [0, 0]
+    monkeypatch.setattr(models["GruModel"], "iterations", 6)
+    for given, resolved in ((None, [0, 5]), (0, [0, 0]), (3, [3, 3])):
+        assert Ensemble(members, num_samplings=given).num_samplings == resolved
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLING)
 def test_several_samplings_have_the_distribution_of_single_passes(models, name):
     model, inputs = models[name], make_inputs()
-
-    @tf.function
-    def predict_at(indices):
-        return model({**inputs, "frame_indices": indices}, training=False)
-
-    def draw(num_samplings, seed):
-        return model.draw_frame_indices(inputs["num_frames"], num_samplings, seed)
-
-    several = np.array([predict_at(draw(4, seed)) for seed in range(200)])
-    single = np.array([predict_at(draw(1, seed)) for seed in range(1000, 1800)])
+    several = np.array([model(inputs, num_samplings=4, seed=seed) for seed in range(200)])
+    single = np.array([model(inputs, num_samplings=1, seed=seed) for seed in range(1000, 1800)])
     error = np.sqrt(several.var(axis=0) / 200 + single.var(axis=0) / 800) + 1e-7
     assert np.abs(several.mean(axis=0) - single.mean(axis=0)).max() < (5 * error).max()
     # The mean of 4 samplings has a quarter of the variance.
@@ -130,8 +132,8 @@ def test_an_empty_batch_gives_no_predictions(models):
 
 def test_a_video_without_frames_does_not_affect_the_others(models):
     model, inputs = models["LFNLNetVLADModel"], make_inputs(2)
-    indices = model.draw_frame_indices(tf.constant([3, 0]), 1, 7)
-    _, weights = model.sample(inputs["frames"][:2], tf.constant([3, 0]), indices)
+    videos = inputs["frames"], tf.constant([3, 0])
+    _, weights = model.sample(*videos, model.draw_frame_indices(*videos, 1, 7))
     weights = np.asarray(weights)
     assert weights[0, :3].sum() == model.iterations
     assert weights[0, 3:].sum() == weights[1].sum() == 0

@@ -6,9 +6,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from programs import ROOT, evaluate, metrics_of, run, train_mean
+from eval_util import calculate_gap
+from programs import ROOT, evaluate, metrics_of, predictions, run, train_mean
+from run_config import RunConfig
 from utils import InputError
 
 
@@ -72,12 +75,25 @@ def wait_for_steps(train_dir, steps, seconds=120):
     assert found == steps
 
 
-def test_metrics_do_not_depend_on_the_batch_size(trained_mean, frame_data):
-    # A sampling depends on the batch size.
-    flags = (*eval_flags(trained_mean, frame_data), "--num_samplings=0")
+@pytest.mark.parametrize("num_samplings", [0, 1])
+def test_metrics_are_those_of_inference_with_any_batch_size(
+    trained_mean, frame_data, tmp_path, num_samplings
+):
+    flags = (*eval_flags(trained_mean, frame_data), f"--num_samplings={num_samplings}")
     one, other = (evaluate(*flags, f"--batch_size={size}") for size in (7, 160))
     for name in ("gap", "map", "hit_at_one", "perr", "loss"):
         assert one[name] == pytest.approx(other[name], rel=1e-5)
+    predicted = predictions(
+        tmp_path / "predictions.csv",
+        10,
+        train_dir=trained_mean,
+        num_samplings=num_samplings,
+        input_data_pattern=frame_data,
+        batch_size=33,
+    )
+    (batch,) = RunConfig.load(str(trained_mean)).data.reader(frame_data).batches(160)
+    scores = np.array([predicted[video] for video in batch.video_ids])
+    assert calculate_gap(scores, batch.labels) == pytest.approx(one["gap"], abs=1e-4)
 
 
 def test_per_class_csv_has_the_names_of_the_vocabulary(trained_mean, frame_data, tmp_path):

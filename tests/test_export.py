@@ -122,6 +122,18 @@ def test_float32_equals_the_model_in_process_for_netvlad(trained_netvlad, frame_
     assert largest_difference(of_export(tmp_path / "model", frame_data), expected) < 1e-6
 
 
+def test_a_record_gets_the_same_prediction_wherever_it_stands(exported_sampling, frame_data):
+    served = tf.saved_model.load(str(exported_sampling)).signatures["serving_default"]
+    records = records_of(frame_data)[:5]
+    for record in records[:2]:
+        single = served(tf.constant([record]))
+        for batch, rows in (([record] * 8, range(8)), ([*records, record], [-1])):
+            answer = served(tf.constant(batch))
+            for row in rows:
+                for key in ("class_indexes", "predictions"):
+                    np.testing.assert_allclose(answer[key][row], single[key][0], rtol=1e-5)
+
+
 def test_several_samplings_are_not_one(trained, exported_sampling, frame_data):
     one = in_process([trained], frame_data, num_samplings=1)
     assert largest_difference(of_export(exported_sampling, frame_data), one) > 1e-3
@@ -242,7 +254,7 @@ def test_the_manifest_states_origin_settings_and_size(exported, trained):
     assert model["config"]["model"] == "DbofModel"
     assert model["config"]["hyperparameters"]["dbof_cluster_size"] == 16
     assert manifest["dtype"] == "bfloat16"
-    assert manifest["num_samplings"] == 0
+    assert model["num_samplings"] == 0
     assert manifest["data"]["feature_sizes"] == [8, 4]
     assert set(manifest["versions"]) == {"tensorflow", "keras", "numpy", "python"}
     assert len(manifest["digest"]) == 16

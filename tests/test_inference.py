@@ -29,7 +29,8 @@ def test_the_seed_decides_the_sampled_frames_and_compression_nothing(
 ):
     found = []
     for name, seed in (("plain.csv", 1), ("compressed.csv.gz", 1), ("other.csv", 2)):
-        predict(trained_mean, frame_data, tmp_path / name, f"--seed={seed}")
+        given = ("--num_samplings=1", f"--seed={seed}")
+        predict(trained_mean, frame_data, tmp_path / name, *given)
         found.append(prediction_rows(tmp_path / name))
     assert found[0] == found[1] != found[2]
 

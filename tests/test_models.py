@@ -42,7 +42,7 @@ def _same_initial_weights():
 
 
 def without_sampling(model, monkeypatch):
-    """Makes a model use every frame during a test, so every call predicts alike."""
+    """Makes a model use every frame during a test, also in training."""
     if model.frame_level:
         monkeypatch.setattr(model, "iterations", 0)
     return model
@@ -119,8 +119,8 @@ def test_frames_before_the_padding_change_predictions(name):
 
 @EVERY_MODEL
 @VARIANTS
-def test_a_batch_of_one_predicts_the_same_as_a_larger_batch(name, variant, monkeypatch):
-    model = without_sampling(shared(name, variant), monkeypatch)
+def test_a_batch_of_one_predicts_the_same_as_a_larger_batch(name, variant):
+    model = shared(name, variant)
     inputs = make_inputs(name)
     together = predict(model, inputs)
     for row in (0, 3):
@@ -221,29 +221,43 @@ def test_every_hyperparameter_has_an_effect(name, parameter):
     if shapes(model) == shapes(other):
         other.set_weights(model.get_weights())
         inputs = make_inputs(name)
-        same_losses = np.array_equal(model.losses, other.losses)
-        assert not (same_losses and np.array_equal(predict(model, inputs), predict(other, inputs)))
+        options = {"num_samplings": 1} if model.frame_level else {}
+        found = [predict(each, inputs, **options) for each in (model, other)]
+        assert not (np.array_equal(model.losses, other.losses) and np.array_equal(*found))
 
 
 @EVERY_MODEL
 @VARIANTS
-def test_inference_without_sampling_is_deterministic(name, variant, monkeypatch):
-    model = without_sampling(shared(name, variant), monkeypatch)
-    inputs = tf.nest.map_structure(tf.constant, make_inputs(name))
-    np.testing.assert_array_equal(model(inputs), model(inputs))
+def test_calls_predict_alike(name, variant):
+    model, inputs = shared(name, variant), make_inputs(name)
+    np.testing.assert_array_equal(predict(model, inputs), predict(model, inputs))
 
 
 @EVERY_FRAME_LEVEL_MODEL
-@pytest.mark.parametrize("sampling", [{"iterations": 4}, {"variant": "changed"}])
-def test_inference_with_sampling_depends_only_on_the_state_of_the_seed(name, sampling):
-    model = shared(name, **sampling)
+@pytest.mark.parametrize("variant", [{"iterations": 4}, {"variant": "changed"}])
+@pytest.mark.parametrize("num_samplings", [0, 1, 5])
+def test_the_prediction_for_a_video_does_not_depend_on_its_batch(name, variant, num_samplings):
+    model, inputs = shared(name, **variant), make_inputs(name, (6, 7, 2))
     assert model.iterations > 0
-    inputs = tf.nest.map_structure(tf.constant, make_inputs(name, (6, 7, 7)))
-    model.sampling_seed.state.assign([3, 0])
-    first, second = model(inputs), model(inputs)
-    model.sampling_seed.state.assign([3, 0])
-    np.testing.assert_array_equal([model(inputs), model(inputs)], [first, second])
-    assert np.any(first != second)
+    options = {"num_samplings": num_samplings, "seed": 3}
+    together = predict(model, inputs, **options)
+    for row in range(3):
+        eight = {key: np.repeat(values[row : row + 1], 8, axis=0) for key, values in inputs.items()}
+        padding = [(0, 0), (0, row), (0, 0)]
+        eight["frames"] = np.pad(eight["frames"], padding, constant_values=77)
+        actual = predict(model, eight, **options)
+        np.testing.assert_allclose(actual, [together[row]] * 8, rtol=1e-5)
+    changes = np.any(predict(model, inputs, num_samplings=num_samplings, seed=4) != together)
+    assert changes == (num_samplings > 0)
+
+
+@EVERY_FRAME_LEVEL_MODEL
+def test_a_prediction_uses_every_frame_once_unless_the_model_is_worse_then(name, monkeypatch):
+    model, inputs = shared(name, iterations=4), make_inputs(name, (6, 7, 2))
+    default, once = (predict(model, inputs, num_samplings=number) for number in (None, 0))
+    assert np.array_equal(default, once) == (model.default_samplings == 0)
+    monkeypatch.setattr(model, "iterations", 0)
+    np.testing.assert_array_equal(predict(model, inputs, num_samplings=5), once)
 
 
 @pytest.mark.parametrize(
@@ -270,10 +284,7 @@ def test_one_traced_function_predicts_batches_of_every_shape(name, variant):
     traced = tf.function(model, input_signature=[signature(name)])
     for num_frames in [(3, 5), (1,)]:
         inputs = make_inputs(name, num_frames)
-        expected = predict(model, inputs)
-        if name in FRAME_LEVEL_MODELS:
-            model.sampling_seed.state.assign([3, 0])
-        np.testing.assert_allclose(traced(inputs), expected, rtol=1e-5)
+        np.testing.assert_allclose(traced(inputs), predict(model, inputs), rtol=1e-5)
 
 
 def test_the_mixture_of_experts_takes_an_empty_batch():
