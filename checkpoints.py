@@ -5,17 +5,14 @@ variable, so it does not depend on the attributes of Python objects.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 import distribution
 import files
@@ -42,11 +39,9 @@ _OWN_FILES = (
 
 @contextlib.contextmanager
 def training_lock(train_dir: str) -> Iterator[None]:
-    """Keeps other training runs out of a directory until the block ends.
+    """Keeps other training runs out of a directory until the block ends; see `files.lock`.
 
-    The operating system holds the lock and drops it when the process ends in any way, so a file
-    left behind means nothing. Creates the directory if needed. With several workers, the first
-    holds the lock. Remote file systems (such as gs://) have no locks; there it does nothing.
+    Creates the directory if needed. With several workers, the first holds the lock.
 
     Raises:
         InputError: if another training run holds the lock, naming its process and host.
@@ -56,31 +51,14 @@ def training_lock(train_dir: str) -> Iterator[None]:
         return
     try:
         os.makedirs(train_dir, exist_ok=True)
-        # Opened to append, which keeps the text of the process that holds the lock.
-        file = open(os.path.join(train_dir, LOCK_FILE), "a+")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"cannot write to --train_dir {train_dir}: {error}") from error
-    with file:
-        _lock(file, train_dir)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+    with files.lock(
+        os.path.join(train_dir, LOCK_FILE),
+        f"another training run is active in {train_dir}",
+        "Wait until it ends, stop it, or choose another --train_dir.",
+    ):
         yield
-
-
-def _lock(file, train_dir):
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise InputError(
-            f"another training run is active in {train_dir}: {file.read() or 'it just started'}. "
-            "Wait until it ends, stop it, or choose another --train_dir."
-        ) from None
-    except OSError as error:
-        logging.warning(
-            "cannot lock %s; make sure that no other training run uses it: %s", train_dir, error
-        )
 
 
 def prepare_train_dir(train_dir: str, config: RunConfig, start_new_model: bool) -> None:

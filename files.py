@@ -2,7 +2,10 @@
 
 import codecs
 import contextlib
+import fcntl
+import functools
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -34,6 +37,10 @@ REMOTE_ERRORS = (
 )
 
 
+# Size of the blocks that `fingerprint` reads.
+_BLOCK_BYTES = 2**16
+
+
 def is_remote(path: str) -> bool:
     """Returns whether a path names another file system, as `gs://bucket/file` does."""
     return "://" in path
@@ -53,6 +60,15 @@ def remove(path: str) -> None:
         shutil.rmtree(path)
     else:
         os.remove(path)
+
+
+def remove_empty_directory(path: str) -> None:
+    """Removes a directory if it exists and is empty."""
+    with contextlib.suppress(OSError, *REMOTE_ERRORS):
+        if not is_remote(path):
+            os.rmdir(path)
+        elif not gfile.listdir(path):
+            gfile.rmtree(path)
 
 
 def expand_patterns(patterns: str) -> list[str]:
@@ -138,6 +154,20 @@ def file_size(path: str) -> int:
     return gfile.stat(path).length
 
 
+def fingerprint(path: str) -> dict[str, Any]:
+    """Returns values by which a file that was replaced or changed is noticed, as a dict for JSON.
+
+    These are its size, its modification time, and a digest of its first, middle and last 64 KiB.
+    """
+    stat = gfile.stat(path)
+    hashed = hashlib.sha256()
+    with open_binary(path) as file:
+        for position in (0, (stat.length - _BLOCK_BYTES) // 2, stat.length - _BLOCK_BYTES):
+            file.seek(max(position, 0))
+            hashed.update(file.read(_BLOCK_BYTES))
+    return {"size": stat.length, "modified": stat.mtime_nsec, "digest": hashed.hexdigest()[:16]}
+
+
 @contextlib.contextmanager
 def atomic_path(path: str) -> Iterator[str]:
     """Yields a temporary path in the same directory, which is renamed to `path` at the end.
@@ -145,9 +175,9 @@ def atomic_path(path: str) -> Iterator[str]:
     After an error the temporary file is removed, so a file at `path` is always complete.
 
     Raises:
-        InputError: if the file cannot be created.
+        InputError: if `path` is a directory, or its directory cannot be created.
     """
-    check_writable(path)
+    _prepare_directory(path)
     _remove_abandoned(path)
     partial = _partial_path(path)
     try:
@@ -206,7 +236,7 @@ def atomic_write(path: str) -> Iterator[codecs.StreamWriter]:
     The file is compressed if `path` ends in `.gz`.
 
     Raises:
-        InputError: if the file cannot be created.
+        InputError: if `path` is a directory, or its directory cannot be created.
     """
     compress: Any = _compressed if path.endswith(".gz") else contextlib.nullcontext
     with atomic_path(path) as partial, open_binary(partial, "wb") as raw, compress(raw) as file:
@@ -225,12 +255,19 @@ def _partial_path(path):
 
 def _remove_abandoned(path):
     """Removes partial files of `path` that killed processes on this host left behind."""
-    folder, name = os.path.split(path)
+    folder, name = os.path.split(absolute(path))
     abandoned = re.compile(rf"{re.escape(f'{name}.{socket.gethostname()}')}-(\d+)\.partial/?")
-    for entry in gfile.listdir(folder or "."):
+    for entry in _partial_files(folder):
         found = abandoned.fullmatch(entry)
         if found and not is_running(int(found[1])):
-            remove(os.path.join(folder, entry))
+            with contextlib.suppress(FileNotFoundError, tf.errors.NotFoundError):
+                remove(os.path.join(folder, entry))
+
+
+@functools.cache
+def _partial_files(folder):
+    """Lists the partial files in a folder once per process: a folder may get thousands of files."""
+    return [entry for entry in gfile.listdir(folder) if entry.rstrip("/").endswith(".partial")]
 
 
 def is_running(pid: int) -> bool:
@@ -250,16 +287,81 @@ def check_writable(path: str) -> None:
     Raises:
         InputError: if a file cannot be created there.
     """
+    _prepare_directory(path)
     partial = _partial_path(path)
     try:
-        if gfile.isdir(path):
-            raise OSError("it is a directory")
-        gfile.makedirs(os.path.dirname(path) or ".")
         with open_binary(partial, "wb") as file:
             file.write(b"")  # Without a write, TensorFlow creates no file.
         gfile.remove(partial)
     except (OSError, *REMOTE_ERRORS) as error:
         raise InputError(f"cannot write {path}: {error}") from error
+
+
+def _prepare_directory(path):
+    try:
+        if gfile.isdir(path):
+            raise OSError("it is a directory")
+        gfile.makedirs(os.path.dirname(path) or ".")
+    except (OSError, *REMOTE_ERRORS) as error:
+        raise InputError(f"cannot write {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def lock(path: str, busy: str, remedy: str) -> Iterator[None]:
+    """Holds a lock file until the block ends, and then removes it.
+
+    The operating system drops the lock when the process ends in any way, so a file left behind
+    means nothing. Remote file systems (such as gs://) have no locks; there this does nothing.
+
+    Args:
+        path: file to create; its directory is created if needed.
+        busy: what another process does that holds the lock, for the error.
+        remedy: what to do then.
+
+    Raises:
+        InputError: if another process holds the lock, naming that process and its host.
+    """
+    if is_remote(path):
+        yield
+        return
+    with _lock_file(path, busy, remedy) as file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.remove(path)
+
+
+def _lock_file(path, busy, remedy):
+    """Returns the locked file at `path`, open."""
+    _prepare_directory(path)
+    while True:
+        try:
+            # Opened to append, which keeps the text of the process that holds the lock.
+            file = open(path, "a+", opener=_open_no_link)  # noqa: SIM115
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                holder = file.read() or "it just started"
+            raise InputError(f"{busy}: {holder}. {remedy}") from None
+        except OSError as error:
+            logging.warning("cannot lock %s; make sure that only one run uses it: %s", path, error)
+            return file
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # The process that held it has removed it meanwhile.
+
+
+def _open_no_link(path, flags):
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def write_json(path: str, value: Any) -> None:

@@ -7,7 +7,8 @@ Several runs (--train_dirs) or an exported model (--exported_model) predict the 
 
 The file has the columns VideoId and LabelConfidencePairs: the best classes, each with its score. It
 appears only when it is complete. Until then, the predictions for finished input files are kept in
-OUTPUT_FILE.parts, from which the same command resumes an interrupted run.
+OUTPUT_FILE.parts, from which the same command resumes an interrupted run. Input files that changed
+meanwhile are predicted again.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from absl import logging
 
 import files
 from options import option
-from prediction_file import PredictionParts, format_lines
+from prediction_file import format_lines, prediction_parts
 from predictor import (
     ExportedPredictor,
     Predictor,
@@ -49,8 +50,8 @@ class InferenceOptions(PredictorOptions):
     )
     resume: bool = option(
         True,
-        "Resume an interrupted run of the same command from OUTPUT_FILE.parts, without reading "
-        "finished input files again. --noresume starts over.",
+        "Resume an interrupted run of the same command from OUTPUT_FILE.parts, without predicting "
+        "finished and unchanged input files again. --noresume starts over.",
         group="output",
     )
 
@@ -82,8 +83,8 @@ def write_predictions(
         The number of videos in the file.
 
     Raises:
-        InputError: if there is no video, too many records are corrupt, a record does not fit, or
-            the parts belong to another run.
+        InputError: if there is no video, too many records are corrupt, a record does not fit, the
+            parts belong to another run, or another process writes the file.
     """
     settings = {
         **predictor.identity(),
@@ -92,17 +93,12 @@ def write_predictions(
         "missing_features": reader.missing_features,
         "trim_features": reader.trim_features,
     }
-    parts = PredictionParts(output_file, settings, reader.paths, resume=resume)
-    try:
+    with prediction_parts(output_file, settings, reader.paths, resume=resume) as parts:
         parts.restore_corrupt_records(reader.corrupt_records)
         _write_parts(predictor, reader, parts, batch_size, top_k)
         num_videos = parts.num_videos()
         if num_videos == 0:
             raise InputError(f"no video in {len(reader.paths)} files, such as {reader.paths[0]}")
-    except BaseException:
-        parts.keep_finished()
-        raise
-    parts.join()
     return num_videos
 
 

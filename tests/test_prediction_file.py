@@ -1,14 +1,20 @@
 """A prediction file of an interrupted run is completed by the next run."""
 
+import itertools
 import os
 import pathlib
 import shutil
 import signal
 
 import pytest
+import tensorflow as tf
 
+import files
+import prediction_file
 import programs
 import sample_records
+from readers import RecordReader
+from records import CorruptRecordLog
 from utils import InputError
 
 # Runs inference.py and kills the process before it marks the fourth input file as finished.
@@ -65,9 +71,22 @@ def finished_parts(output):
     return sorted(pathlib.Path(f"{output}.parts").glob("[0-9]*.json"))
 
 
+@pytest.fixture
+def files_read(monkeypatch):
+    """Names of the input files that are predicted, in order."""
+    read, for_file = [], RecordReader.for_file
+
+    def remember(reader, path):
+        read.append(pathlib.Path(path).name)
+        return for_file(reader, path)
+
+    monkeypatch.setattr(RecordReader, "for_file", remember)
+    return read
+
+
 @pytest.mark.slow
 def test_a_killed_run_is_resumed_without_reading_finished_files_again(
-    tmp_path, trained_moe, input_files
+    tmp_path, trained_moe, input_files, files_read
 ):
     unbroken, broken = tmp_path / "unbroken.csv", tmp_path / "broken.csv"
     # float32, as in this process.
@@ -78,9 +97,9 @@ def test_a_killed_run_is_resumed_without_reading_finished_files_again(
     programs.run("inference", *arguments(trained_moe, input_files, unbroken))
     finished = [int(path.stem) for path in finished_parts(broken)]
     assert finished == [0, 1, 2]
-    for number in finished:
-        input_files[number].write_bytes(b"?" * input_files[number].stat().st_size)
+    files_read.clear()
     programs.run("inference", *given)
+    assert files_read == ["test3.tfrecord", "test4.tfrecord", "test5.tfrecord"]
     assert broken.read_bytes() == unbroken.read_bytes()
     assert not pathlib.Path(f"{broken}.parts").exists()
     assert len(programs.prediction_rows(broken)) == 1 + 6 * 60
@@ -128,6 +147,129 @@ def test_parts_of_other_settings_are_rejected_unless_the_run_starts_over(
         programs.run("inference", *given)
     programs.run("inference", *given, "--noresume", "--skip_corrupt_records=3")
     assert len(programs.prediction_rows(output)) == 1 + 4 * 60 - 2
+
+
+@pytest.mark.parametrize("change", ["order", "time"])
+def test_input_files_that_changed_since_the_stop_are_predicted_again(
+    tmp_path, trained_moe, corrupt_files, files_read, change
+):
+    output, fresh = tmp_path / "predictions.csv", tmp_path / "fresh.csv"
+    interrupt(arguments(trained_moe, corrupt_files, output))
+    times = corrupt_files[1].stat()
+    if change == "order":
+        records = [record.numpy() for record in tf.data.TFRecordDataset(str(corrupt_files[1]))]
+        sample_records.write_records(corrupt_files[1], records[::-1])
+        assert corrupt_files[1].stat().st_size == times.st_size
+        os.utime(corrupt_files[1], ns=(times.st_atime_ns, times.st_mtime_ns))
+    else:
+        os.utime(corrupt_files[1], ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
+    files_read.clear()
+    for path in (output, fresh):
+        given = arguments(trained_moe, corrupt_files, path)
+        programs.run("inference", *given, "--skip_corrupt_records=2")
+    assert files_read[:-3] == ["test1.tfrecord", "test2.tfrecord"]
+    assert output.read_bytes() == fresh.read_bytes()
+
+
+def test_one_process_at_a_time_writes_an_output(tmp_path, trained_moe, video_data):
+    output = tmp_path / "predictions.csv"
+    inputs = sorted(pathlib.Path(video_data).parent.glob("part*"))
+    given = arguments(trained_moe, inputs, output)
+    expected = f"another run is writing {output}: process {os.getpid()} on "
+    with files.lock(f"{output}.parts/lock", "", ""):
+        for more in ((), ("--noresume",)):
+            with pytest.raises(InputError, match=expected):
+                programs.run("inference", *given, *more)
+    programs.run("inference", *given)
+    assert os.listdir(tmp_path) == ["predictions.csv"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "settings.json"])
+def test_a_directory_of_somebody_else_is_left_alone(tmp_path, trained_moe, video_data, name):
+    output = tmp_path / "predictions.csv"
+    (tmp_path / "predictions.csv.parts").mkdir()
+    (tmp_path / "predictions.csv.parts" / name).write_text("{}")
+    inputs = sorted(pathlib.Path(video_data).parent.glob("part*"))
+    for more in ((), ("--noresume",)):
+        with pytest.raises(
+            InputError, match=rf"csv\.parts .* holds {name}, which inference.py did"
+        ):
+            programs.run("inference", *arguments(trained_moe, inputs, output), *more)
+    assert (tmp_path / "predictions.csv.parts" / name).read_text() == "{}"
+    assert os.listdir(output.with_name("predictions.csv.parts")) == [name]
+
+
+class Killed(BaseException):
+    """Ends a simulated process: every later operation on files raises it, too."""
+
+
+def write_parts(output, model, inputs, resume=True):
+    """Writes a prediction file whose lines name the model and the input file."""
+    settings = {"model": model}
+    with prediction_file.prediction_parts(str(output), settings, inputs, resume=resume) as parts:
+        for number, path in enumerate(inputs):
+            if not parts.is_finished(number):
+                with parts.open(number) as part:
+                    part.write(f"{model},{path}\n")
+                parts.finish(number, 1, CorruptRecordLog())
+
+
+def killed_at(operation, write):
+    """Calls `write` and kills it before an operation on files; returns whether it came so far."""
+    count = 0
+
+    def limited(function):
+        def call(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count > operation:
+                raise Killed
+            return function(*arguments, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in (
+            *((files, name) for name in ("open_binary", "remove")),
+            *((files.gfile, name) for name in ("rename", "remove", "makedirs")),
+            *((os, name) for name in ("remove", "rmdir")),
+        ):
+            patch.setattr(owner, name, limited(getattr(owner, name)))
+        try:
+            write()
+        except Killed:
+            return True
+    return False
+
+
+def killed_and_resumed(output, inputs, operation, resume):
+    """Kills a run, starts one of another model, and checks lines; returns whether it was killed."""
+
+    def lines(model):
+        return "".join([f"{prediction_file.HEADER}\n", *(f"{model},{path}\n" for path in inputs)])
+
+    killed = killed_at(operation, lambda: write_parts(output, "old", inputs))
+    assert not output.exists() or output.read_text() == lines("old")
+    model = "new"
+    try:
+        write_parts(output, model, inputs, resume)
+    except InputError:  # The parts of the unfinished run are kept for the old model.
+        assert resume
+        model = "old"
+        write_parts(output, model, inputs)
+    assert output.read_text() == lines(model)
+    assert not pathlib.Path(f"{output}.parts").exists()
+    return killed
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_kill_at_any_moment_never_mixes_the_lines_of_two_models(tmp_path, resume):
+    inputs = [sample_records.write_records(tmp_path / name, []) for name in ("a", "b")]
+    operations = itertools.count()
+    while killed_and_resumed(tmp_path / "out.csv", inputs, next(operations), resume):
+        (tmp_path / "out.csv").unlink()
+    assert next(operations) > 20
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "out.csv"]
 
 
 def test_an_empty_file_is_allowed_but_not_as_the_only_one(tmp_path, trained_moe, video_data):
