@@ -7,6 +7,7 @@ one entry per evaluated step, and TensorBoard logs.
 """
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ import files
 from options import option, same_option
 from predictor import PredictorOptions, evaluate, format_summary, load_predictor
 from run_config import CONFIG_FILE, TrainOptions
-from utils import InputError
+from utils import InputError, csv_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,29 +112,17 @@ def write_per_class(
         path: file to write.
         class_names: names by class, or None.
     """
-    table = per_class.rename_axis("class")
+    columns = ["class", "ap", "positives"]
     if class_names is not None:
-        table.insert(0, "name", pd.Series(class_names).reindex(table.index))
+        columns.insert(1, "name")
+    table = per_class.sort_values("ap", ascending=False, na_position="last", kind="stable")
     with files.atomic_write(path) as file:
-        table.sort_values("ap", ascending=False, na_position="last", kind="stable").to_csv(file)
-
-
-def read_class_names(path: str) -> dict[int, str]:
-    """Reads names by class from a vocabulary.csv of YouTube-8M, with columns Index and Name.
-
-    Raises:
-        InputError: if it cannot be read or lacks the columns.
-    """
-    try:
-        with files.open_binary(path) as file:
-            table = pd.read_csv(file)
-    except (OSError, ValueError, *files.REMOTE_ERRORS) as error:
-        raise InputError(f"cannot read the class names in {path}: {error}") from error
-    if not {"Index", "Name"} <= set(table.columns):
-        raise InputError(
-            f"{path} must have the columns Index and Name. It has: {', '.join(table.columns)}"
-        )
-    return dict(zip(table["Index"], table["Name"], strict=True))
+        file.write(csv_line(columns))
+        for row in table.itertuples():
+            cells = [str(row.Index), "" if math.isnan(row.ap) else str(row.ap), str(row.positives)]
+            if class_names is not None:
+                cells.insert(1, class_names.get(row.Index, ""))
+            file.write(csv_line(cells))
 
 
 def wait_for_run(train_dir: str) -> None:
@@ -159,11 +148,13 @@ def main(options: EvalOptions) -> None:
     """Runs the program."""
     for path in filter(None, (options.per_class_csv, options.metrics_json)):
         files.check_writable(path)
-    class_names = read_class_names(options.class_names) if options.class_names else None
     paths = files.expand_patterns(options.eval_data_pattern)
     if options.is_continuous:
         wait_for_run(options.run_dirs[0])
     predictor = load_predictor(options)
+    class_names = None
+    if options.class_names:
+        class_names = files.read_class_names(options.class_names, predictor.data.num_classes)
     for checkpoint in checkpoints_to_evaluate(options):
         predictor.restore(checkpoint)
         reader = predictor.data.reader(paths, options)

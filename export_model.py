@@ -104,14 +104,13 @@ class ExportOptions(ModelOptions, ReadOptions):
             raise InputError("--fit_weights needs several --train_dirs, and no --weights.")
 
 
-def export(options: ExportOptions, weights: Sequence[float] | np.ndarray | None = None) -> dict:
+def export(options: ExportOptions) -> dict:
     """Writes the models of training runs as one SavedModel.
 
     The directory appears under its name only when it is complete.
 
     Args:
         options: models, output and how the graph predicts.
-        weights: weights of the models, instead of those in the options.
 
     Returns:
         The content of manifest.json.
@@ -122,6 +121,9 @@ def export(options: ExportOptions, weights: Sequence[float] | np.ndarray | None 
     train_dirs = options.run_dirs
     configs = load_configs(train_dirs)
     data = configs[0].data
+    if options.class_names:
+        files.read_class_names(options.class_names, data.num_classes)
+    weights = fitted_weights(options) if options.fit_weights else options.weights
     paths = [checkpoints.find(train_dir, options.checkpoint) for train_dir in train_dirs]
     with files.atomic_directory(options.output_dir) as partial:
         # The names of all nodes begin with the model's name, so it is short.
@@ -133,7 +135,7 @@ def export(options: ExportOptions, weights: Sequence[float] | np.ndarray | None 
             restore_frozen(model, config, path, options.use_ema)
         ensemble = Ensemble(
             models,
-            weights=options.weights if weights is None else weights,
+            weights=weights,
             num_samplings=options.num_samplings,
             seed=options.seed,
             max_floats=_MAX_FLOATS,
@@ -261,9 +263,7 @@ def fitted_weights(options: ExportOptions) -> np.ndarray:
 def main(options: ExportOptions) -> None:
     """Runs the program."""
     files.check_new_directory(options.output_dir)
-    if options.class_names and not files.gfile.exists(options.class_names):
-        raise InputError(f"there is no file --class_names={options.class_names}")
-    manifest = export(options, fitted_weights(options) if options.fit_weights else None)
+    manifest = export(options)
     logging.info(
         "exported %d model(s), %s weights in %s, %.1f MiB, digest %s: %s",
         len(manifest["models"]),

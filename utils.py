@@ -3,8 +3,6 @@
 Needs neither TensorFlow nor Keras.
 """
 
-import csv
-import io
 import re
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -36,22 +34,30 @@ def quantize(values: ArrayLike) -> np.ndarray:
     return np.clip(steps, 0, 255).astype(np.uint8)
 
 
-# Matches cells that a spreadsheet program would run as a formula that calls something. Mere
-# arithmetic, such as an id that begins with a hyphen, is harmless.
-_FORMULA = re.compile(r"\s*[=+\-@].*[(|!]", re.DOTALL)
+# Matches the start of cells that spreadsheet programs may run as formulas; they skip white space
+# and control characters, and read wide forms of the four signs, too.
+_FORMULA = re.compile(r"[\s\0-\x1f\u200b\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r]")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]+")
+# Line breaks, and the separators that spreadsheet programs know.
+_QUOTED = re.compile(r'[,;\t"\r\n]')
 
 
 def csv_line(cells: Iterable[str]) -> str:
     """Returns a line of CSV, with its newline, that reads back as the cells.
 
-    Cells with commas, quotes or line breaks are quoted. The only change to a cell is an apostrophe
-    in front of text that a spreadsheet program would run as a formula.
+    Cells with separators, quotes or line breaks are quoted. The only change to a cell is an
+    apostrophe in front of text that a spreadsheet program could run as a formula; an id of letters,
+    digits, hyphens and underscores never changes.
     """
-    text = io.StringIO(newline="")
-    # The writer quotes only the line breaks that its own terminator contains, so it gets both.
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow([f"'{cell}" if _FORMULA.match(cell) else cell for cell in cells])
-    return text.getvalue().removesuffix("\r\n") + "\n"
+    return ",".join(map(_csv_cell, cells)) + "\n"
+
+
+def _csv_cell(text):
+    if _FORMULA.match(text) and not _PLAIN_ID.fullmatch(text):
+        text = f"'{text}"
+    if _QUOTED.search(text):
+        return '"{}"'.format(text.replace('"', '""'))
+    return text
 
 
 def comma_separated(names: Iterable) -> str:

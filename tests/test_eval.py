@@ -98,12 +98,15 @@ def test_metrics_are_those_of_inference_with_any_batch_size(
 
 def test_per_class_csv_has_the_names_of_the_vocabulary(trained_mean, frame_data, tmp_path):
     vocabulary = tmp_path / "vocabulary.csv"
-    vocabulary.write_text("Index,Name\n" + "".join(f"{i},Name {i}\n" for i in range(10)))
+    names = ["=A1", 'Cat, "big"', "", *(f"Name {i}" for i in range(3, 10))]
+    with vocabulary.open("w", newline="") as file:
+        csv.writer(file).writerows([("Index", "Name"), *enumerate(names)])
     table = tmp_path / "classes.csv"
     flags = (f"--per_class_csv={table}", f"--class_names={vocabulary}")
     evaluate(*eval_flags(trained_mean, frame_data), *flags)
     rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert {row["name"] for row in rows} == {f"Name {i}" for i in range(10)}
+    assert list(rows[0]) == ["class", "name", "ap", "positives"]
+    expected = {str(i): name for i, name in enumerate(["'=A1", *names[1:]])}
+    assert {row["class"]: row["name"] for row in rows} == expected
     scores = [float(row["ap"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
-    assert all(row["name"] == f"Name {row['class']}" for row in rows)

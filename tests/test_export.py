@@ -286,8 +286,11 @@ def test_moving_averages_and_class_names_can_be_exported(trained_moe, video_data
     saved = tf.saved_model.load(str(folder))
     with open(saved.class_names.asset_path.numpy()) as file:
         assert file.read() == "Index,Name\n0,Cats\n"
-    with pytest.raises(InputError, match="there is no file --class_names=nowhere"):
-        export(tmp_path / "other", *given, "--class_names=nowhere")
+    vocabulary.write_text("Index,Name\n0,Cats\n0,Dogs\n")
+    for path, message in (("nowhere", "cannot read .* in nowhere"), (vocabulary, "row 3 of .*csv")):
+        with pytest.raises(InputError, match=message):
+            export(tmp_path / "other", *given, f"--class_names={path}")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_frozen_graph_predicts_the_same(exported, exported_predictions, frame_data):

@@ -56,6 +56,14 @@ def test_atomic_write_replaces_an_old_file(tmp_path):
     assert path.read_text() == "new"
 
 
+def test_many_files_in_a_folder_cost_one_listing_of_it(tmp_path, monkeypatch):
+    listed, listdir = [], files.gfile.listdir
+    monkeypatch.setattr(files.gfile, "listdir", lambda path: listed.append(path) or listdir(path))
+    for number in range(20):
+        write(tmp_path / f"{number}.csv", "text")
+    assert listed == [str(tmp_path)]
+
+
 def test_a_path_that_ends_in_gz_is_compressed(tmp_path):
     path = tmp_path / "out.csv.gz"
     write(path, "ü,1\n" * 5000)
@@ -180,3 +188,57 @@ def test_an_empty_pattern_is_rejected(patterns):
 def test_paths_with_a_scheme_are_remote():
     assert files.is_remote("gs://bucket/file")
     assert not files.is_remote("/folder/file")
+
+
+# --- Class names ---
+
+NAMES = 'Index,Other,Name\n0,x,Cat\n1,x,Größe\n2,x,"Dog, ""big"""\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        NAMES.encode(),
+        NAMES.replace("\n", "\r\n").encode("utf-8-sig"),
+        NAMES.replace("Name\n", "Name\n\n,,\n").encode(),
+    ],
+    ids=["plain", "from a spreadsheet", "empty rows"],
+)
+def test_class_names_are_read_by_class(tmp_path, content, logged_warnings):
+    path = tmp_path / "vocabulary.csv"
+    path.write_bytes(content)
+    assert files.read_class_names(str(path), 3) == {0: "Cat", 1: "Größe", 2: 'Dog, "big"'}
+    assert not logged_warnings
+    assert len(files.read_class_names(str(path), 4)) == 3
+    assert logged_warnings == [f"{path} names only 3 of 4 classes"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Index;Name\n0;Cat\n", "must have the columns Index and Name, separated by commas"),
+        ("Index,Title\n0,Cat\n", "must have the columns Index and Name"),
+        ("", "must have the columns Index and Name"),
+        ("Index,Name\n", "names no class"),
+        ("Index,Name\n0,\n", "names no class"),
+        ("Index,Name\nzero,Cat\n", r"row 2 of .*csv: Index must be a class .* Received: 'zero'"),
+        ("Index,Name\n0,Cat\n3,Dog\n", r"row 3 of .* 0 to 2\. Received: '3'"),
+        ("Index,Name\n-1,Cat\n", "Received: '-1'"),
+        ("Index,Name\n1.0,Cat\n", r"Received: '1\.0'"),
+        (f"Index,Name\n{'9' * 5000},Cat\n", "Received: '9999"),
+        (
+            "Index,Name\n0,Cat\n00,Dog\n",
+            r"row 3 of .*csv names class 0, which an earlier row names",
+        ),
+        ("Index,Name\n0,Cat, big\n", "row 2 of .*csv has 3 cells instead of 2"),
+        ('Index,Name\n0,"Cat\n1,Dog\n', "not valid CSV after row 1"),
+        ("Index,Name\n0,Größe\n".encode("cp1252"), "row 2 of .*csv is not UTF-8 text"),
+    ],
+)
+def test_a_vocabulary_that_does_not_name_classes_is_rejected_with_the_row(
+    tmp_path, content, message
+):
+    path = tmp_path / "vocabulary.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        files.read_class_names(str(path), 3)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import tempfile
 
 import numpy as np
@@ -137,18 +138,22 @@ IDS = st.one_of(st.text(), st.text(alphabet="ab=+-@(|!,;'\"\\\r\n\t "))
 
 
 def is_formula(cell):
-    """Returns whether a spreadsheet program would run a cell as a formula."""
-    stripped = cell.lstrip()
-    return stripped[:1] in ("=", "+", "-", "@") and any(c in stripped for c in "(|!")
+    """Returns whether a spreadsheet program could run a cell as a formula."""
+    begins_like_one = cell.lstrip()[:1] in ("=", "+", "-", "@") or cell[:1] in ("\t", "\r")
+    return begins_like_one and not re.fullmatch("[A-Za-z0-9_-]+", cell)
 
 
 @QUICK
 @given(st.lists(st.tuples(IDS, st.text("0123456789. ")), min_size=1))
 def test_lines_of_csv_read_back_as_they_were_written(rows):
     text = "".join(map(utils.csv_line, rows))
-    expected = [[f"'{cell}" if is_formula(cell) else cell for cell in row] for row in rows]
-    assert list(csv.reader(io.StringIO(text, newline=""))) == expected
-    assert not any(is_formula(cell) for row in expected for cell in row)
+    found = list(csv.reader(io.StringIO(text, newline="")))
+    assert [row[1] for row in found] == [row[1] for row in rows]
+    for (found_id, _), (written_id, _) in zip(found, rows, strict=True):
+        assert not is_formula(found_id)
+        # Control characters and wide signs in front of a formula are in test_utils.py.
+        is_plain = re.fullmatch("[A-Za-z0-9_-]*", written_id)
+        assert found_id == written_id or (found_id == f"'{written_id}" and not is_plain)
 
 
 @QUICK

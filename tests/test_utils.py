@@ -47,7 +47,17 @@ def test_an_input_error_is_a_value_error():
     ("cell", "written"),
     [
         ("-abc_1", "-abc_1"),
-        ("=1+1", "=1+1"),
+        ("--_-", "--_-"),
+        ("+1", "'+1"),
+        ("=1+1", "'=1+1"),
+        ("-1.5", "'-1.5"),
+        ("='file:///etc/passwd'#$x.A1", "'='file:///etc/passwd'#$x.A1"),
+        ("\ta", '"\'\ta"'),
+        ("\ra", '"\'\ra"'),
+        ("\0=A1", "'\0=A1"),
+        ("\uff1dA1", "'\uff1dA1"),
+        ("a;=A1", '"a;=A1"'),
+        ("a = b", "a = b"),
         ("a\rb", '"a\rb"'),
         ("a\nb", '"a\nb"'),
         ('say "x", y', '"say ""x"", y"'),
@@ -56,5 +66,5 @@ def test_an_input_error_is_a_value_error():
         ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
     ],
 )
-def test_ids_neither_break_a_line_of_csv_nor_run_as_formulas(cell, written):
+def test_cells_neither_break_a_line_of_csv_nor_run_as_formulas(cell, written):
     assert utils.csv_line((cell, "5 0.5")) == f"{written},5 0.5\n"
