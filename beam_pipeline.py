@@ -1,9 +1,14 @@
 """The steps of prediction on a cluster with Apache Beam, which must be installed."""
 
+import contextlib
+import os
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
+from absl import logging
 from apache_beam.metrics.metric import Metrics, MetricsFilter
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -128,6 +133,29 @@ def build(
     )
 
 
+@contextlib.contextmanager
+def _captured_output_of_workers() -> Iterator[None]:
+    """Shows what worker processes on this machine write to stderr only if the pipeline fails.
+
+    They log every connection, and the log of this process has their errors.
+    """
+    handler = logging.get_absl_handler().python_handler
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as captured, os.fdopen(os.dup(2), "w") as terminal:
+        stream = handler.setStream(terminal)
+        os.dup2(captured.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            captured.seek(0)
+            terminal.write(captured.read().decode("utf-8", "replace"))
+            raise
+        finally:
+            terminal.flush()
+            os.dup2(terminal.fileno(), 2)
+            handler.setStream(stream)
+
+
 def run(
     paths: Sequence[str],
     read: ReadBatches,
@@ -152,8 +180,9 @@ def run(
     """
     pipeline = beam.Pipeline(options=PipelineOptions([*options]))
     build(pipeline, paths, read, handler, output_prefix, max_corrupt)
-    result = pipeline.run()
-    result.wait_until_finish()
+    with _captured_output_of_workers():
+        result = pipeline.run()
+        result.wait_until_finish()
     num_videos, num_corrupt = (
         sum(
             counter.result

@@ -80,6 +80,7 @@ def main(options: BeamOptions) -> None:
     # Workers on this machine find the project's modules from any directory.
     here = os.path.dirname(os.path.abspath(__file__))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    logging.info("predicting the videos of %d files: %s", len(paths), options.beam_options)
     num_videos, num_corrupt = beam_pipeline.run(
         paths,
         beam_pipeline.ReadBatches(data, paths, options.batch_size, options),

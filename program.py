@@ -163,7 +163,11 @@ def _exit_with(error):
 
 
 def _is_worth_showing(record):
-    """Returns whether a log record is the project's own, or more than a remark by TensorFlow."""
+    """Returns whether a log record is the project's own, or more than a remark by a library."""
+    if re.search(
+        "/apache_beam/(?!runners/(dataflow|portability/portable_runner))", record.pathname
+    ):
+        return record.levelno > logging.converter.STANDARD_WARNING
     return (
         record.levelno > logging.converter.STANDARD_INFO
         or "/tensorflow/python/" not in record.pathname
@@ -504,6 +508,18 @@ def _format_flag(name, kind, choices, text, default, required=False):
 # --- Progress -------------------------------------------------------------------------------------
 
 
+class _LinesAboveBar:
+    """A stream for log lines that keeps them from breaking a progress bar."""
+
+    def write(self, text: str) -> None:
+        """Writes text, which ends in a newline, above the bar."""
+        tqdm.tqdm.write(text, file=sys.stderr, end="")
+
+    def flush(self) -> None:
+        """Flushes the terminal."""
+        sys.stderr.flush()
+
+
 class Progress:
     """Progress of long work: a bar on a terminal, log lines elsewhere. A context manager.
 
@@ -524,14 +540,21 @@ class Progress:
             initial=initial,
             disable=None,
             dynamic_ncols=True,
+            delay=1e-9,  # Appears with the first unit, below the lines that come before.
         )
+        self._stream: Any = None
         self._interval_secs = interval_secs
         self._last_tick = time.monotonic()
 
     def __enter__(self):
+        if not self._bar.disable:
+            handler = logging.get_absl_handler().python_handler
+            self._stream = handler.setStream(_LinesAboveBar())
         return self
 
     def __exit__(self, *_):
+        if self._stream is not None:
+            logging.get_absl_handler().python_handler.setStream(self._stream)
         self._bar.close()
 
     def advance(self) -> None:

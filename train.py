@@ -110,6 +110,7 @@ def _train(config, options, reader, stop_requests):
             workers.describe_parts(config.batch_size),
             f"from step {trainer.step}" if trainer.step else "from the beginning",
         )
+        logging.info("the first step compiles the model, which can take a minute")
         batches = workers.batches(
             reader,
             config.batch_size,
