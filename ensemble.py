@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 import checkpoints
 import frame_level_models
@@ -209,6 +210,31 @@ def normalized_weights(
     if not all(0 <= weight < np.inf for weight in weights) or not any(weights):
         raise InputError(f"weights must be 0 or more, and one of them above 0. Received: {weights}")
     return [weight / sum(weights) for weight in weights]
+
+
+def with_weight(
+    train_dirs: Sequence[str], weights: Sequence[float] | np.ndarray | None
+) -> tuple[list[str], list[float] | None]:
+    """Leaves out the runs whose weight is 0, with a log line.
+
+    Args:
+        train_dirs: directories of training runs.
+        weights: one weight per run; None for equal weights.
+
+    Returns:
+        The other directories and their weights.
+
+    Raises:
+        InputError: if the weights do not fit.
+    """
+    if weights is None:
+        return list(train_dirs), None
+    normalized_weights(weights, len(train_dirs))  # Checks them.
+    for train_dir, weight in zip(train_dirs, weights, strict=True):
+        if not weight:
+            logging.info("%s has weight 0 and is left out", train_dir)
+    kept = [(path, weight) for path, weight in zip(train_dirs, weights, strict=True) if weight]
+    return [path for path, _ in kept], [float(weight) for _, weight in kept]
 
 
 class StackingFit:

@@ -26,10 +26,9 @@ import files
 import layers
 import run_config
 import serving
-from ensemble import Ensemble, StackingFit, frozen_model, restore_frozen
+from ensemble import Ensemble, StackingFit, frozen_model, restore_frozen, with_weight
 from options import option, same_option
 from predictor import (
-    MANIFEST,
     ModelOptions,
     Predictor,
     PredictorOptions,
@@ -40,6 +39,7 @@ from predictor import (
 )
 from readers import RecordReader
 from run_config import ReadOptions
+from serving import MANIFEST
 from utils import InputError, comma_separated
 
 # Limit on the activations of a model in an exported graph, 40 MiB.
@@ -118,21 +118,21 @@ def export(options: ExportOptions) -> dict:
     Raises:
         InputError: if the runs do not fit together, or the directory cannot be written.
     """
-    train_dirs = options.run_dirs
-    configs = load_configs(train_dirs)
-    data = configs[0].data
+    data = load_configs(options.run_dirs)[0].data
     if options.class_names:
         files.read_class_names(options.class_names, data.num_classes)
-    weights = fitted_weights(options) if options.fit_weights else options.weights
+    train_dirs, weights = with_weight(
+        options.run_dirs, fitted_weights(options) if options.fit_weights else options.weights
+    )
+    configs = load_configs(train_dirs)
     paths = [checkpoints.find(train_dir, options.checkpoint) for train_dir in train_dirs]
     with files.atomic_directory(options.output_dir) as partial:
-        # The names of all nodes begin with the model's name, so it is short.
-        models = [
-            frozen_model(config, options.dtype, f"m{number}")
-            for number, config in enumerate(configs)
-        ]
-        for model, config, path in zip(models, configs, paths, strict=True):
-            restore_frozen(model, config, path, options.use_ema)
+        models = []
+        for number, (config, path) in enumerate(zip(configs, paths, strict=True)):
+            logging.info("restoring model %d of %d: %s", number + 1, len(paths), path)
+            # The names of all nodes begin with the model's name, so it is short.
+            models.append(frozen_model(config, options.dtype, f"m{number}"))
+            restore_frozen(models[-1], config, path, options.use_ema)
         ensemble = Ensemble(
             models,
             weights=weights,
@@ -140,9 +140,14 @@ def export(options: ExportOptions) -> dict:
             seed=options.seed,
             max_floats=_MAX_FLOATS,
         )
+        num_weights = sum(model.count_params() for model in models)
+        logging.info("tracing the graph, with %s weights", f"{num_weights:,}")
         module = serving.make_module(ensemble, data, options.top_k, options.class_names)
+        logging.info("writing %s", files.absolute(options.output_dir))
         with _without_info():
             tf.saved_model.save(module, partial, signatures=module.served)
+        # Holds a random id and checksums; nothing needs it.
+        files.remove(os.path.join(partial, "fingerprint.pb"))
         if options.frozen_graph:
             serving.write_frozen_graph(module, os.path.join(partial, FROZEN_GRAPH))
         manifest = {
@@ -164,13 +169,11 @@ def export(options: ExportOptions) -> dict:
             "use_ema": options.use_ema,
             "seed": options.seed,
             "top_k": options.top_k,
-            "parameters": sum(model.count_params() for model in models),
-            "bytes": _size_of(partial),
-            "digest": checkpoints.digest(
-                {str(n): variable.numpy() for n, variable in enumerate(module.kept_variables)}
-            ),
+            "parameters": num_weights,
+            "bytes": serving.size(partial),
             "versions": run_config.versions(),
         }
+        manifest["digest"] = serving.digest(partial, manifest)
         files.write_json(os.path.join(partial, MANIFEST), manifest)
     return manifest
 
@@ -184,14 +187,6 @@ def _without_info() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _size_of(directory):
-    return sum(
-        files.file_size(os.path.join(folder, name))
-        for folder, _, names in files.gfile.walk(directory)
-        for name in names
-    )
 
 
 def fit_weights(
@@ -236,24 +231,24 @@ def fit_weights(
 def fitted_weights(options: ExportOptions) -> np.ndarray:
     """Returns the weights for --fit_weights, and logs their effect."""
     paths = files.expand_patterns(options.eval_data_pattern or "")
-    predictor = Predictor(
-        options.run_dirs,
-        num_samplings=options.num_samplings,
-        seed=options.seed,
-        use_ema=options.use_ema,
-        compute_dtype=options.dtype,
-    )
-    predictor.restore()
     settings = {"batch_size": options.batch_size, "top_k": options.top_k}
 
-    def reader():
-        return predictor.data.reader(paths, options)
+    def restored(weights):
+        predictor = Predictor(
+            options.run_dirs,
+            weights=weights,
+            num_samplings=options.num_samplings,
+            seed=options.seed,
+            use_ema=options.use_ema,
+            compute_dtype=options.dtype,
+        )
+        predictor.restore()
+        return predictor, predictor.data.reader(paths, options)
 
-    equal, _ = evaluate(predictor, reader(), **settings)
+    equal, _ = evaluate(*restored(None), **settings)
     logging.info("equal weights: %s", format_summary(equal))
-    weights = fit_weights(predictor, reader(), options.run_dirs, **settings)
-    predictor.set_weights(weights)
-    fitted, _ = evaluate(predictor, reader(), **settings)
+    weights = fit_weights(*restored(None), options.run_dirs, **settings)
+    fitted, _ = evaluate(*restored(weights), **settings)
     logging.info(
         "fitted weights %s: %s", comma_separated(np.round(weights, 4)), format_summary(fitted)
     )

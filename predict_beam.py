@@ -49,6 +49,7 @@ class BeamOptions(ReadOptions):
         "is the part of Beam's DirectRunner that needs no download.",
         group="devices",
     )
+    verify_digest: bool = same_option(PredictorOptions, "verify_digest")
     batch_size: int = same_option(PredictorOptions, "batch_size")
     top_k: int = same_option(PredictorOptions, "top_k")
 
@@ -74,7 +75,7 @@ def main(options: BeamOptions) -> None:
         import beam_pipeline
     except ModuleNotFoundError as error:
         raise InputError(f"{error}. Run: pip install '.[beam]'") from error
-    _, data = read_manifest(options.exported_model)
+    _, data = read_manifest(options.exported_model, verify_digest=options.verify_digest)
     paths = files.expand_patterns(options.input_data_pattern)
     check_new_output(options.output_prefix)
     # Workers on this machine find the project's modules from any directory.

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from absl import logging
 
 import checkpoints
 import eval_util
@@ -18,15 +19,12 @@ import files
 import layers
 import losses
 import serving
-from ensemble import Ensemble, frozen_model, normalized_weights, restore_frozen
+from ensemble import Ensemble, frozen_model, normalized_weights, restore_frozen, with_weight
 from options import Options, option, same_option
 from readers import RecordReader
 from run_config import DataConfig, ReadOptions, RunConfig, TrainOptions
+from serving import MANIFEST
 from utils import InputError, comma_separated
-
-# The file in which an exported model states its origin and its input.
-MANIFEST = "manifest.json"
-
 
 # --- Options --------------------------------------------------------------------------------------
 
@@ -106,6 +104,11 @@ class PredictorOptions(ModelOptions, ReadOptions):
     exported_model: str | None = option(
         None, "Directory written by export_model.py, instead of --train_dir.", group="model"
     )
+    verify_digest: bool = option(
+        False,
+        "Compare the files of --exported_model with the digest in its manifest before loading.",
+        group="model",
+    )
     compute_dtype: str | None = same_option(
         TrainOptions, "compute_dtype", fixed_by="exported_model"
     )
@@ -116,6 +119,12 @@ class PredictorOptions(ModelOptions, ReadOptions):
         group="prediction",
         above=0,
     )
+
+    def __post_init__(self):
+        """Checks options that depend on each other."""
+        super().__post_init__()
+        if self.verify_digest and not self.exported_model:
+            raise InputError("--verify_digest needs --exported_model, which is not given.")
 
 
 # --- Predictors -----------------------------------------------------------------------------------
@@ -153,6 +162,7 @@ class Predictor:
         use_ema: bool = False,
         compute_dtype: str | None = None,
     ):
+        train_dirs, weights = with_weight(train_dirs, weights)
         self._configs = load_configs(train_dirs)
         self.data = self._configs[0].data
         self.label_loss = self._configs[0].label_loss
@@ -167,11 +177,6 @@ class Predictor:
         self.predict = compiled(self.ensemble)
         self._train_dirs = train_dirs
         self._use_ema = use_ema
-
-    def set_weights(self, weights: Sequence[float] | np.ndarray) -> None:
-        """Changes the weights of the runs."""
-        self.ensemble.weights = normalized_weights(weights, len(self.ensemble.models))
-        self.predict = compiled(self.ensemble)
 
     def restore(self, checkpoint: str | None = None) -> None:
         """Restores a checkpoint, a path prefix or a step; by default the newest of every run."""
@@ -209,12 +214,16 @@ class Predictor:
 class ExportedPredictor:
     """Predicts with a graph that export_model.py wrote; has the attributes of `Predictor`.
 
+    Args:
+        export_dir: directory that export_model.py wrote.
+        verify_digest: whether to compare its files with the digest in its manifest.
+
     Raises:
-        InputError: if there is no exported model.
+        InputError: if there is no exported model, or its files do not have that digest.
     """
 
-    def __init__(self, export_dir: str):
-        self._manifest, self.data = read_manifest(export_dir)
+    def __init__(self, export_dir: str, *, verify_digest: bool = False):
+        self._manifest, self.data = read_manifest(export_dir, verify_digest=verify_digest)
         self.label_loss = self._manifest["label_loss"]
         self.steps = [model["step"] for model in self._manifest["models"]]
         serving.check_graph(export_dir)
@@ -246,7 +255,7 @@ class ExportedPredictor:
 def load_predictor(options: PredictorOptions) -> Predictor | ExportedPredictor:
     """Returns the predictor that the options name; its checkpoints are not restored yet."""
     if options.exported_model:
-        return ExportedPredictor(options.exported_model)
+        return ExportedPredictor(options.exported_model, verify_digest=options.verify_digest)
     return Predictor(
         options.run_dirs,
         weights=options.weights,
@@ -257,14 +266,19 @@ def load_predictor(options: PredictorOptions) -> Predictor | ExportedPredictor:
     )
 
 
-def read_manifest(export_dir: str) -> tuple[dict, DataConfig]:
+def read_manifest(export_dir: str, *, verify_digest: bool = False) -> tuple[dict, DataConfig]:
     """Reads the description of an exported model without loading it.
+
+    Args:
+        export_dir: directory that export_model.py wrote.
+        verify_digest: whether to compare its files with the digest in the description.
 
     Returns:
         The content of its manifest, and the `DataConfig` of its input.
 
     Raises:
-        InputError: if there is no exported model, or another version wrote it.
+        InputError: if there is no exported model, another version wrote it, or its files do not
+            have the digest.
     """
     path, manifest = files.read_description(
         export_dir, MANIFEST, "export_model.py", "exported_model"
@@ -272,9 +286,19 @@ def read_manifest(export_dir: str) -> tuple[dict, DataConfig]:
     try:
         for name in ("label_loss", "models", "digest"):
             manifest[name]
-        return manifest, DataConfig(**manifest["data"])
+        data = DataConfig(**manifest["data"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} does not fit this version: {error!r}") from error
+    if verify_digest:
+        digest = serving.digest(export_dir, manifest)
+        if digest != manifest["digest"]:
+            raise InputError(
+                f"{export_dir} has the digest {digest}, but {MANIFEST} states "
+                f"{manifest['digest']}: its files have changed since export_model.py wrote them. "
+                "Copy or export the model again."
+            )
+        logging.info("%s has the digest %s that %s states", export_dir, digest, MANIFEST)
+    return manifest, data
 
 
 def load_configs(train_dirs: Sequence[str]) -> list[RunConfig]:

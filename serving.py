@@ -1,5 +1,7 @@
 """The graph of an exported model: its signatures, its record parser and its safety check."""
 
+import hashlib
+import json
 import os
 from typing import Any
 
@@ -12,6 +14,9 @@ import private_api
 from ensemble import Ensemble
 from run_config import DataConfig
 from utils import InputError, comma_separated
+
+# The file in which an exported model states its origin and its input.
+MANIFEST = "manifest.json"
 
 # --- Signatures -----------------------------------------------------------------------------------
 
@@ -64,6 +69,41 @@ def make_module(
     if class_names is not None:
         module.class_names = tf.saved_model.Asset(class_names)
     return module
+
+
+def digest(export_dir: str, manifest: dict) -> str:
+    """Returns a hash of an exported model, sixteen hexadecimal digits.
+
+    It covers the names and contents of all files, except the manifest's, and the entries of the
+    manifest, except the digest. Exports of the same weights with the same settings and versions
+    have the same digest.
+
+    Args:
+        export_dir: directory of the model.
+        manifest: content of its manifest.
+    """
+    entries = {name: value for name, value in manifest.items() if name != "digest"}
+    hashed = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
+    for name, path in sorted(_files_in(export_dir)):
+        if name != MANIFEST:
+            hashed.update(f"\0{name}\0{files.file_size(path)}\0".encode())
+            with files.open_binary(path) as file:
+                while block := file.read(2**20):
+                    hashed.update(block)
+    return hashed.hexdigest()[:16]
+
+
+def size(export_dir: str) -> int:
+    """Returns the size of all files of an exported model in bytes."""
+    return sum(files.file_size(path) for _, path in _files_in(export_dir))
+
+
+def _files_in(export_dir):
+    """Yields the name, relative to the directory, and the path of every file."""
+    for folder, _, names in files.gfile.walk(export_dir):
+        inside = folder[len(export_dir) :].strip("/")
+        for name in names:
+            yield os.path.join(inside, name), os.path.join(folder, name)
 
 
 def write_frozen_graph(module: tf.Module, path: str) -> None:

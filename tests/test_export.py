@@ -3,6 +3,7 @@
 import gc
 import glob
 import json
+import pathlib
 import shutil
 
 import keras
@@ -265,13 +266,56 @@ def test_the_manifest_states_origin_settings_and_size(exported, trained):
 
 
 @pytest.mark.slow
-def test_equal_weights_have_equal_digests(trained_moe, tmp_path):
-    given = (f"--train_dir={trained_moe}", "--dtype=float32")
-    first = export(tmp_path / "first", *given)
-    again = export(tmp_path / "again", *given, "--top_k=3", "--num_samplings=5")
-    older = export(tmp_path / "older", *given, "--checkpoint=90")
-    assert first["digest"] == again["digest"] != older["digest"]
-    assert older["models"][0]["step"] == 90
+def test_exports_that_predict_differently_have_different_digests(trained_moe, tmp_path):
+    given = ("--dtype=float32", f"--train_dirs={trained_moe},{trained_moe},{trained_moe}")
+    settings = [(), ("--weights=0,1,0",), ("--top_k=3",)]
+    digests = [
+        export(tmp_path / str(number), *given, *more)["digest"]
+        for number, more in enumerate(settings)
+    ]
+    assert len(set(digests)) == len(settings)
+
+
+def change_step(path):
+    manifest = json.loads(path.read_text())
+    manifest["models"][0]["step"] += 1
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("saved_model.pb", lambda path: sample_records.flip_bit(path, 200)),
+        ("variables/variables.data-00000-of-00001", lambda path: sample_records.flip_bit(path, 200)),
+        ("manifest.json", change_step),
+        ("assets/more.csv", pathlib.Path.touch),
+        ("frozen_graph.pb", pathlib.Path.unlink),
+    ],
+)
+def test_changed_files_are_noticed_on_request(exported, frame_data, tmp_path, name, change):
+    model = shutil.copytree(exported, tmp_path / "model")
+    assert read_manifest(str(model), verify_digest=True) == read_manifest(str(model))
+    (model / "assets").mkdir(exist_ok=True)
+    change(model / name)
+    expected = r"has the digest \w+, but manifest\.json states \w+: its files have changed"
+    with pytest.raises(InputError, match=expected):
+        ExportedPredictor(str(model), verify_digest=True)
+    given = (f"--exported_model={model}", f"--input_data_pattern={frame_data}", "--verify_digest")
+    with pytest.raises(InputError, match=expected):
+        programs.run("inference", *given, f"--output_file={tmp_path}/p.csv")
+
+
+def test_members_without_weight_are_left_out(trained_moe, video_data, tmp_path, caplog):
+    caplog.set_level("INFO", logger="absl")
+    other = untrained_run(tmp_path / "other", "LogisticModel")
+    given = (f"--train_dirs={other},{trained_moe}", "--weights=0,2")
+    manifest = export(tmp_path / "model", *given, "--dtype=float32")
+    assert f"{other} has weight 0 and is left out" in caplog.text
+    assert [(model["step"], model["weight"]) for model in manifest["models"]] == [(180, 1.0)]
+    expected = in_process([trained_moe], video_data)
+    assert largest_difference(of_export(tmp_path / "model", video_data), expected) < 1e-6
+    ensemble = in_process([other, trained_moe], video_data, weights=[0, 2])
+    assert largest_difference(ensemble, expected) == 0
 
 
 def test_moving_averages_and_class_names_can_be_exported(trained_moe, video_data, tmp_path):
@@ -338,10 +382,10 @@ def test_fitted_weights_favor_the_better_model_and_every_member_is_logged(
     caplog.set_level("INFO", logger="absl")
     given = (f"--train_dirs={untrained},{trained_moe}", f"--eval_data_pattern={video_data}")
     manifest = export(tmp_path / "model", *given, "--fit_weights")
-    weights = [model["weight"] for model in manifest["models"]]
-    assert sum(weights) == pytest.approx(1)
-    assert min(weights) >= 0
-    assert weights[1] > 0.8
+    weights = {model["config"]["model"]: model["weight"] for model in manifest["models"]}
+    assert sum(weights.values()) == pytest.approx(1)
+    assert min(weights.values()) > 0  # Members without weight are left out.
+    assert weights["MoeModel"] > 0.8
     members = [f"{train_dir}: GAP@20" for train_dir in (untrained, trained_moe)]
     for text in ("equal weights: GAP@20", *members, "fitted"):
         assert text in caplog.text
