@@ -81,6 +81,11 @@ class EvalOptions(PredictorOptions):
         return bool(self.train_dir) and not ends
 
 
+def metrics_path(train_dir: str, kind: str) -> str:
+    """Returns the path of metrics.json in a train directory."""
+    return os.path.join(train_dir, kind, "metrics.json")
+
+
 def save_summary(
     summary: dict[str, Any], train_dir: str, kind: str, tensorboard_dir: str | None = None
 ) -> None:
@@ -92,14 +97,32 @@ def save_summary(
         kind: name of the subdirectory for evaluations.
         tensorboard_dir: directory for TensorBoard logs instead of `train_dir`.
     """
-    path = os.path.join(train_dir, kind, "metrics.json")
-    history = files.read_json(path) if files.gfile.exists(path) else []
-    history = [entry for entry in history if entry["step"] != summary["step"]]
-    files.write_json(path, sorted([*history, summary], key=lambda entry: entry["step"]))
+    path = metrics_path(train_dir, kind)
+    # Several evaluations of one run may end at the same time.
+    with files.lock(f"{path}.lock", wait=True):
+        history = files.read_json(path) if files.gfile.exists(path) else []
+        history = [entry for entry in history if entry["step"] != summary["step"]]
+        files.write_json(path, sorted([*history, summary], key=lambda entry: entry["step"]))
     log_dir = os.path.join(tensorboard_dir or train_dir, kind)
     with tf.summary.create_file_writer(log_dir).as_default():
         for name in ("hit_at_one", "perr", "gap", "map", "loss"):
             tf.summary.scalar(name, summary[name], summary["step"])
+
+
+def check_can_save(train_dir: str, kind: str) -> None:
+    """Rejects a train directory in which no metrics can be saved.
+
+    Raises:
+        InputError: naming the file, and the flag that saves nothing there.
+    """
+    if files.gfile.exists(train_dir):  # Otherwise it has no run, which is an error of its own.
+        try:
+            files.check_writable(metrics_path(train_dir, kind))
+        except InputError as error:
+            raise InputError(
+                f"{error}. To evaluate a run without saving anything there, give --train_dirs "
+                "instead of --train_dir."
+            ) from error
 
 
 def write_per_class(
@@ -151,6 +174,9 @@ def main(options: EvalOptions) -> None:
     paths = files.expand_patterns(options.eval_data_pattern)
     if options.is_continuous:
         wait_for_run(options.run_dirs[0])
+    kind = "eval_ema" if options.use_ema else "eval"
+    if options.train_dir:
+        check_can_save(options.train_dir, kind)
     predictor = load_predictor(options)
     class_names = None
     if options.class_names:
@@ -163,7 +189,6 @@ def main(options: EvalOptions) -> None:
         )
         logging.info("%s | %s", predictor.describe(), format_summary(summary))
         if options.train_dir:
-            kind = "eval_ema" if options.use_ema else "eval"
             save_summary(summary, options.train_dir, kind, options.tensorboard_dir)
         if options.metrics_json:
             files.write_json(options.metrics_json, summary)

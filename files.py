@@ -183,13 +183,23 @@ def atomic_path(path: str) -> Iterator[str]:
     _remove_abandoned(path)
     partial = _partial_path(path)
     try:
-        yield partial
-        gfile.rename(partial, path, overwrite=True)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.errno and not error.filename:
-            error.filename = path  # Python does not say which file filled the disk.
+        with named_errors(path):
+            yield partial
+            gfile.rename(partial, path, overwrite=True)
+    except BaseException:
         with contextlib.suppress(OSError, *REMOTE_ERRORS):
             gfile.remove(partial)
+        raise
+
+
+@contextlib.contextmanager
+def named_errors(path: str) -> Iterator[None]:
+    """Adds the name of the file to an `OSError` without one, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = path
         raise
 
 
@@ -203,7 +213,7 @@ def atomic_directory(path: str) -> Iterator[str]:
         InputError: if `path` exists and is not an empty directory, or cannot be created.
     """
     path = path.rstrip("/")
-    check_new_directory(path)
+    _check_unused(path)
     partial = _partial_path(path)
     try:
         gfile.makedirs(partial)
@@ -212,8 +222,8 @@ def atomic_directory(path: str) -> Iterator[str]:
         raise InputError(f"cannot write {path}: {error}") from error
     try:
         yield partial
-        if gfile.exists(path):
-            gfile.rmtree(path)
+        _check_unused(path)  # Another process may have written it meanwhile.
+        remove_empty_directory(path)
         gfile.rename(partial, path)
     except BaseException:
         with contextlib.suppress(OSError, *REMOTE_ERRORS):
@@ -222,11 +232,16 @@ def atomic_directory(path: str) -> Iterator[str]:
 
 
 def check_new_directory(path: str) -> None:
-    """Rejects a path for a new directory that is already in use.
+    """Rejects a path for a new directory that is in use or cannot be written.
 
     Raises:
-        InputError: if `path` exists and is not an empty directory.
+        InputError: if `path` exists and is not an empty directory, or cannot be created.
     """
+    _check_unused(path)
+    _check_creatable(path.rstrip("/"))
+
+
+def _check_unused(path):
     if gfile.exists(path) and not (gfile.isdir(path) and not gfile.listdir(path)):
         raise InputError(f"{path} exists already. Choose another directory, or remove it.")
 
@@ -290,8 +305,13 @@ def check_writable(path: str) -> None:
         InputError: if a file cannot be created there.
     """
     _prepare_directory(path)
+    _check_creatable(path)
+
+
+def _check_creatable(path):
     partial = _partial_path(path)
     try:
+        gfile.makedirs(os.path.dirname(path) or ".")
         with open_binary(partial, "wb") as file:
             file.write(b"")  # Without a write, TensorFlow creates no file.
         gfile.remove(partial)
@@ -309,7 +329,7 @@ def _prepare_directory(path):
 
 
 @contextlib.contextmanager
-def lock(path: str, busy: str, remedy: str) -> Iterator[None]:
+def lock(path: str, busy: str = "", remedy: str = "", *, wait: bool = False) -> Iterator[None]:
     """Holds a lock file until the block ends, and then removes it.
 
     The operating system drops the lock when the process ends in any way, so a file left behind
@@ -319,14 +339,16 @@ def lock(path: str, busy: str, remedy: str) -> Iterator[None]:
         path: file to create; its directory is created if needed.
         busy: what another process does that holds the lock, for the error.
         remedy: what to do then.
+        wait: whether to wait for that process instead.
 
     Raises:
-        InputError: if another process holds the lock, naming that process and its host.
+        InputError: if another process holds the lock, naming that process and its host; or the
+            file cannot be created.
     """
     if is_remote(path):
         yield
         return
-    with _lock_file(path, busy, remedy) as file:
+    with _lock_file(path, busy, remedy, wait) as file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -337,7 +359,7 @@ def lock(path: str, busy: str, remedy: str) -> Iterator[None]:
                 os.remove(path)
 
 
-def _lock_file(path, busy, remedy):
+def _lock_file(path, busy, remedy, wait):
     """Returns the locked file at `path`, open."""
     _prepare_directory(path)
     while True:
@@ -347,7 +369,7 @@ def _lock_file(path, busy, remedy):
         except OSError as error:
             raise InputError(f"cannot write {path}: {error}") from error
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             with file:
                 file.seek(0)

@@ -144,7 +144,8 @@ class PredictionParts:
     def open(self, number: int) -> Iterator[codecs.StreamWriter]:
         """Opens the text file of a part for writing; call it before the input file is read."""
         self._fingerprints[number] = files.fingerprint(self._input_files[number])
-        with files.open_binary(self._path(number, "csv"), "wb") as file:
+        path = self._path(number, "csv")
+        with files.named_errors(path), files.open_binary(path, "wb") as file:
             yield codecs.getwriter("utf-8")(file)
 
     def finish(self, number: int, num_videos: int, corrupt_log: CorruptRecordLog) -> None:

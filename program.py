@@ -14,6 +14,7 @@ import difflib
 import inspect
 import os
 import re
+import signal
 import sys
 import tempfile
 import textwrap
@@ -101,7 +102,7 @@ def run(main: Callable, backends: Sequence[str] = ("tensorflow",)) -> None:
     """Runs a program with the options of the command line.
 
     An `InputError`, a failing file operation or a loss that is not finite ends it with one line and
-    exit status 1; anything else is a bug and keeps its traceback.
+    exit status 1, Ctrl-C with one line and 130; anything else is a bug and keeps its traceback.
 
     Args:
         main: function whose parameters are annotated with dataclasses of options.
@@ -151,6 +152,9 @@ def _run(main, arguments, backends):
             )
         _refuse_positional(arguments[1:])
         main(**options_from_flags(main, flags.FLAGS))
+    except KeyboardInterrupt:
+        print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (InputError, OSError, FloatingPointError, *_remote_errors(backend)) as error:
         _exit_with(error)
 

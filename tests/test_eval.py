@@ -1,5 +1,6 @@
 """Evaluation from end to end: which checkpoints, what it writes, what it leaves alone."""
 
+import concurrent.futures
 import csv
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from eval import save_summary
 from eval_util import calculate_gap
 from programs import ROOT, evaluate, metrics_of, predictions, run, train_mean
 from run_config import RunConfig
@@ -110,3 +112,22 @@ def test_per_class_csv_has_the_names_of_the_vocabulary(trained_mean, frame_data,
     assert {row["class"]: row["name"] for row in rows} == expected
     scores = [float(row["ap"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_evaluations_that_end_together_lose_no_entry(tmp_path):
+    names = ("hit_at_one", "perr", "gap", "map", "loss")
+    summaries = [{"step": step, **dict.fromkeys(names, 0.5)} for step in range(20)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda summary: save_summary(summary, str(tmp_path), "eval"), summaries))
+    assert metrics_of(tmp_path) == summaries
+    assert not list(tmp_path.glob("eval/*lock"))
+
+
+def test_a_train_directory_that_cannot_be_written_is_rejected_before_work(train_dir, frame_data):
+    (train_dir / "eval").touch()
+    with pytest.raises(
+        InputError, match=r"cannot write .*/eval/metrics\.json: .* give --train_dirs"
+    ):
+        run("eval", *eval_flags(train_dir, frame_data), "--run_once")
+    found = evaluate(f"--train_dirs={train_dir}", f"--eval_data_pattern={frame_data}")
+    assert found["num_videos"] == 160

@@ -286,7 +286,10 @@ def change_step(path):
     ("name", "change"),
     [
         ("saved_model.pb", lambda path: sample_records.flip_bit(path, 200)),
-        ("variables/variables.data-00000-of-00001", lambda path: sample_records.flip_bit(path, 200)),
+        (
+            "variables/variables.data-00000-of-00001",
+            lambda path: sample_records.flip_bit(path, 200),
+        ),
         ("manifest.json", change_step),
         ("assets/more.csv", pathlib.Path.touch),
         ("frozen_graph.pb", pathlib.Path.unlink),

@@ -1,10 +1,14 @@
 """Flags, --help and errors of the programs, and how a program starts."""
 
 import dataclasses
+import fcntl
 import importlib
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import program
 
@@ -376,3 +380,40 @@ def test_tensorflows_messages_are_shown_if_its_log_level_is_set():
     assert messages
     assert error.startswith("train.py: error: unknown flag --modle.")
     assert status == 1
+
+
+# Logs before and during a progress bar, and is then interrupted.
+INTERRUPTED = """
+import program
+from absl import logging
+import options
+
+def main(options: options.Options) -> None:
+    with program.Progress(3, "step") as progress:
+        for number in range(3):
+            logging.warning("before step %d", number)
+            progress.advance()
+    raise KeyboardInterrupt
+
+program.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_log_lines_do_not_break_the_progress_bar_and_ctrl_c_ends_with_one_line():
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED], cwd=programs.ROOT, stderr=terminal
+    )
+    assert process.wait(timeout=300) == 130
+    output = os.read(main, 2**16).decode()
+    os.close(main)
+    os.close(terminal)
+    assert output.endswith("-c: interrupted\r\n")
+    # Lines as the terminal shows them: a carriage return moves to the start of the line.
+    lines = [line.rpartition("\r")[2] for line in output.replace("\r\n", "\n").split("\n")]
+    logged = [line for line in lines if "before step" in line]
+    assert [line[0] for line in logged] == ["W"] * 3
+    assert output.index("before step 0") < output.index("0%")
+    assert any(line.startswith("100%") for line in lines)
