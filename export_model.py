@@ -233,7 +233,7 @@ def fitted_weights(options: ExportOptions) -> np.ndarray:
     paths = files.expand_patterns(options.eval_data_pattern or "")
     settings = {"batch_size": options.batch_size, "top_k": options.top_k}
 
-    def restored(weights):
+    def restored(weights=None):
         predictor = Predictor(
             options.run_dirs,
             weights=weights,
@@ -243,12 +243,16 @@ def fitted_weights(options: ExportOptions) -> np.ndarray:
             compute_dtype=options.dtype,
         )
         predictor.restore()
-        return predictor, predictor.data.reader(paths, options)
+        return predictor
 
-    equal, _ = evaluate(*restored(None), **settings)
+    predictor = restored()
+    equal, _ = evaluate(predictor, predictor.data.reader(paths, options), **settings)
     logging.info("equal weights: %s", format_summary(equal))
-    weights = fit_weights(*restored(None), options.run_dirs, **settings)
-    fitted, _ = evaluate(*restored(weights), **settings)
+    weights = fit_weights(
+        predictor, predictor.data.reader(paths, options), options.run_dirs, **settings
+    )
+    predictor = restored(weights)
+    fitted, _ = evaluate(predictor, predictor.data.reader(paths, options), **settings)
     logging.info(
         "fitted weights %s: %s", comma_separated(np.round(weights, 4)), format_summary(fitted)
     )

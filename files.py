@@ -451,9 +451,9 @@ def read_class_names(path: str, num_classes: int) -> dict[int, str]:
     except (OSError, *REMOTE_ERRORS) as error:
         raise InputError(f"cannot read the class names in {path}: {error}") from error
     except UnicodeDecodeError as error:
-        row = content[: error.start].count(b"\n") + 1
+        line = content[: error.start].count(b"\n") + 1
         raise InputError(
-            f"row {row} of {path} is not UTF-8 text. Save the class names as CSV in UTF-8."
+            f"row {line} of {path} is not UTF-8 text. Save the class names as CSV in UTF-8."
         ) from error
     names: dict[int, str] = {}
     number = 0
@@ -467,7 +467,7 @@ def read_class_names(path: str, num_classes: int) -> dict[int, str]:
                 f"{', '.join(columns)}"
             )
         for number, row in rows:
-            if any(map(str.strip, row)):
+            if any(cell.strip() for cell in row):
                 label, name = _class_name(f"row {number} of {path}", columns, row, num_classes)
                 if label in names:
                     raise InputError(

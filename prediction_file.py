@@ -234,9 +234,9 @@ def _own_files(folder):
         raise InputError(f"cannot write parts to {folder}: {error}") from error
     settings = os.path.join(folder, _SETTINGS)
     for name in names:
-        is_own = _OWN_FILE.fullmatch(name)
-        if name == _SETTINGS and "input_files" not in files.read_json(settings):
-            is_own = None
+        is_own = _OWN_FILE.fullmatch(name) is not None
+        if name == _SETTINGS:
+            is_own = "input_files" in str(files.read_json(settings))
         if not is_own:
             raise InputError(
                 f"{folder} is for unfinished predictions, but holds {name}, which inference.py did "
