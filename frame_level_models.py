@@ -28,7 +28,7 @@ _NUM_SETS = 64
 # --- Base class -----------------------------------------------------------------------------------
 
 
-class FrameLevelModel(keras.Model):
+class FrameLevelModel(registry.Model):
     """Base of the models that classify frames; a subclass implements `encode`.
 
     Input: a dict of
@@ -71,7 +71,7 @@ class FrameLevelModel(keras.Model):
         name=None,
         **classifier_hyperparameters,
     ):
-        super().__init__(name=name or type(self).__name__)
+        super().__init__(name=name)
         utils.check_at_least(0, iterations=iterations)
         self.num_classes = num_classes
         self.feature_sizes = tuple(feature_sizes)
@@ -327,7 +327,7 @@ def normalize(frames, frame_weights, inverse_norms=None):
 # --- Encoder of streams ---------------------------------------------------------------------------
 
 
-class StreamEncoder(keras.layers.Layer):
+class StreamEncoder(layers.Float32Layer):
     """Pools the frames of each stream separately and projects the results to one hidden vector.
 
         x = BN(frames),  h = V [pool_1(x_1), ..., pool_S(x_S)] + b

@@ -12,7 +12,7 @@ import registry
 import utils
 
 
-class VideoLevelModel(keras.Model):
+class VideoLevelModel(registry.Model):
     """Base of the models that classify a vector `[B, D]` into probabilities `[B, C]`.
 
     A subclass creates its layers in the constructor and implements `classify`.
@@ -27,7 +27,7 @@ class VideoLevelModel(keras.Model):
     frame_level = False
 
     def __init__(self, *, num_classes, feature_sizes=(), l2_normalize_input=True, name=None):
-        super().__init__(name=name or type(self).__name__)
+        super().__init__(name=name)
         self.num_classes = num_classes
         self.feature_sizes = tuple(feature_sizes)
         self.l2_normalize_input = l2_normalize_input
