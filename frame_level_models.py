@@ -99,6 +99,14 @@ class FrameLevelModel(registry.Model):
                 once. `None` stands for the model's `default_samplings`.
             seed: in prediction, the seed of the samplings; see `draw_frame_indices`.
         """
+        if not isinstance(inputs, dict) or not {"frames", "num_frames"} <= inputs.keys():
+            raise utils.InputError(f"{self.name} takes a dict of frames and num_frames.")
+        self.check_input(
+            inputs["frames"],
+            "uint8",
+            ("videos", "frames"),
+            "utils.quantize returns the bytes that stand for float features.",
+        )
         frames, num_frames = inputs["frames"], ops.cast(inputs["num_frames"], "int32")
         inverse_norms = inputs.get("inverse_norms")
         num_samplings = 1 if training else self.resolve_samplings(num_samplings)

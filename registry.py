@@ -128,6 +128,29 @@ class Model(keras.Model):
         model.trainable = trainable
         return model
 
+    def check_input(self, tensor: Any, dtype: str, axes: tuple[str, ...], hint: str) -> None:
+        """Rejects a tensor that the model would misread; Keras has cast any floats to float32.
+
+        Args:
+            tensor: tensor to check.
+            dtype: dtype that the model takes.
+            axes: names of all axes but the last, which holds the features.
+            hint: sentence on how to convert the tensor.
+
+        Raises:
+            InputError: naming dtype and shape.
+        """
+        size = sum(self.feature_sizes)
+        received = keras.backend.standardize_dtype(tensor.dtype)
+        right_shape = len(tensor.shape) == len(axes) + 1 and (
+            not size or tensor.shape[-1] in (size, None)
+        )
+        if received != dtype or not right_shape:
+            raise InputError(
+                f"{self.name} takes {dtype} [{comma_separated((*axes, size))}]. "
+                f"Received: {received} {list(tensor.shape)}. {hint}"
+            )
+
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, class_weight: None = None, **options: Any) -> Any:
         """Trains like `keras.Model.fit`, but rejects `class_weight`."""

@@ -38,6 +38,11 @@ class VideoLevelModel(registry.Model):
 
     def call(self, inputs, training=False):
         """Returns the probabilities, float32 `[B, C]`, of vectors, float32 `[B, D]`."""
+        if isinstance(inputs, dict):
+            raise utils.InputError(f"{self.name} takes one vector per video, not frames.")
+        self.check_input(
+            inputs, "float32", ("videos",), "utils.dequantize returns the features of stored bytes."
+        )
         if self.l2_normalize_input:
             inputs = layers.l2_normalize(inputs)
         return self.classify(inputs, training)

@@ -214,6 +214,51 @@ def test_class_weights_are_refused_because_a_video_has_several_labels():
         call(sample_weight=np.ones(5))
 
 
+# --- Inputs ---
+
+
+FRAMES = np.zeros((2, 3, D), np.uint8)
+FRAMES_EXPECTED = rf"takes uint8 \[videos, frames, {D}\]\. Received: "
+VECTORS_EXPECTED = rf"takes float32 \[videos, {D}\]\. Received: "
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (FRAMES.astype(np.float32), FRAMES_EXPECTED + r"float32 .*utils\.quantize"),
+        (FRAMES.astype(np.float64), FRAMES_EXPECTED + "float32 "),
+        (FRAMES.astype(np.int64), FRAMES_EXPECTED + "int64 "),
+        (FRAMES[..., 1:], FRAMES_EXPECTED + rf"uint8 \[2, 3, {D - 1}\]"),
+        (FRAMES[0], FRAMES_EXPECTED + rf"uint8 \[3, {D}\]"),
+    ],
+)
+@pytest.mark.parametrize("method", ["__call__", "predict"])
+def test_frames_that_are_not_the_stored_bytes_are_refused(frames, message, method):
+    model = shared("DbofModel")
+    inputs = {"frames": frames, "num_frames": np.array([3] * len(frames))}
+    with pytest.raises(InputError, match=message):
+        getattr(model, method)(inputs)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (FRAMES[:, 0], VECTORS_EXPECTED + r"uint8 .*utils\.dequantize"),
+        (np.zeros((2, D + 1)), VECTORS_EXPECTED + rf"float32 \[2, {D + 1}\]"),
+        (np.zeros((2, 3, D)), VECTORS_EXPECTED + rf"float32 \[2, 3, {D}\]"),
+        ({"frames": FRAMES, "num_frames": np.array([3, 3])}, "one vector per video, not frames"),
+    ],
+)
+def test_vectors_that_are_not_mean_features_are_refused(vectors, message):
+    with pytest.raises(InputError, match=message):
+        shared("MoeModel")(vectors)
+
+
+def test_an_array_of_frames_without_their_numbers_is_refused():
+    with pytest.raises(InputError, match="DbofModel takes a dict of frames and num_frames"):
+        shared("DbofModel")(FRAMES)
+
+
 # --- Global dtype policies ---
 
 
