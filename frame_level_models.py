@@ -394,22 +394,38 @@ class StreamEncoder(layers.Float32Layer):
         return self.hidden_gating(hidden, training=training)
 
 
-def per_stream(name, text, num_streams):
-    """Parses a hyperparameter with one number per stream, for example "64,32".
+def per_stream(stream_sizes, **texts):
+    """Parses hyperparameters with one number per stream, for example "64,32".
 
-    The last number also applies to all further streams; surplus numbers are ignored.
+    The last number also applies to all further streams.
 
     Args:
-        name: str. Name of the hyperparameter, for the error message.
-        text: str. Its value.
-        num_streams: int. Number of streams.
+        stream_sizes: sequence of int. Size of each stream.
+        **texts: str. Values of the hyperparameters by name.
 
     Returns:
-        A list of `num_streams` positive ints.
+        For each hyperparameter, a list of positive ints, one per stream.
 
     Raises:
-        InputError: if the text is anything but positive integers separated by commas.
+        InputError: if a text is anything but positive integers separated by commas, or has more
+            numbers than there are streams.
     """
+    parsed = {name: _positive_integers(name, text) for name, text in texts.items()}
+    count = len(stream_sizes)
+    surplus = [name for name, numbers in parsed.items() if len(numbers) > count]
+    if surplus:
+        received = ", ".join(f"{name}={texts[name]}" for name in surplus)
+        possible = ", ".join(
+            f"{name}={','.join(map(str, parsed[name][:count]))}" for name in surplus
+        )
+        raise utils.InputError(
+            f"{received}: there are more numbers than streams. The features form {count}, of size "
+            f"{utils.comma_separated(stream_sizes)}. Give at most {count}, for example {possible}."
+        )
+    return [[*numbers, *numbers[-1:] * (count - len(numbers))] for numbers in parsed.values()]
+
+
+def _positive_integers(name, text):
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
@@ -417,7 +433,7 @@ def per_stream(name, text, num_streams):
             f"{name} must be integers separated by commas, one per stream. Received: {text!r}"
         ) from None
     utils.check_at_least(1, **{name: min(numbers)})
-    return [*numbers, *numbers[-1:] * num_streams][:num_streams]
+    return numbers
 
 
 # --- Models ---------------------------------------------------------------------------------------
@@ -603,7 +619,7 @@ class SoftBoFModel(FrameLevelModel):
         super().__init__(iterations=iterations, moe_l2=moe_l2, **kwargs)
         utils.check_at_least(1, soft_bof_hidden_size=soft_bof_hidden_size)
         sizes = self.feature_sizes
-        clusters = per_stream("soft_bof_cluster_size", soft_bof_cluster_size, len(sizes))
+        (clusters,) = per_stream(sizes, soft_bof_cluster_size=soft_bof_cluster_size)
         self.clusters = clusters
         self.encoder = StreamEncoder(
             sizes,
@@ -689,8 +705,11 @@ class LFNLNetVLADModel(FrameLevelModel):
             **kwargs,
         )
         streams = (sum(self.feature_sizes),) if early_fusion else self.feature_sizes
-        clusters = per_stream("netvlad_cluster_size", netvlad_cluster_size, len(streams))
-        embeddings = per_stream("nonlocal_embedding", nonlocal_embedding, len(streams))
+        clusters, embeddings = per_stream(
+            streams,
+            netvlad_cluster_size=netvlad_cluster_size,
+            nonlocal_embedding=nonlocal_embedding,
+        )
         utils.check_at_least(1, netvlad_hidden_size=netvlad_hidden_size)
         utils.check_one_of(
             nonlocal_vlad.NonLocalBlock.PAIRWISE, nonlocal_pairwise=nonlocal_pairwise
