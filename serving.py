@@ -113,13 +113,26 @@ def _checked(inputs, data):
     with tf.control_dependencies(shapes):
         num_frames = tf.identity(num_frames)
     numbers = [
-        tf.debugging.assert_positive(num_frames, "num_frames must be at least 1"),
-        tf.debugging.assert_less_equal(
-            num_frames, tf.shape(frames)[1], "num_frames must be at most the frames given"
+        _assert_every_video(num_frames >= 1, "num_frames must be at least 1"),
+        _assert_every_video(
+            num_frames <= tf.shape(frames)[1], "num_frames must be at most the frames given"
         ),
     ]
     with tf.control_dependencies(numbers):
         return {name: tf.identity(tensor) for name, tensor in inputs.items()}
+
+
+def _assert_every_video(holds, requirement):
+    """Asserts a condition `[B]`; the error lists the places in the batch where it does not hold."""
+    message = f"videos {{}} of the batch (counted from 0): {requirement}"
+    return tf.debugging.Assert(
+        tf.reduce_all(holds), [tf.strings.format(message, tf.where(~holds)[:, 0])]
+    )
+
+
+def _places(records):
+    """Returns names of the records, which the parser's errors contain."""
+    return tf.strings.join(["video ", tf.strings.as_string(tf.range(tf.size(records)))])
 
 
 def _parse_frames(records, data):
@@ -130,6 +143,7 @@ def _parse_frames(records, data):
         sequence_features={
             name: tf.io.FixedLenSequenceFeature([], tf.string) for name in data.feature_names
         },
+        example_names=_places(records),
     )
     num_frames = tf.cast(lengths[data.feature_names[0]], tf.int32)
     features = []
@@ -140,14 +154,12 @@ def _parse_frames(records, data):
         real = tf.sequence_mask(lengths[name], tf.shape(strings)[1])
         with tf.control_dependencies(
             [
-                tf.debugging.assert_equal(
-                    tf.cast(lengths[name], tf.int32),
-                    num_frames,
-                    f"all features of a video must have the same number of frames; {name} differs",
+                _assert_every_video(
+                    tf.cast(lengths[name], tf.int32) == num_frames,
+                    f"all features of a video must have the same number of frames ({name} differs)",
                 ),
-                tf.debugging.assert_equal(
-                    sizes,
-                    tf.where(real, size, 0),
+                _assert_every_video(
+                    tf.reduce_all(sizes == tf.where(real, size, 0), axis=1),
                     f"every frame of {name} must have {size} bytes",
                 ),
             ]
@@ -162,19 +174,34 @@ def _parse_frames(records, data):
 
 
 def _parse_vectors(records, data):
-    """Returns ids and concatenated features of Examples."""
-    parsed = tf.io.parse_example(
+    """Returns ids and concatenated features of Examples, equal to those of the readers."""
+    # An Example has the wire format of a SequenceExample without sequences. The parser for Examples
+    # would put a damaged record itself into its error, instead of its name.
+    parsed, _, _ = tf.io.parse_sequence_example(
         records,
-        {
+        context_features={
             **_ID_FEATURES,
             **{
-                name: tf.io.FixedLenFeature([size], tf.float32)
-                for name, size in zip(data.feature_names, data.feature_sizes, strict=True)
+                name: tf.io.RaggedFeature(tf.float32, row_splits_dtype=tf.int64)
+                for name in data.feature_names
             },
         },
+        example_names=_places(records),
     )
-    features = tf.concat([parsed[name] for name in data.feature_names], axis=-1)
-    return _video_ids(parsed), {"features": features}
+    features = []
+    for name, size in zip(data.feature_names, data.feature_sizes, strict=True):
+        with tf.control_dependencies(
+            [
+                _assert_every_video(
+                    parsed[name].row_lengths() == size, f"{name} must have {size} floats"
+                )
+            ]
+        ):
+            vectors = tf.reshape(parsed[name].values, [-1, size])
+        finite = tf.reduce_all(tf.math.is_finite(vectors), axis=1)
+        with tf.control_dependencies([_assert_every_video(finite, f"{name} must be finite")]):
+            features.append(tf.identity(vectors))
+    return _video_ids(parsed), {"features": tf.concat(features, axis=-1)}
 
 
 # Older files call the id video_id.

@@ -18,6 +18,8 @@ import frame_level_models
 import programs
 import registry
 import sample_records
+import serving
+from ensemble import Ensemble
 from predictor import ExportedPredictor, Predictor, read_manifest
 from run_config import RunConfig
 from utils import InputError
@@ -405,19 +407,56 @@ def frame_record(rgb=8, audio=4, num_frames=3, num_audio=None):
     )
 
 
+def floats_as_frames():
+    record = tf.train.SequenceExample.FromString(frame_record())
+    record.feature_lists.feature_list["rgb"].feature[1].float_list.value.append(1.0)
+    return record.SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (frame_record(rgb=9), "every frame of rgb must have 8 bytes"),
-        (frame_record(num_audio=2), "must have the same number of frames; audio differs"),
-        (frame_record(num_frames=0), "num_frames must be at least 1"),
-        (b"garbage", "Invalid protocol message"),
+        (frame_record(rgb=9), r"videos \[2\] .*: every frame of rgb must have 8 bytes"),
+        (frame_record(num_audio=2), r"videos \[2\] .*same number of frames .audio differs"),
+        (frame_record(num_frames=0), r"videos \[2\] .*: num_frames must be at least 1"),
+        (floats_as_frames(), "video 2, Feature list: rgb, .* Expected type: string"),
+        (b"", "video 2, Feature list '(rgb|audio)' is required"),
+        (b"\xff\xff", "Invalid protocol message.* video 2"),
     ],
 )
-def test_records_of_the_wrong_form_are_rejected(loaded, record, message):
+def test_a_record_of_the_wrong_form_is_rejected_by_its_place(loaded, record, message):
     serve = loaded.signatures["serving_default"]
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        serve(tf.constant([frame_record(), record]))
+        serve(tf.constant([frame_record(), frame_record(), record, frame_record()]))
+
+
+@pytest.fixture(scope="module")
+def serve_vectors():
+    """The signature for records of a video-level model."""
+    config = RunConfig("LogisticModel", num_classes=NUM_CLASSES, feature_sizes=(8, 4))
+    module = serving.make_module(Ensemble([config.build_model()]), config.data, 3)
+    return module.served["serving_default"]
+
+
+def vector_record(rgb=(0.5,) * 8, audio=(0.5,) * 4):
+    return sample_records.video_record("a", [1], mean_rgb=rgb, mean_audio=audio)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (vector_record(rgb=[0.5] * 7), r"videos \[1\] .*: mean_rgb must have 8 floats"),
+        (vector_record(audio=[]), r"videos \[1\] .*: mean_audio must have 4 floats"),
+        (vector_record(audio=[np.nan] * 4), r"videos \[1\] .*: mean_audio must be finite"),
+        (vector_record()[:-2], "Invalid protocol message.* video 1"),
+        (b"\xff\xff", "Invalid protocol message.* video 1"),
+    ],
+)
+def test_a_vector_of_the_wrong_form_is_rejected_by_its_place(serve_vectors, record, message):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        serve_vectors(tf.constant([vector_record(), record, vector_record()]))
+    assert serve_vectors(tf.constant([vector_record()]))["predictions"].shape == (1, 3)
+    assert serve_vectors(tf.constant([], tf.string))["predictions"].shape == (0, 3)
 
 
 def test_empty_batches_and_single_frames_are_accepted(loaded):
