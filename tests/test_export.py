@@ -179,6 +179,25 @@ def test_the_signature_for_records_returns_the_best_classes_of_the_one_for_frame
     assert_best_classes(answer, exported_predictions, 3, atol=2e-3)
 
 
+def test_the_layer_of_the_document_makes_a_keras_model(exported, loaded, frame_data):
+    (code,) = [
+        block
+        for block in documents.code_blocks(programs.ROOT / "docs" / "export.md", "python")
+        if "class ExportedModel" in block
+    ]
+    scope = {}
+    code = code.replace("1152", "12").replace('"exported"', repr(str(exported)))
+    exec(compile(code, "export.md", "exec"), scope)
+    reader = read_manifest(str(exported))[1].reader(frame_data)
+    found = scope["model"].predict(reader.dataset(batch_size=160), steps=1, verbose=0)
+    (batch,) = reader.batches(160)
+    inputs = {name: tf.constant(values) for name, values in batch.inputs.items()}
+    expected = loaded.signatures["predict"](**inputs)["predictions"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    served = keras.layers.TFSMLayer(str(exported), call_endpoint="serving_default")
+    assert served(tf.constant([frame_record()]))["predictions"].shape == (1, 3)
+
+
 def test_the_programs_take_an_exported_model(exported, exported_predictions, frame_data, tmp_path):
     metrics = programs.evaluate(f"--exported_model={exported}", f"--eval_data_pattern={frame_data}")
     assert metrics["step"] == 100
