@@ -180,11 +180,7 @@ def test_the_signature_for_records_returns_the_best_classes_of_the_one_for_frame
 
 
 def test_the_layer_of_the_document_makes_a_keras_model(exported, loaded, frame_data):
-    (code,) = [
-        block
-        for block in documents.code_blocks(programs.ROOT / "docs" / "export.md", "python")
-        if "class ExportedModel" in block
-    ]
+    code = documents.python_of("docs/export.md", "class ExportedModel")
     scope = {}
     code = code.replace("1152", "12").replace('"exported"', repr(str(exported)))
     exec(compile(code, "export.md", "exec"), scope)
