@@ -28,7 +28,7 @@ _NUM_SETS = 64
 # --- Base class -----------------------------------------------------------------------------------
 
 
-class FrameLevelModel(keras.Model):
+class FrameLevelModel(registry.Model):
     """Base of the models that classify frames; a subclass implements `encode`.
 
     Input: a dict of
@@ -71,7 +71,7 @@ class FrameLevelModel(keras.Model):
         name=None,
         **classifier_hyperparameters,
     ):
-        super().__init__(name=name or type(self).__name__)
+        super().__init__(name=name)
         utils.check_at_least(0, iterations=iterations)
         self.num_classes = num_classes
         self.feature_sizes = tuple(feature_sizes)
@@ -99,6 +99,14 @@ class FrameLevelModel(keras.Model):
                 once. `None` stands for the model's `default_samplings`.
             seed: in prediction, the seed of the samplings; see `draw_frame_indices`.
         """
+        if not isinstance(inputs, dict) or not {"frames", "num_frames"} <= inputs.keys():
+            raise utils.InputError(f"{self.name} takes a dict of frames and num_frames.")
+        self.check_input(
+            inputs["frames"],
+            "uint8",
+            ("videos", "frames"),
+            "utils.quantize returns the bytes that stand for float features.",
+        )
         frames, num_frames = inputs["frames"], ops.cast(inputs["num_frames"], "int32")
         inverse_norms = inputs.get("inverse_norms")
         num_samplings = 1 if training else self.resolve_samplings(num_samplings)
@@ -327,7 +335,7 @@ def normalize(frames, frame_weights, inverse_norms=None):
 # --- Encoder of streams ---------------------------------------------------------------------------
 
 
-class StreamEncoder(keras.layers.Layer):
+class StreamEncoder(layers.Float32Layer):
     """Pools the frames of each stream separately and projects the results to one hidden vector.
 
         x = BN(frames),  h = V [pool_1(x_1), ..., pool_S(x_S)] + b
@@ -386,22 +394,38 @@ class StreamEncoder(keras.layers.Layer):
         return self.hidden_gating(hidden, training=training)
 
 
-def per_stream(name, text, num_streams):
-    """Parses a hyperparameter with one number per stream, for example "64,32".
+def per_stream(stream_sizes, **texts):
+    """Parses hyperparameters with one number per stream, for example "64,32".
 
-    The last number also applies to all further streams; surplus numbers are ignored.
+    The last number also applies to all further streams.
 
     Args:
-        name: str. Name of the hyperparameter, for the error message.
-        text: str. Its value.
-        num_streams: int. Number of streams.
+        stream_sizes: sequence of int. Size of each stream.
+        **texts: str. Values of the hyperparameters by name.
 
     Returns:
-        A list of `num_streams` positive ints.
+        For each hyperparameter, a list of positive ints, one per stream.
 
     Raises:
-        InputError: if the text is anything but positive integers separated by commas.
+        InputError: if a text is anything but positive integers separated by commas, or has more
+            numbers than there are streams.
     """
+    parsed = {name: _positive_integers(name, text) for name, text in texts.items()}
+    count = len(stream_sizes)
+    surplus = [name for name, numbers in parsed.items() if len(numbers) > count]
+    if surplus:
+        received = ", ".join(f"{name}={texts[name]}" for name in surplus)
+        possible = ", ".join(
+            f"{name}={','.join(map(str, parsed[name][:count]))}" for name in surplus
+        )
+        raise utils.InputError(
+            f"{received}: there are more numbers than streams. The features form {count}, of size "
+            f"{utils.comma_separated(stream_sizes)}. Give at most {count}, for example {possible}."
+        )
+    return [[*numbers, *numbers[-1:] * (count - len(numbers))] for numbers in parsed.values()]
+
+
+def _positive_integers(name, text):
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
@@ -409,7 +433,7 @@ def per_stream(name, text, num_streams):
             f"{name} must be integers separated by commas, one per stream. Received: {text!r}"
         ) from None
     utils.check_at_least(1, **{name: min(numbers)})
-    return [*numbers, *numbers[-1:] * num_streams][:num_streams]
+    return numbers
 
 
 # --- Models ---------------------------------------------------------------------------------------
@@ -595,7 +619,7 @@ class SoftBoFModel(FrameLevelModel):
         super().__init__(iterations=iterations, moe_l2=moe_l2, **kwargs)
         utils.check_at_least(1, soft_bof_hidden_size=soft_bof_hidden_size)
         sizes = self.feature_sizes
-        clusters = per_stream("soft_bof_cluster_size", soft_bof_cluster_size, len(sizes))
+        (clusters,) = per_stream(sizes, soft_bof_cluster_size=soft_bof_cluster_size)
         self.clusters = clusters
         self.encoder = StreamEncoder(
             sizes,
@@ -681,8 +705,11 @@ class LFNLNetVLADModel(FrameLevelModel):
             **kwargs,
         )
         streams = (sum(self.feature_sizes),) if early_fusion else self.feature_sizes
-        clusters = per_stream("netvlad_cluster_size", netvlad_cluster_size, len(streams))
-        embeddings = per_stream("nonlocal_embedding", nonlocal_embedding, len(streams))
+        clusters, embeddings = per_stream(
+            streams,
+            netvlad_cluster_size=netvlad_cluster_size,
+            nonlocal_embedding=nonlocal_embedding,
+        )
         utils.check_at_least(1, netvlad_hidden_size=netvlad_hidden_size)
         utils.check_one_of(
             nonlocal_vlad.NonLocalBlock.PAIRWISE, nonlocal_pairwise=nonlocal_pairwise

@@ -97,6 +97,11 @@ def matmul_policy(name):
         _matmul_policy.reset(token)
 
 
+def current_matmul_policy():
+    """Returns the Keras dtype policy of the matmul layers built here."""
+    return _matmul_policy.get()
+
+
 # --- Replicas -------------------------------------------------------------------------------------
 #
 # Several devices may train on one batch, each on its part. The code that runs a replica passes a
@@ -286,11 +291,18 @@ def scaled_normal(fan_in):
     return keras.initializers.RandomNormal(stddev=fan_in**-0.5)
 
 
+class Float32Layer(keras.layers.Layer):
+    """Base of the layers that compute in float32, whatever Keras' global dtype policy is."""
+
+    def __init__(self, *, dtype="float32", **kwargs):
+        super().__init__(dtype=dtype, **kwargs)
+
+
 class MatmulLayer(keras.layers.Layer):
     """Base of the layers whose matrix products, and nothing else, follow `matmul_policy`."""
 
-    def __init__(self, **kwargs):
-        super().__init__(dtype=_matmul_policy.get(), autocast=False, **kwargs)
+    def __init__(self, *, dtype=None, **kwargs):
+        super().__init__(dtype=dtype or _matmul_policy.get(), autocast=False, **kwargs)
 
     def add_weight(self, *args, **kwargs):
         """Adds a weight that is read as it is stored: Keras would round it for a mixed policy."""
@@ -351,7 +363,7 @@ def row_size(shape):
     return (shape.q if isinstance(shape, QuantizedFrames) else shape)[-1]
 
 
-class BatchNorm(keras.layers.Layer):
+class BatchNorm(Float32Layer):
     """Batch normalization over weighted rows.
 
         output = gamma * (x - mean) / sqrt(variance + epsilon) + beta
@@ -594,7 +606,7 @@ class Linear(MatmulLayer):
             self.kernel.assign(self.kernel * self.norm.fold())
 
 
-class ContextGating(keras.layers.Layer):
+class ContextGating(MatmulLayer):
     """Scales every entry of a vector by a gate computed from the whole vector.
 
         output = x * sigmoid(BN(W x))
@@ -607,7 +619,13 @@ class ContextGating(keras.layers.Layer):
     def build(self, input_shape):
         """Creates W, `[D, D]`, and its batch normalization."""
         width = input_shape[-1]
-        self.gate = Linear(width, batch_norm=True, initializer=scaled_normal(width), name="gate")
+        self.gate = Linear(
+            width,
+            batch_norm=True,
+            initializer=scaled_normal(width),
+            dtype=self.dtype_policy,
+            name="gate",
+        )
         self.gate.build(input_shape)
 
     def call(self, x, training=False):

@@ -3,9 +3,10 @@
 import keras
 from keras import ops
 
-from utils import InputError, comma_separated
+from utils import KERAS_PACKAGE, InputError, comma_separated
 
 
+@keras.saving.register_keras_serializable(KERAS_PACKAGE)
 class CrossEntropyLoss(keras.losses.Loss):
     """Binary cross entropy, summed over the classes.
 
@@ -19,6 +20,10 @@ class CrossEntropyLoss(keras.losses.Loss):
         super().__init__(**kwargs)
         self.epsilon = epsilon
 
+    def get_config(self):
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "epsilon": self.epsilon}
+
     def call(self, y_true, y_pred):
         """Returns the loss of each video, `[B]`, for labels and probabilities `[B, C]`."""
         positive = y_true * ops.log(y_pred + self.epsilon)
@@ -26,6 +31,7 @@ class CrossEntropyLoss(keras.losses.Loss):
         return -ops.sum(positive + negative, axis=-1)
 
 
+@keras.saving.register_keras_serializable(KERAS_PACKAGE)
 class HingeLoss(keras.losses.Loss):
     """Hinge loss, summed over the classes.
 
@@ -39,12 +45,17 @@ class HingeLoss(keras.losses.Loss):
         super().__init__(**kwargs)
         self.margin = margin
 
+    def get_config(self):
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "margin": self.margin}
+
     def call(self, y_true, y_pred):
         """Returns the loss of each video, `[B]`, for labels and scores `[B, C]`."""
         signs = 2.0 * y_true - 1.0
         return ops.sum(ops.relu(self.margin - signs * y_pred), axis=-1)
 
 
+@keras.saving.register_keras_serializable(KERAS_PACKAGE)
 class SoftmaxLoss(keras.losses.Loss):
     """Cross entropy between the normalized labels and a softmax over the scores.
 

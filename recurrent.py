@@ -147,7 +147,7 @@ class GRU(layers.MatmulLayer):
         return ops.concatenate(d_logits, axis=-1)
 
 
-class GRUStack(keras.layers.Layer):
+class GRUStack(layers.Float32Layer):
     """Stack of GRUs that returns the final states of all layers.
 
     In prediction each frame passes through all layers before the next frame, so the states at all

@@ -9,21 +9,24 @@ class in a new file `my_models.py` is found without further edits. An installed 
 its own modules. In both cases the environment variable YOUTUBE8M_MODELS names further modules.
 """
 
+import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import os
 import pathlib
 import re
 import typing
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import keras
 
 import layers
 import private_api
-from utils import InputError, comma_separated
+from utils import KERAS_PACKAGE, InputError, comma_separated
 
 MODULES_VARIABLE = "YOUTUBE8M_MODELS"
 _OWN_MODULES = ("frame_level_models", "video_level_models")
@@ -70,8 +73,143 @@ class Hyperparameter:
         return value
 
 
+class Model(keras.Model):
+    """Base of all models, for their use from Python.
+
+    Keras saves, loads and clones a model by its config. Keras' own config of a subclass holds the
+    constructor's defaults; this one holds the arguments.
+    """
+
+    def __new__(cls, *args: Any, **arguments: Any) -> "Model":
+        """Keeps the arguments for `get_config`."""
+        model = super().__new__(cls)
+        object.__setattr__(model, "_arguments", arguments)
+        object.__setattr__(model, "_matmul_policy", layers.current_matmul_policy())
+        return model
+
+    def __init__(self, *, name: str | None = None):
+        policy = keras.config.dtype_policy().name
+        if policy != "float32":
+            raise InputError(
+                f"Keras' global dtype policy is {policy}, but models here choose the precision of "
+                "their matrix products and compute everything else in float32. Call "
+                "keras.config.set_dtype_policy('float32'), and build the model by "
+                "RunConfig.build_model('mixed_bfloat16') or train it with "
+                "train.py --compute_dtype=bfloat16."
+            )
+        super().__init__(name=name or type(self).__name__)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns all arguments of the constructor, and how `from_config` has to build the model.
+
+        Raises:
+            InputError: if the class is not registered.
+        """
+        classifier = self._arguments.get(CLASSIFIER_ARGUMENT)
+        defaults = hyperparameters(type(self).__name__, classifier)
+        return {
+            **{name: hyperparameter.default for name, hyperparameter in defaults.items()},
+            **self._arguments,
+            "feature_sizes": list(self.feature_sizes),
+            "name": self.name,
+            "trainable": self.trainable,
+            "matmul_policy": self._matmul_policy,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Model":
+        """Builds a model from what `get_config` returned, with initial weights."""
+        arguments = dict(config)
+        trainable = arguments.pop("trainable")
+        with layers.matmul_policy(arguments.pop("matmul_policy")):
+            model = cls(**arguments)
+        if model.feature_sizes:
+            model(model.input_spec_tensors())  # Creates the weights.
+        model.trainable = trainable
+        return model
+
+    def check_input(self, tensor: Any, dtype: str, axes: tuple[str, ...], hint: str) -> None:
+        """Rejects a tensor that the model would misread; Keras has cast any floats to float32.
+
+        Args:
+            tensor: tensor to check.
+            dtype: dtype that the model takes.
+            axes: names of all axes but the last, which holds the features.
+            hint: sentence on how to convert the tensor.
+
+        Raises:
+            InputError: naming dtype and shape.
+        """
+        size = sum(self.feature_sizes)
+        received = keras.backend.standardize_dtype(tensor.dtype)
+        right_shape = len(tensor.shape) == len(axes) + 1 and (
+            not size or tensor.shape[-1] in (size, None)
+        )
+        if received != dtype or not right_shape:
+            raise InputError(
+                f"{self.name} takes {dtype} [{comma_separated((*axes, size))}]. "
+                f"Received: {received} {list(tensor.shape)}. {hint}"
+            )
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, class_weight: None = None, **options: Any) -> Any:
+        """Trains like `keras.Model.fit`, but rejects `class_weight`."""
+        _check_no_class_weight(class_weight)
+        with _without_harmless_warnings(options):
+            return super().fit(*args, **options)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args: Any, **options: Any) -> Any:
+        """Evaluates like `keras.Model.evaluate`."""
+        with _without_harmless_warnings(options):
+            return super().evaluate(*args, **options)
+
+    @functools.wraps(keras.Model.predict)
+    def predict(self, *args: Any, **options: Any) -> Any:
+        """Predicts like `keras.Model.predict`."""
+        with _without_harmless_warnings(options):
+            return super().predict(*args, **options)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Trains like `keras.Model.train_on_batch`, but rejects `class_weight`."""
+        _check_no_class_weight(class_weight)
+        return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
+
+
+def _check_no_class_weight(class_weight):
+    if class_weight is not None:
+        raise InputError(
+            "class_weight is not supported: a video may have several labels, and Keras would use "
+            "the weight of only one of them. Give every video a sample_weight, or compile the "
+            "model with a loss that weights the classes."
+        )
+
+
+@contextlib.contextmanager
+def _without_harmless_warnings(options: Mapping[str, Any]) -> Iterator[None]:
+    """Ignores Keras' warnings about a dataset of unknown length that ends by itself.
+
+    Args:
+        options: options of `fit`, `evaluate` or `predict`; some make a warning meaningful.
+    """
+    with warnings.catch_warnings():
+        if options.get("steps_per_epoch") is None and options.get("steps") is None:
+            warnings.filterwarnings("ignore", "Your input ran out of data")
+        if "shuffle" not in options:
+            warnings.filterwarnings("ignore", "`shuffle=True` was passed")
+        yield
+
+
 def register(cls: type[_Model]) -> type[_Model]:
-    """Makes a model available by its class name; a class decorator.
+    """Makes a model available by its class name, to Keras as well; a class decorator.
 
     Raises:
         ValueError: if a class of another module has the name, or an argument is not keyword-only
@@ -85,7 +223,7 @@ def register(cls: type[_Model]) -> type[_Model]:
         )
     _own_hyperparameters(cls)
     _MODELS[cls.__name__] = cls
-    return cls
+    return keras.saving.register_keras_serializable(KERAS_PACKAGE)(cls)
 
 
 def models() -> dict[str, type[keras.Model]]:

@@ -153,23 +153,35 @@ def _checked(inputs, data):
     with tf.control_dependencies(shapes):
         num_frames = tf.identity(num_frames)
     numbers = [
-        tf.debugging.assert_positive(num_frames, "num_frames must be at least 1"),
-        tf.debugging.assert_less_equal(
-            num_frames, tf.shape(frames)[1], "num_frames must be at most the frames given"
+        _assert_every_video(num_frames >= 1, "num_frames must be at least 1"),
+        _assert_every_video(
+            num_frames <= tf.shape(frames)[1], "num_frames must be at most the frames given"
         ),
     ]
     with tf.control_dependencies(numbers):
         return {name: tf.identity(tensor) for name, tensor in inputs.items()}
 
 
+def _assert_every_video(holds, requirement):
+    """Asserts a condition `[B]`; the error lists the places in the batch where it does not hold."""
+    message = f"videos {{}} of the batch (counted from 0): {requirement}"
+    return tf.debugging.Assert(
+        tf.reduce_all(holds), [tf.strings.format(message, tf.where(~holds)[:, 0])]
+    )
+
+
+# --- Records --------------------------------------------------------------------------------------
+
+
 def _parse_frames(records, data):
     """Returns ids and padded frames of SequenceExamples, equal to those of the readers."""
-    context, sequences, lengths = tf.io.parse_sequence_example(
+    video_ids, records, places = _checked_records(records)
+    _, sequences, lengths = tf.io.parse_sequence_example(
         records,
-        context_features=_ID_FEATURES,
         sequence_features={
             name: tf.io.FixedLenSequenceFeature([], tf.string) for name in data.feature_names
         },
+        example_names=places,
     )
     num_frames = tf.cast(lengths[data.feature_names[0]], tf.int32)
     features = []
@@ -180,14 +192,12 @@ def _parse_frames(records, data):
         real = tf.sequence_mask(lengths[name], tf.shape(strings)[1])
         with tf.control_dependencies(
             [
-                tf.debugging.assert_equal(
-                    tf.cast(lengths[name], tf.int32),
-                    num_frames,
-                    f"all features of a video must have the same number of frames; {name} differs",
+                _assert_every_video(
+                    tf.cast(lengths[name], tf.int32) == num_frames,
+                    f"all features of a video must have the same number of frames ({name} differs)",
                 ),
-                tf.debugging.assert_equal(
-                    sizes,
-                    tf.where(real, size, 0),
+                _assert_every_video(
+                    tf.reduce_all(sizes == tf.where(real, size, 0), axis=1),
                     f"every frame of {name} must have {size} bytes",
                 ),
             ]
@@ -198,31 +208,75 @@ def _parse_frames(records, data):
         "frames": tf.concat(features, axis=-1),
         "num_frames": tf.minimum(num_frames, data.max_frames),
     }
-    return _video_ids(context), inputs
+    return video_ids, inputs
 
 
 def _parse_vectors(records, data):
-    """Returns ids and concatenated features of Examples."""
-    parsed = tf.io.parse_example(
+    """Returns ids and concatenated features of Examples, equal to those of the readers."""
+    video_ids, records, places = _checked_records(records)
+    # An Example has the wire format of a SequenceExample without sequences.
+    parsed, _, _ = tf.io.parse_sequence_example(
         records,
-        {
-            **_ID_FEATURES,
-            **{
-                name: tf.io.FixedLenFeature([size], tf.float32)
-                for name, size in zip(data.feature_names, data.feature_sizes, strict=True)
-            },
+        context_features={
+            name: tf.io.RaggedFeature(tf.float32, row_splits_dtype=tf.int64)
+            for name in data.feature_names
         },
+        example_names=places,
     )
-    features = tf.concat([parsed[name] for name in data.feature_names], axis=-1)
-    return _video_ids(parsed), {"features": features}
+    features = []
+    for name, size in zip(data.feature_names, data.feature_sizes, strict=True):
+        with tf.control_dependencies(
+            [
+                _assert_every_video(
+                    parsed[name].row_lengths() == size, f"{name} must have {size} floats"
+                )
+            ]
+        ):
+            vectors = tf.reshape(parsed[name].values, [-1, size])
+        finite = tf.reduce_all(tf.math.is_finite(vectors), axis=1)
+        with tf.control_dependencies([_assert_every_video(finite, f"{name} must be finite")]):
+            features.append(tf.identity(vectors))
+    return video_ids, {"features": tf.concat(features, axis=-1)}
 
 
-# Older files call the id video_id.
-_ID_FEATURES = {name: tf.io.FixedLenFeature([], tf.string, "") for name in ("id", "video_id")}
+def _checked_records(records):
+    """Checks serialized records before `tf.io.parse_sequence_example` reads strings from them.
+
+    A string whose length is 2 GiB or more crashes that parser, with the whole process. The parser
+    for one record, which `tf.raw_ops` has, checks lengths. Its error for other damage does not name
+    the record, so the first parser goes first, with no string to read.
+
+    Returns:
+        `(video_ids, records, places)`, string `[B]` each: the ids, the given records, and names for
+        errors.
+    """
+    places = tf.strings.join(["video ", tf.strings.as_string(tf.range(tf.size(records)))])
+    nothing = {"no such feature": tf.io.VarLenFeature(tf.int64)}
+    parsed, _, _ = tf.io.parse_sequence_example(records, nothing, example_names=places)
+    found = tf.size(parsed["no such feature"].values)
+    # TensorFlow drops an operation whose output is not used.
+    with tf.control_dependencies([tf.debugging.assert_equal(found, 0)]):
+        checked = tf.identity(records)
+    video_ids = tf.map_fn(_video_id, (checked, places), fn_output_signature=tf.string)
+    with tf.control_dependencies([video_ids]):
+        return video_ids, tf.identity(checked), places
 
 
-def _video_ids(parsed):
-    return tf.where(parsed["id"] != "", parsed["id"], parsed["video_id"])
+def _video_id(record_and_place):
+    """Returns the id of a record, a scalar; empty if there is none."""
+    record, place = record_and_place
+    video_id, older_id = tf.raw_ops.ParseSingleSequenceExample(
+        serialized=record,
+        debug_name=place,
+        context_dense_keys=["id", "video_id"],
+        context_dense_defaults=["", ""],
+        context_dense_shapes=[[], []],
+        context_sparse_keys=[],
+        feature_list_dense_keys=[],
+        feature_list_sparse_keys=[],
+        feature_list_dense_missing_assumed_empty=tf.constant([], tf.string),
+    ).context_dense_values
+    return tf.where(video_id != "", video_id, older_id)  # Older files call it video_id.
 
 
 # --- Safety ---------------------------------------------------------------------------------------
@@ -257,6 +311,7 @@ _SAFE_OPS = frozenset(
     MaxPoolV2 Maximum Mean Merge Min Minimum MirrorPad Mod Mul MulNoNan Multinomial Ndtri Neg
     NextAfter NextIteration NoOp NotEqual NthElement OneHot OnesLike Pack Pad PadV2
     ParallelConcat ParseExample ParseExampleV2 ParseSequenceExample ParseSequenceExampleV2
+    ParseSingleSequenceExample
     PartitionedCall Placeholder PlaceholderV2 PlaceholderWithDefault Polygamma PopulationCount
     Pow PreventGradient Prod Qr RFFT RFFT2D RFFT3D RandomShuffle RandomStandardNormal
     RandomUniform RandomUniformInt Range Rank ReadVariableOp Real RealDiv Reciprocal

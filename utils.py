@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike
 QUANTIZATION_SCALE = 4.0 / 255.0
 QUANTIZATION_OFFSET = 4.0 / 512.0 - 2.0
 
+# The package under which Keras finds the classes of saved models.
+KERAS_PACKAGE = "youtube8m"
+
 
 class InputError(ValueError):
     """Bad input from the user: a flag, a file, a record or a setting.

@@ -12,7 +12,7 @@ import registry
 import utils
 
 
-class VideoLevelModel(keras.Model):
+class VideoLevelModel(registry.Model):
     """Base of the models that classify a vector `[B, D]` into probabilities `[B, C]`.
 
     A subclass creates its layers in the constructor and implements `classify`.
@@ -27,7 +27,7 @@ class VideoLevelModel(keras.Model):
     frame_level = False
 
     def __init__(self, *, num_classes, feature_sizes=(), l2_normalize_input=True, name=None):
-        super().__init__(name=name or type(self).__name__)
+        super().__init__(name=name)
         self.num_classes = num_classes
         self.feature_sizes = tuple(feature_sizes)
         self.l2_normalize_input = l2_normalize_input
@@ -38,6 +38,11 @@ class VideoLevelModel(keras.Model):
 
     def call(self, inputs, training=False):
         """Returns the probabilities, float32 `[B, C]`, of vectors, float32 `[B, D]`."""
+        if isinstance(inputs, dict):
+            raise utils.InputError(f"{self.name} takes one vector per video, not frames.")
+        self.check_input(
+            inputs, "float32", ("videos",), "utils.dequantize returns the features of stored bytes."
+        )
         if self.l2_normalize_input:
             inputs = layers.l2_normalize(inputs)
         return self.classify(inputs, training)

@@ -14,7 +14,12 @@ DOCUMENTS = [
 
 def readme_python(part):
     """Returns the Python of README that contains a text."""
-    text = (ROOT / "README.md").read_text()
+    return python_of("README.md", part)
+
+
+def python_of(document, part):
+    """Returns the Python of a document that contains a text."""
+    text = (ROOT / document).read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (code,) = [block for block in blocks if part in block]
     return code

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import layer_references as references
 from layer_references import linear, randomize, sigmoid, sub_weights, unit_vector, weights_of
-from small_models import FEATURE_SIZES, NUM_CLASSES, SMALL, D, build_once
+from small_models import FEATURE_SIZES, NUM_CLASSES, SMALL, D, build_once, for_one_stream
 
 NUM_FRAMES = (4, 1, 6, 3)
 # Sizes of the streams, mixtures, and scale in the non-local block, where None is 1 / sqrt(D).
@@ -26,7 +26,8 @@ COUNTING_MODELS = [*NETVLAD_MODELS, "SoftBoFModel"]
 
 def build(name, feature_sizes=FEATURE_SIZES, **hyperparameters):
     """Returns a model of `SMALL` whose weights are all random, and the same in every test."""
-    given = {**SMALL[name], **hyperparameters}
+    small = SMALL[name] if len(feature_sizes) > 1 else for_one_stream(SMALL[name])
+    given = {**small, **hyperparameters}
     model = build_once(name, num_classes=NUM_CLASSES, feature_sizes=feature_sizes, **given)
     randomize(model)
     return model

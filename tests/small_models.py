@@ -19,10 +19,19 @@ SMALL_NETVLAD = {
     "nonlocal_embedding": "2,3",
 }
 
+
+def for_one_stream(hyperparameters):
+    """Returns hyperparameters with only the first of several numbers per stream."""
+    return {
+        key: value.partition(",")[0] if isinstance(value, str) else value
+        for key, value in hyperparameters.items()
+    }
+
+
 # Hyperparameters of a small model that otherwise has the defaults.
 SMALL = {
     "DbofModel": {"iterations": 0, "dbof_cluster_size": 8, "dbof_hidden_size": 5},
-    "EFNLNetVLADModel": SMALL_NETVLAD,
+    "EFNLNetVLADModel": for_one_stream(SMALL_NETVLAD),
     "FrameLevelLogisticModel": {},
     "GruModel": {"gru_cells": 5},
     "LFNLNetRVLADModel": SMALL_NETVLAD,
@@ -42,10 +51,10 @@ CHANGED_FRAMES = {
 }
 CHANGED_NETVLAD = {
     **CHANGED_FRAMES,
-    "netvlad_cluster_size": "3,5",
+    "netvlad_cluster_size": "3",
     "netvlad_hidden_size": 6,
     "nonlocal_block": False,
-    "nonlocal_embedding": "3,2",
+    "nonlocal_embedding": "3",
     "nonlocal_scale": 0.5,
     "nonlocal_pairwise": "dot_product",
     "gating": False,

@@ -73,3 +73,35 @@ PROBLEMS = [
 def test_models_reject_bad_values_by_name(name, argument, value, problem):
     with pytest.raises(InputError, match=f"^{name}: {argument} {problem}$"):
         registry.build_model(name, **SIZES, **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "given", "message"),
+    [
+        (
+            "LFNLNetVLADModel",
+            (4,),
+            {},
+            "netvlad_cluster_size=64,32, nonlocal_embedding=64,32: there are more numbers than "
+            "streams. The features form 1, of size 4. Give at most 1, for example "
+            "netvlad_cluster_size=64, nonlocal_embedding=64.",
+        ),
+        (
+            "EFNLNetVLADModel",
+            (4, 2),
+            {"nonlocal_embedding": "8,4"},
+            "nonlocal_embedding=8,4: .* form 1, of size 6. .* example nonlocal_embedding=8.",
+        ),
+        (
+            "SoftBoFModel",
+            (4, 2),
+            {"soft_bof_cluster_size": "8,4,2"},
+            "soft_bof_cluster_size=8,4,2: .* form 2, of size 4, 2. .* soft_bof_cluster_size=8,4.",
+        ),
+    ],
+)
+def test_more_numbers_than_streams_are_rejected_with_the_numbers_to_give(
+    name, features, given, message
+):
+    with pytest.raises(InputError, match=f"^{name}: {message}$"):
+        registry.build_model(name, num_classes=3, feature_sizes=features, **given)

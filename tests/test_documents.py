@@ -6,6 +6,7 @@ import re
 
 import program
 
+import keras
 import pytest
 from absl import flags
 
@@ -108,8 +109,6 @@ def test_links_resolve(path):
             assert anchor in documents.anchors(target), link
 
 
-# Keras warns of its own default for `shuffle`, and that it did not know the length of the data.
-@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed", "ignore:Your input ran out of data")
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     code = documents.readme_python("model.fit")
@@ -129,6 +128,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     scope = {}
     exec(compile(code.replace(full_size, repr(small)), "README.md", "exec"), scope)
     assert scope["probabilities"].shape == (8, 3862)
+    assert keras.models.load_model("dbof.keras").num_classes == 3862
 
 
 @pytest.mark.slow

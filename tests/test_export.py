@@ -19,6 +19,8 @@ import frame_level_models
 import programs
 import registry
 import sample_records
+import serving
+from ensemble import Ensemble
 from predictor import ExportedPredictor, Predictor, read_manifest
 from run_config import RunConfig
 from utils import InputError
@@ -176,6 +178,21 @@ def test_the_signature_for_records_returns_the_best_classes_of_the_one_for_frame
     answer = loaded.signatures["serving_default"](tf.constant(records))
     assert len(records) == len(answer["video_id"])
     assert_best_classes(answer, exported_predictions, 3, atol=2e-3)
+
+
+def test_the_layer_of_the_document_makes_a_keras_model(exported, loaded, frame_data):
+    code = documents.python_of("docs/export.md", "class ExportedModel")
+    scope = {}
+    code = code.replace("1152", "12").replace('"exported"', repr(str(exported)))
+    exec(compile(code, "export.md", "exec"), scope)
+    reader = read_manifest(str(exported))[1].reader(frame_data)
+    found = scope["model"].predict(reader.dataset(batch_size=160), steps=1, verbose=0)
+    (batch,) = reader.batches(160)
+    inputs = {name: tf.constant(values) for name, values in batch.inputs.items()}
+    expected = loaded.signatures["predict"](**inputs)["predictions"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    served = keras.layers.TFSMLayer(str(exported), call_endpoint="serving_default")
+    assert served(tf.constant([frame_record()]))["predictions"].shape == (1, 3)
 
 
 def test_the_programs_take_an_exported_model(exported, exported_predictions, frame_data, tmp_path):
@@ -455,19 +472,56 @@ def frame_record(rgb=8, audio=4, num_frames=3, num_audio=None):
     )
 
 
+def floats_as_frames():
+    record = tf.train.SequenceExample.FromString(frame_record())
+    record.feature_lists.feature_list["rgb"].feature[1].float_list.value.append(1.0)
+    return record.SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (frame_record(rgb=9), "every frame of rgb must have 8 bytes"),
-        (frame_record(num_audio=2), "must have the same number of frames; audio differs"),
-        (frame_record(num_frames=0), "num_frames must be at least 1"),
-        (b"garbage", "Invalid protocol message"),
+        (frame_record(rgb=9), r"videos \[2\] .*: every frame of rgb must have 8 bytes"),
+        (frame_record(num_audio=2), r"videos \[2\] .*same number of frames .audio differs"),
+        (frame_record(num_frames=0), r"videos \[2\] .*: num_frames must be at least 1"),
+        (floats_as_frames(), "video 2, Feature list: rgb, .* Expected type: string"),
+        (b"", "video 2, Feature list '(rgb|audio)' is required"),
+        (b"\xff\xff", "Invalid protocol message.* video 2"),
     ],
 )
-def test_records_of_the_wrong_form_are_rejected(loaded, record, message):
+def test_a_record_of_the_wrong_form_is_rejected_by_its_place(loaded, record, message):
     serve = loaded.signatures["serving_default"]
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        serve(tf.constant([frame_record(), record]))
+        serve(tf.constant([frame_record(), frame_record(), record, frame_record()]))
+
+
+@pytest.fixture(scope="module")
+def serve_vectors():
+    """The signature for records of a video-level model."""
+    config = RunConfig("LogisticModel", num_classes=NUM_CLASSES, feature_sizes=(8, 4))
+    module = serving.make_module(Ensemble([config.build_model()]), config.data, 3)
+    return module.served["serving_default"]
+
+
+def vector_record(rgb=(0.5,) * 8, audio=(0.5,) * 4):
+    return sample_records.video_record("a", [1], mean_rgb=rgb, mean_audio=audio)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (vector_record(rgb=[0.5] * 7), r"videos \[1\] .*: mean_rgb must have 8 floats"),
+        (vector_record(audio=[]), r"videos \[1\] .*: mean_audio must have 4 floats"),
+        (vector_record(audio=[np.nan] * 4), r"videos \[1\] .*: mean_audio must be finite"),
+        (vector_record()[:-2], "Invalid protocol message.* video 1"),
+        (b"\xff\xff", "Invalid protocol message.* video 1"),
+    ],
+)
+def test_a_vector_of_the_wrong_form_is_rejected_by_its_place(serve_vectors, record, message):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        serve_vectors(tf.constant([vector_record(), record, vector_record()]))
+    assert serve_vectors(tf.constant([vector_record()]))["predictions"].shape == (1, 3)
+    assert serve_vectors(tf.constant([], tf.string))["predictions"].shape == (0, 3)
 
 
 def test_empty_batches_and_single_frames_are_accepted(loaded):

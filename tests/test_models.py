@@ -21,6 +21,7 @@ from small_models import (
     SMALL,
     D,
     build,
+    for_one_stream,
     make_inputs,
     make_labels,
     marked,
@@ -172,7 +173,8 @@ def test_num_frames_may_have_any_integer_type(name):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(("feature_sizes", "num_classes"), [((5,), 7), ((3, 1, 4), 1)])
 def test_any_number_of_features_and_classes_is_accepted(name, feature_sizes, num_classes):
-    model = build(name, num_classes=num_classes, feature_sizes=feature_sizes)
+    small = for_one_stream(SMALL[name])
+    model = build(name, num_classes=num_classes, feature_sizes=feature_sizes, **small)
     predictions = predict(model, make_inputs(name, (3, 2), size=sum(feature_sizes)))
     assert predictions.shape == (2, num_classes)
     assert np.all(np.isfinite(predictions))
@@ -217,6 +219,8 @@ def test_every_hyperparameter_has_an_effect(name, parameter):
     if parameter not in registry.hyperparameters(name):
         classifier = CHANGED[name][registry.CLASSIFIER_ARGUMENT]
         base[registry.CLASSIFIER_ARGUMENT] = classifier
+    if changed.get("early_fusion"):
+        base |= for_one_stream(SMALL[name])
     model, other = shared(name, **base), build(name, **{**base, **changed})
     if shapes(model) == shapes(other):
         other.set_weights(model.get_weights())

@@ -119,3 +119,28 @@ def test_a_corrupt_checkpoint_is_rejected_by_name(run_dir, frame_data, ending, d
         programs.train_mean(run_dir, frame_data)
     with pytest.raises(InputError, match=r"model\.ckpt-20"):
         average_checkpoints.mean_of([f"{run_dir}/model.ckpt-20"])
+
+
+def field(number, payload):
+    """Returns a field of a serialized protocol buffer, of less than 128 bytes."""
+    return bytes([number << 3 | 2, len(payload)]) + payload
+
+
+@pytest.mark.slow
+def test_a_length_in_a_record_cannot_crash_an_exported_model(exported):
+    # A string that claims to have 2**32 - 1 bytes.
+    feature = field(1, b"\x0a\xff\xff\xff\xff\x0f")
+    in_id = field(1, field(1, field(1, b"id") + field(2, feature)))
+    features = (field(1, name) + field(2, field(1, feature)) for name in (b"rgb", b"audio"))
+    in_frames = field(2, b"".join(field(1, entry) for entry in features))
+    code = f"""
+import tensorflow as tf
+exported = tf.saved_model.load({str(exported)!r})
+for record in {[in_id, in_frames]!r}:
+    try:
+        exported.signatures["serving_default"](example_bytes=tf.constant([record]))
+    except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
+        print("rejected")
+"""
+    result = programs.run_command("-c", code)
+    assert (result.returncode, result.stdout.split()) == (0, ["rejected"] * 2), result.stderr
