@@ -394,12 +394,14 @@ class StreamEncoder(layers.Float32Layer):
         return self.hidden_gating(hidden, training=training)
 
 
-def per_stream(stream_sizes, **texts):
+def per_stream(model, stream_sizes, **texts):
     """Parses hyperparameters with one number per stream, for example "64,32".
 
-    The last number also applies to all further streams.
+    The last number also applies to all further streams. A default may have more numbers than there
+    are streams.
 
     Args:
+        model: model with the hyperparameters.
         stream_sizes: sequence of int. Size of each stream.
         **texts: str. Values of the hyperparameters by name.
 
@@ -408,11 +410,15 @@ def per_stream(stream_sizes, **texts):
 
     Raises:
         InputError: if a text is anything but positive integers separated by commas, or has more
-            numbers than there are streams.
+            numbers than there are streams and is not the default.
     """
     parsed = {name: _positive_integers(name, text) for name, text in texts.items()}
-    count = len(stream_sizes)
-    surplus = [name for name, numbers in parsed.items() if len(numbers) > count]
+    count, known = len(stream_sizes), registry.own_hyperparameters(type(model))
+    surplus = [
+        name
+        for name, numbers in parsed.items()
+        if len(numbers) > count and texts[name] != known[name].default
+    ]
     if surplus:
         received = ", ".join(f"{name}={texts[name]}" for name in surplus)
         possible = ", ".join(
@@ -422,7 +428,7 @@ def per_stream(stream_sizes, **texts):
             f"{received}: there are more numbers than streams. The features form {count}, of size "
             f"{utils.comma_separated(stream_sizes)}. Give at most {count}, for example {possible}."
         )
-    return [[*numbers, *numbers[-1:] * (count - len(numbers))] for numbers in parsed.values()]
+    return [[*numbers, *numbers[-1:] * count][:count] for numbers in parsed.values()]
 
 
 def _positive_integers(name, text):
@@ -619,7 +625,7 @@ class SoftBoFModel(FrameLevelModel):
         super().__init__(iterations=iterations, moe_l2=moe_l2, **kwargs)
         utils.check_at_least(1, soft_bof_hidden_size=soft_bof_hidden_size)
         sizes = self.feature_sizes
-        (clusters,) = per_stream(sizes, soft_bof_cluster_size=soft_bof_cluster_size)
+        (clusters,) = per_stream(self, sizes, soft_bof_cluster_size=soft_bof_cluster_size)
         self.clusters = clusters
         self.encoder = StreamEncoder(
             sizes,
@@ -706,6 +712,7 @@ class LFNLNetVLADModel(FrameLevelModel):
         )
         streams = (sum(self.feature_sizes),) if early_fusion else self.feature_sizes
         clusters, embeddings = per_stream(
+            self,
             streams,
             netvlad_cluster_size=netvlad_cluster_size,
             nonlocal_embedding=nonlocal_embedding,

@@ -221,7 +221,7 @@ def register(cls: type[_Model]) -> type[_Model]:
             f"a model named {cls.__name__!r} is registered already, by {existing.__module__}.py. "
             "Choose another class name."
         )
-    _own_hyperparameters(cls)
+    own_hyperparameters(cls)
     _MODELS[cls.__name__] = cls
     return keras.saving.register_keras_serializable(KERAS_PACKAGE)(cls)
 
@@ -276,7 +276,7 @@ def hyperparameters(name: str, classifier: str | None = None) -> dict[str, Hyper
         name: a registered model.
         classifier: the video-level model of a frame-level model; None for its default.
     """
-    own = _own_hyperparameters(model_class(name))
+    own = own_hyperparameters(model_class(name))
     if CLASSIFIER_ARGUMENT not in own:
         return own
     of_default = hyperparameters(own[CLASSIFIER_ARGUMENT].default)
@@ -390,12 +390,12 @@ def _check_positive_integers(name, values):
         raise InputError(f"{name} must be positive integers. Received: {list(values)}")
 
 
-def _own_hyperparameters(cls):
+def own_hyperparameters(cls: type[keras.Model]) -> dict[str, Hyperparameter]:
     """Returns the hyperparameters that a class and its bases declare, by name.
 
     The most derived default applies, and so does the most derived description.
     """
-    found = {}
+    found: dict[str, Hyperparameter] = {}
     for ancestor in inspect.getmro(cls):
         if "__init__" not in vars(ancestor):
             continue

@@ -81,10 +81,10 @@ def test_models_reject_bad_values_by_name(name, argument, value, problem):
         (
             "LFNLNetVLADModel",
             (4,),
-            {},
-            "netvlad_cluster_size=64,32, nonlocal_embedding=64,32: there are more numbers than "
+            {"netvlad_cluster_size": "8,4", "nonlocal_embedding": "6,3"},
+            "netvlad_cluster_size=8,4, nonlocal_embedding=6,3: there are more numbers than "
             "streams. The features form 1, of size 4. Give at most 1, for example "
-            "netvlad_cluster_size=64, nonlocal_embedding=64.",
+            "netvlad_cluster_size=8, nonlocal_embedding=6.",
         ),
         (
             "EFNLNetVLADModel",
@@ -105,3 +105,9 @@ def test_more_numbers_than_streams_are_rejected_with_the_numbers_to_give(
 ):
     with pytest.raises(InputError, match=f"^{name}: {message}$"):
         registry.build_model(name, num_classes=3, feature_sizes=features, **given)
+
+
+@pytest.mark.parametrize("name", ["LFNLNetVLADModel", "SoftBoFModel"])
+def test_the_first_number_of_a_default_applies_to_a_single_stream(name):
+    model = registry.build_model(name, num_classes=2, feature_sizes=(4,))
+    assert model.clusters == [{"LFNLNetVLADModel": 64, "SoftBoFModel": 4000}[name]]
