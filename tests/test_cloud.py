@@ -36,9 +36,13 @@ VALUES = {
 
 @pytest.fixture
 def workplace(tmp_path):
-    """Returns a directory with the files of submit.sh, to which it may write."""
+    """Returns a directory with the files of submit.sh, to which it may write, and a fake gcloud."""
     shutil.copytree(CLOUD, tmp_path / "cloud", ignore=shutil.ignore_patterns("jobs"))
     shutil.copytree(programs.ROOT / "recipes", tmp_path / "recipes")
+    fake = tmp_path / "bin" / "gcloud"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\necho ran gcloud "$@"\n')
+    fake.chmod(0o755)
     return tmp_path
 
 
@@ -46,15 +50,21 @@ def submit(workplace, *arguments, **values):
     return subprocess.run(
         ["bash", "cloud/submit.sh", *arguments],
         cwd=workplace,
-        env={"PATH": os.environ["PATH"], **values},
+        env={"PATH": f"{workplace}/bin:{os.environ['PATH']}", **values},
         capture_output=True,
         text=True,
         check=False,
     )
 
 
+def values_for(spec):
+    """Returns values of the variables that a spec uses."""
+    names = VALUES.keys() - ({"PACKAGE"} if spec != "package" else set())
+    return {"SPEC": spec, **{name: VALUES[name] for name in names}}
+
+
 def filled_spec(workplace, name):
-    done = submit(workplace, "--dry_run", **VALUES, SPEC=name)
+    done = submit(workplace, **values_for(name))
     assert done.returncode == 0, done.stderr
     text = (workplace / f"cloud/jobs/youtube8m-{name}.yaml").read_text()
     assert not re.search(r"^[^#]*\$\{", text, re.MULTILINE)
@@ -99,38 +109,89 @@ def document_blocks():
     ]
 
 
-def test_a_dry_run_prints_the_command_of_the_document(workplace):
+def test_without_arguments_the_command_of_the_document_is_printed(workplace):
     blocks = [text for _, text in document_blocks()]
-    shown = [pair for pair in itertools.pairwise(blocks) if "--dry_run" in pair[0]]
+    shown = [pair for pair in itertools.pairwise(blocks) if "cloud/submit.sh" in pair[0]]
     assert len(shown) == 2
+    environment = {"PATH": f"{workplace}/bin:{os.environ['PATH']}"}
     for text, expected in shown:
         command = text[text.index("PROJECT=") :]
-        assert run_command("bash", "-c", command, cwd=workplace) == expected
+        assert run_command("bash", "-c", command, cwd=workplace, env=environment) == expected
 
 
-def test_submitting_runs_the_printed_command(workplace):
-    fake = workplace / "bin" / "gcloud"
-    fake.parent.mkdir()
-    fake.write_text('#!/bin/sh\necho gcloud "$@"\n')
-    fake.chmod(0o755)
-    real = submit(workplace, **VALUES, PATH=f"{fake.parent}:{os.environ['PATH']}")
-    assert real.stdout == submit(workplace, "--dry_run", **VALUES).stdout
+def test_only_submit_runs_the_printed_command(workplace):
+    printed = submit(workplace, **values_for("gpus"))
+    submitted = submit(workplace, "--submit", **values_for("gpus"))
+    assert printed.stdout.startswith("gcloud ")
+    assert submitted.stdout == f"ran {printed.stdout}"
 
 
-@pytest.mark.parametrize("missing", ["PROJECT", "REGION", "IMAGE", "DATA", "OUTPUT"])
-def test_a_missing_value_is_named(workplace, missing):
-    values = {name: value for name, value in VALUES.items() if name != missing}
-    done = submit(workplace, "--dry_run", **values)
-    assert done.returncode != 0
-    assert f"Set {missing} to" in done.stderr or f"Set {missing}," in done.stderr
-    assert not done.stdout
+@pytest.mark.parametrize(
+    "arguments",
+    ["--dry_run", "--dry-run", "-n", "--submit=true", "submit", "foo --submit", "--submit foo"],
+)
+def test_unknown_arguments_submit_nothing(workplace, arguments):
+    done = submit(workplace, *arguments.split(), **values_for("gpus"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"unknown arguments: {arguments}." in done.stderr
 
 
-@pytest.mark.parametrize(("name", "value"), [("SPEC", "gpu"), ("RECIPE", "lfnl")])
-def test_a_wrong_name_is_rejected(workplace, name, value):
-    done = submit(workplace, "--dry_run", **VALUES, **{name: value})
-    assert done.returncode != 0
-    assert value in done.stderr
+def test_help_needs_no_settings(workplace):
+    done = submit(workplace, "--help")
+    assert done.returncode == 0
+    assert "bash cloud/submit.sh [--submit]" in done.stdout
+
+
+@pytest.mark.parametrize("value", [None, "", "my values"])
+@pytest.mark.parametrize("name", ["PROJECT", "REGION", "IMAGE", "DATA", "OUTPUT", "PACKAGE"])
+def test_a_missing_or_wrong_value_is_named(workplace, name, value):
+    values = {**values_for("package"), name: value}
+    values = {key: value for key, value in values.items() if value is not None}
+    done = submit(workplace, "--submit", **values)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"Set {name} to " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("SPEC", "gpu"),
+            ("SPEC", "ai_platform"),
+            ("RECIPE", "lfnl"),
+            ("RECIPE", "../recipes/gru"),
+        ),
+        *(
+            ("JOB", "../job"),
+            ("DATA", "/data/frames"),
+            ("DATA", "gs://"),
+            ("DATA", "gs://a,gs://b"),
+        ),
+        *(("OUTPUT", "my-runs/run"), ("OUTPUT", "s3://my-runs/run")),
+    ],
+)
+def test_a_wrong_setting_submits_nothing(workplace, name, value):
+    done = submit(workplace, "--submit", **{**values_for("gpus"), name: value})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"Set {name} to " in done.stderr
+    assert f"Received: '{value}'" in done.stderr
+    assert not (workplace / "cloud/jobs").exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"), [("gpus", "PACKAGE"), ("tpu", "PACKAGE"), ("package", "RECIPE")]
+)
+def test_a_setting_that_the_spec_ignores_is_rejected(workplace, spec, name):
+    done = submit(workplace, "--submit", **{**values_for(spec), name: "gs://my-runs/x.tar.gz"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"cloud/{spec}.yaml does not use {name}." in done.stderr
+
+
+def test_a_slash_at_the_end_of_a_directory_does_not_double(workplace):
+    done = submit(workplace, **{**values_for("gpus"), "DATA": "gs://my-data/frames/"})
+    assert done.returncode == 0
+    text = (workplace / "cloud/jobs/youtube8m-gpus.yaml").read_text()
+    assert "--train_data_pattern=gs://my-data/frames/train*.tfrecord" in text
 
 
 def test_the_older_command_has_flags_that_exist_and_its_file_parses(monkeypatch):

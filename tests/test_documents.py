@@ -23,7 +23,7 @@ COMMANDS = [
 GROUPS = ["Programs", "Models", "Data", "Numbers", "A run", "Prediction", "Base"]
 FLAG_DOCUMENTS = ["distribution", "export", "flags", "security", "training"]
 # Flags of absl, TensorBoard and the scripts.
-OTHER_FLAGS = {"--flagfile", "--help", "--logdir", "--dry_run", "--quick", "--fast"}
+OTHER_FLAGS = {"--flagfile", "--help", "--logdir", "--submit", "--quick", "--fast"}
 
 
 def test_there_are_commands_to_check():
