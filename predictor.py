@@ -229,8 +229,13 @@ class ExportedPredictor:
         serving.check_graph(export_dir)
         try:
             self._loaded = tf.saved_model.load(export_dir)
+            self._loaded.signatures["predict"]
         except (OSError, ValueError, *files.REMOTE_ERRORS) as error:
             raise InputError(f"cannot load {export_dir}: {error}") from error
+        except Exception as error:  # An object graph can be wrong in many ways.
+            raise InputError(
+                f"{export_dir} was not written by export_model.py: {error!r}"
+            ) from error
         self._name = export_dir
 
     def predict(self, inputs: dict | np.ndarray) -> np.ndarray:

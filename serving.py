@@ -1,5 +1,6 @@
 """The graph of an exported model: its signatures, its record parser and its safety check."""
 
+import collections
 import hashlib
 import json
 import os
@@ -344,25 +345,30 @@ _SAFE_OPS = frozenset(
     VariableShape Where While Xdivy Xlog1py Xlogy ZerosLike Zeta
     """.split()  # noqa: SIM905 (as a list it takes 250 lines)
 )
-# Operations of the functions in which TensorFlow saves and restores the variables of the graph.
-_CHECKPOINT_OPS = {"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"}
+# Further operations of the two functions in which TensorFlow saves and restores the variables of a
+# SavedModel for other loaders, and the attributes of these functions.
+_CHECKPOINT_OPS = _SAFE_OPS | {"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"}
+_CHECKPOINT_FUNCTION_ATTRIBUTES = {
+    "_construction_context",
+    "_has_manual_control_dependencies",
+    "_input_shapes",
+}
 
 
 def check_graph(export_dir: str) -> None:
     """Rejects SavedModels with unsafe ops.
 
-    Operations that read and write checkpoints are allowed where neither loading nor predicting can
-    run them: `tf.saved_model.load` runs functions that its objects name, and the functions that
-    these call.
+    Checks every operation in the file, because `tf.saved_model.load` runs functions that are named
+    in many places: initializers of resources, restore functions of objects, captured tensors.
+    Operations that read and write checkpoints are allowed only in the two functions with which
+    other loaders save and restore the variables, and only if nothing else names these functions.
 
     Raises:
         InputError: naming the operations, or another difference from export_model.py's files.
     """
     others = [name for name in ("saved_model.cpb", "saved_model.pbtxt") if _has(export_dir, name)]
     if others:
-        raise InputError(
-            f"{export_dir} was not written by export_model.py: it has {comma_separated(others)}"
-        )
+        _reject(export_dir, f"it has {comma_separated(others)}")
     saved = saved_model_pb2.SavedModel()
     try:
         with files.open_binary(os.path.join(export_dir, "saved_model.pb")) as file:
@@ -370,10 +376,22 @@ def check_graph(export_dir: str) -> None:
     except (OSError, DecodeError, *files.REMOTE_ERRORS) as error:
         raise InputError(f"cannot load {export_dir}: {error}") from error
     if len(saved.meta_graphs) != 1 or not saved.meta_graphs[0].HasField("object_graph_def"):
-        raise InputError(
-            f"{export_dir} was not written by export_model.py: it is a SavedModel of TensorFlow 1"
+        _reject(export_dir, "it is a SavedModel of TensorFlow 1")
+    (graph,) = saved.meta_graphs
+    names = collections.Counter(
+        function.signature.name for function in graph.graph_def.library.function
+    )
+    wrong = [name for name, count in names.items() if count > 1 or hasattr(tf.raw_ops, name)]
+    if wrong:
+        _reject(
+            export_dir,
+            f"it has functions with the name of an operation or of each other: "
+            f"{comma_separated(sorted(wrong))}",
         )
-    unsafe = _unsafe_ops(saved.meta_graphs[0])
+    outside = [asset.filename for asset in graph.asset_file_def if not _is_name(asset.filename)]
+    if outside:
+        _reject(export_dir, f"it has assets outside its directory: {comma_separated(outside)}")
+    unsafe = _unsafe_ops(graph)
     if unsafe:
         raise InputError(
             f"{export_dir} is rejected: its graph has operations that are not known to be safe: "
@@ -381,29 +399,50 @@ def check_graph(export_dir: str) -> None:
         )
 
 
+def _reject(export_dir, reason):
+    raise InputError(f"{export_dir} was not written by export_model.py: {reason}")
+
+
 def _unsafe_ops(graph: Any) -> set[str]:
-    functions = {f.signature.name: f.node_def for f in graph.graph_def.library.function}
-    reachable = set(graph.object_graph_def.concrete_functions)
-    for nodes in functions.values():
-        reachable |= {called for node in nodes for called in _called(node)}
-    return {
-        node.op
-        for name, nodes in functions.items()
-        for node in nodes
-        if node.op not in _SAFE_OPS
-        and node.op not in functions
-        and not (node.op in _CHECKPOINT_OPS and name not in reachable)
-    }
+    checkpoint_functions = _checkpoint_functions(graph)
+    unsafe = {node.op for node in graph.graph_def.node} - _SAFE_OPS
+    for function in graph.graph_def.library.function:
+        is_exempt = function.signature.name in checkpoint_functions
+        allowed = _CHECKPOINT_OPS if is_exempt else _SAFE_OPS
+        unsafe |= {node.op for node in function.node_def} - allowed
+    return unsafe
+
+
+def _checkpoint_functions(graph):
+    """Returns the names of the functions that save and restore variables, unless they may run.
+
+    Only the operations that `saver_def` names may call them. The rest of the file must not contain
+    their names, wherever a loader may look for names of functions.
+    """
+    rest = type(graph)()
+    rest.CopyFrom(graph)
+    saver = {graph.saver_def.save_tensor_name.partition(":")[0], graph.saver_def.restore_op_name}
+    callers = [node for node in rest.graph_def.node if node.name in saver]
+    names = {node.attr["f"].func.name for node in callers} - {""}
+    functions = [
+        function
+        for function in rest.graph_def.library.function
+        if function.signature.name in names
+        # Attributes can make TensorFlow replace another function by this one.
+        and set(function.attr) <= _CHECKPOINT_FUNCTION_ATTRIBUTES
+    ]
+    names = {function.signature.name for function in functions}
+    for node in callers:
+        rest.graph_def.node.remove(node)
+    for function in functions:
+        rest.graph_def.library.function.remove(function)
+    content = rest.SerializeToString()
+    return {name for name in names if name.encode() not in content}
 
 
 def _has(folder, name):
     return files.gfile.exists(os.path.join(folder, name))
 
 
-def _called(node):
-    """Yields the functions that a node may call: its own op, and those that attributes name."""
-    yield node.op
-    for value in node.attr.values():
-        yield value.func.name
-        for entry in value.list.func:
-            yield entry.name
+def _is_name(text):
+    return os.path.basename(text) == text and text not in ("", ".", "..")

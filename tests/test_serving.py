@@ -86,18 +86,205 @@ def test_predictors_check_the_graph_before_they_load_it(copy, tmp_path):
         predictor.ExportedPredictor(str(copy))
 
 
-def call_restore(graph):
-    (restore,) = (
-        function.signature.name
-        for function in graph.graph_def.library.function
-        if any(node.op == "RestoreV2" for node in function.node_def)
+class Harm(tf.saved_model.experimental.TrackableResource):
+    """Runs functions when it is loaded, as every resource does."""
+
+    def __init__(self, initialize):
+        super().__init__()
+        self.initialize = initialize
+
+    def _create_resource(self):
+        return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[])
+
+    def _initialize(self):
+        self.initialize()
+
+
+def save_checkpoint(target):
+    tf.raw_ops.SaveV2(
+        prefix=f"{target}/harm", tensor_names=["a"], shape_and_slices=[""], tensors=[1.0]
     )
-    graph.object_graph_def.concrete_functions[restore].SetInParent()
 
 
-def test_loading_must_not_run_functions_that_read_checkpoints(copy):
-    change_graph(copy, call_restore)
-    with pytest.raises(InputError, match="not known to be safe: RestoreV2"):
+def merge_checkpoints(target):
+    """Deletes the directory of the merged files."""
+    tf.raw_ops.MergeV2Checkpoints(
+        checkpoint_prefixes=[f"{target}/victim/part"],
+        destination_prefix=f"{target}/merged",
+        delete_old_dirs=True,
+    )
+
+
+def hide_signatures(graph):
+    """Removes the list of functions, so that only the nodes of objects name them."""
+    for function in graph.graph_def.library.function:
+        if "initializer" in function.signature.name:  # Without a signature it returns nothing.
+            function.signature.ClearField("output_arg")
+            function.ret.clear()
+            for node in function.node_def:
+                if node.op in UNSAFE.values() and node.name not in function.control_ret:
+                    function.control_ret[node.name] = node.name
+                    function.signature.control_output.append(node.name)
+    objects = graph.object_graph_def
+    objects.concrete_functions.clear()
+    for node in objects.nodes:
+        if node.HasField("resource"):
+            for child in node.children:
+                child.node_id = objects.nodes[child.node_id].children[0].node_id
+    for node in objects.nodes:
+        if node.HasField("bare_concrete_function"):
+            node.bare_concrete_function.ClearField("function_spec")
+        elif node.HasField("function"):
+            node.ClearField("children")
+            node.user_object.SetInParent()
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"), [(save_checkpoint, "SaveV2"), (merge_checkpoints, "MergeV2Checkpoints")]
+)
+def test_functions_that_run_when_a_model_is_loaded_are_rejected(tmp_path, harm, named):
+    """Although object_graph_def.concrete_functions does not list them."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    tf.raw_ops.SaveV2(
+        prefix=f"{victim}/part", tensor_names=["a"], shape_and_slices=[""], tensors=[1.0]
+    )
+    module = tf.Module()
+    module.resource = Harm(lambda: harm(tmp_path))
+    tf.saved_model.save(module, f"{tmp_path}/model")
+    change_graph(tmp_path / "model", hide_signatures)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=f"not known to be safe: {named}"):
+        serving.check_graph(f"{tmp_path}/model")
+    assert sorted(tmp_path.rglob("*")) == before
+    tf.saved_model.load(f"{tmp_path}/model")
+    assert sorted(tmp_path.rglob("*")) != before
+
+
+def checkpoint_functions(graph):
+    """Returns the functions with which other loaders restore and save the variables."""
+    return sorted(
+        (f for f in graph.graph_def.library.function if "__traced_" in f.signature.name),
+        key=lambda f: f.signature.name,
+    )
+
+
+def name_in_a_function_node(graph, restore):
+    graph.object_graph_def.nodes.add().function.concrete_functions.append(restore.signature.name)
+
+
+def name_in_a_bare_function_node(graph, restore):
+    node = graph.object_graph_def.nodes.add()
+    node.bare_concrete_function.concrete_function_name = restore.signature.name
+
+
+def name_in_a_captured_tensor(graph, restore):
+    graph.object_graph_def.nodes.add().captured_tensor.concrete_function = restore.signature.name
+
+
+def name_in_the_list_of_functions(graph, restore):
+    graph.object_graph_def.concrete_functions[restore.signature.name].SetInParent()
+
+
+def call_in_a_nested_attribute(graph, restore):
+    node = graph.graph_def.library.function.add().node_def.add(op="PartitionedCall")
+    node.attr["f"].func.attr["g"].func.name = restore.signature.name
+
+
+def call_by_name(graph, restore):
+    graph.graph_def.library.function.add().node_def.add(op=restore.signature.name)
+
+
+def use_as_a_gradient(graph, restore):
+    graph.graph_def.library.gradient.add(gradient_func=restore.signature.name)
+
+
+def replace_another_function(graph, restore):
+    restore.attr["api_implements"].s = b"predict"
+
+
+def call_from_another_operation(graph, restore):
+    graph.graph_def.node.add(op="PartitionedCall").attr["f"].func.name = restore.signature.name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        name_in_a_function_node,
+        name_in_a_bare_function_node,
+        name_in_a_captured_tensor,
+        name_in_the_list_of_functions,
+        call_in_a_nested_attribute,
+        call_by_name,
+        use_as_a_gradient,
+        replace_another_function,
+        call_from_another_operation,
+    ],
+    ids=lambda change: change.__name__,
+)
+def test_nothing_may_name_the_functions_that_read_checkpoints(copy, change):
+    change_graph(copy, lambda graph: change(graph, checkpoint_functions(graph)[0]))
+    with pytest.raises(InputError, match=r"not known to be safe: .*RestoreV2"):
+        serving.check_graph(str(copy))
+
+
+@pytest.mark.parametrize("name", ["MatMul", "WriteFile", "SaveV2", None])
+def test_functions_with_the_name_of_an_operation_or_of_each_other_are_rejected(copy, name):
+    def add_function(graph):
+        used = name or checkpoint_functions(graph)[1].signature.name
+        graph.graph_def.library.function.add().signature.name = used
+
+    change_graph(copy, add_function)
+    with pytest.raises(InputError, match=rf"functions with the name of .*: {name or '__infer'}"):
+        serving.check_graph(str(copy))
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "..", ""])
+def test_assets_outside_the_directory_are_rejected(copy, name):
+    change_graph(copy, lambda graph: graph.asset_file_def.add(filename=name))
+    with pytest.raises(InputError, match=f"assets outside its directory: {name}"):
+        serving.check_graph(str(copy))
+
+
+@pytest.mark.parametrize("place", ["graph", "function"])
+def test_every_operation_of_a_graph_is_checked(copy, place):
+    def add_operation(graph):
+        library = graph.graph_def.library
+        nodes = graph.graph_def.node if place == "graph" else library.function.add().node_def
+        nodes.add(op="WriteFile")
+
+    change_graph(copy, add_operation)
+    with pytest.raises(InputError, match="not known to be safe: WriteFile"):
+        serving.check_graph(str(copy))
+
+
+def drop_signatures(graph):
+    graph.object_graph_def.nodes[0].children.pop()
+
+
+def name_a_missing_function(graph):
+    graph.object_graph_def.nodes.add().function.concrete_functions.append("missing")
+
+
+def name_a_missing_node(graph):
+    graph.object_graph_def.nodes[0].children[0].node_id = 10**6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [drop_signatures, name_a_missing_function, name_a_missing_node],
+    ids=lambda change: change.__name__,
+)
+def test_a_wrong_object_graph_is_rejected(copy, change):
+    change_graph(copy, change)
+    with pytest.raises(InputError, match=str(copy)):
+        predictor.ExportedPredictor(str(copy))
+
+
+def test_several_graphs_in_a_model_are_rejected(copy):
+    path = copy / "saved_model.pb"
+    path.write_bytes(path.read_bytes() * 2)  # The proto format concatenates lists.
+    with pytest.raises(InputError, match="SavedModel of TensorFlow 1"):
         serving.check_graph(str(copy))
 
 
