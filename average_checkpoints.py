@@ -180,7 +180,7 @@ def _best_steps(train_dir, count, steps):
     path = os.path.join(train_dir, "eval", "metrics.json")
     if not files.gfile.exists(path):
         raise InputError(f"--best needs {path}, which eval.py writes for each checkpoint.")
-    gaps = {entry["step"]: entry["gap"] for entry in files.read_json(path)}
+    gaps = {entry["step"]: entry["gap"] for entry in checkpoints.read_evaluations(path)}
     ranked = sorted((step for step in steps if step in gaps), key=lambda step: -gaps[step])
     return _exactly(count, ranked[:count], train_dir, "evaluated checkpoints")
 

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ import tensorflow as tf
 import distribution
 import files
 from run_config import CONFIG_FILE, RunConfig
-from utils import InputError, comma_separated
+from utils import InputError, check_at_least, check_finite, comma_separated
 
 FILE_PREFIX = "model.ckpt"
 LOCK_FILE = "training.lock"
@@ -65,12 +65,15 @@ def prepare_train_dir(train_dir: str, config: RunConfig, start_new_model: bool) 
     """Creates the directory, and rejects one that holds a run of another config.
 
     Raises:
-        InputError: naming the settings that differ.
+        InputError: naming the settings that differ, or a directory inside that is a link.
     """
     try:
         tf.io.gfile.makedirs(train_dir)
     except (OSError, *files.REMOTE_ERRORS) as error:
         raise InputError(f"cannot create --train_dir {train_dir}: {error}") from error
+    for pattern in filter(None, map(os.path.dirname, _OWN_FILES)):
+        for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
+            files.check_no_link(path)
     if start_new_model:
         for pattern in _OWN_FILES:
             for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
@@ -231,7 +234,7 @@ def find(train_dir: str, checkpoint: str | None = None) -> str:
     path = str(checkpoint)
     if path.isdecimal():
         path = os.path.join(train_dir, f"{FILE_PREFIX}-{path}")
-    if not tf.io.gfile.exists(f"{path}.index"):
+    if not is_there(path):
         raise InputError(
             f"there is no checkpoint {path}. {train_dir} has: {comma_separated(names(train_dir))}."
         )
@@ -250,6 +253,18 @@ def latest(train_dir: str) -> str | None:
     path = os.path.join(train_dir, "checkpoint")
     if not tf.io.gfile.exists(path):
         return None
+    newest = _listed_newest(train_dir, path)
+    while not is_there(newest):
+        before, newest = newest, _listed_newest(train_dir, path)
+        if newest == before:  # Otherwise training has just saved one, and removed the other.
+            raise InputError(
+                f"{path} names {newest}, which is not there. {train_dir} has: "
+                f"{comma_separated(names(train_dir))}."
+            )
+    return newest
+
+
+def _listed_newest(train_dir, path):
     try:
         state = tf.train.get_checkpoint_state(train_dir)
     except ValueError:
@@ -263,12 +278,12 @@ def latest(train_dir: str) -> str | None:
     for listed in (*state.all_model_checkpoint_paths, newest):
         if files.absolute(os.path.dirname(listed)) != files.absolute(train_dir):
             raise InputError(f"{path} names a checkpoint of another directory: {listed}")
-    if not tf.io.gfile.exists(f"{newest}.index"):
-        raise InputError(
-            f"{path} names {newest}, which is not there. {train_dir} has: "
-            f"{comma_separated(names(train_dir))}."
-        )
     return newest
+
+
+def is_there(path: str) -> bool:
+    """Returns whether the checkpoint with this path prefix exists; training removes old ones."""
+    return tf.io.gfile.exists(f"{path}.index")
 
 
 def names(train_dir: str) -> list[str]:
@@ -302,10 +317,33 @@ def load_model(train_dir: str, checkpoint: str | None = None, use_ema: bool = Fa
     Raises:
         InputError: if there is no config or no checkpoint, or they do not belong together.
     """
-    path = find(train_dir, checkpoint)
+    find(train_dir, checkpoint)  # Fails before the model is built.
     model = RunConfig.load(train_dir).build_model()
-    restore_weights(model, path, use_ema)
+    restore(train_dir, checkpoint, lambda path: restore_weights(model, path, use_ema))
     return model
+
+
+def restore(train_dir: str, checkpoint: str | None, restore_path: Callable[[str], None]) -> str:
+    """Restores a checkpoint and returns its path prefix.
+
+    If training removes the newest checkpoint before it is read, the next newest is restored.
+
+    Args:
+        train_dir: train directory.
+        checkpoint: path prefix or step; by default the newest checkpoint.
+        restore_path: function that restores the checkpoint with a path prefix.
+
+    Raises:
+        InputError: if there is no such checkpoint, or it cannot be restored.
+    """
+    while True:
+        path = find(train_dir, checkpoint)
+        try:
+            restore_path(path)
+            return path
+        except InputError:
+            if checkpoint is not None or is_there(path):
+                raise
 
 
 def restore_weights(model: keras.Model, path: str, use_ema: bool = False) -> None:
@@ -330,12 +368,37 @@ def restore_weights(model: keras.Model, path: str, use_ema: bool = False) -> Non
             raise InputError(f"{name} in {path} is not finite. Choose another checkpoint.")
 
 
+def read_evaluations(path: str) -> list[dict]:
+    """Reads the metrics.json of eval.py: one dict per evaluated step; none if there is no file.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    if not tf.io.gfile.exists(path):
+        return []
+    evaluations = files.read_json(path)
+    try:
+        if not isinstance(evaluations, list):
+            raise TypeError(f"a list was expected, not {type(evaluations).__name__}")
+        for entry in evaluations:
+            check_at_least(0, step=entry["step"])
+            check_finite(gap=entry["gap"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a list of evaluations: {error!r}") from error
+    return evaluations
+
+
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
     """Turns TensorFlow's errors for a damaged checkpoint into an `InputError` that names it."""
     try:
         yield
     except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:
+        if not is_there(path):
+            raise InputError(
+                f"checkpoint {path} was removed while it was read. If training runs in that "
+                "directory, it keeps only --keep_checkpoints; repeat this command."
+            ) from error
         raise InputError(f"cannot read checkpoint {path}: {error}") from error
 
 

@@ -276,7 +276,7 @@ def parse_tf_config(tf_config: str | None) -> tuple[list[Task], Task | None]:
         # "chief" sorts before "worker".
         workers = [(kind, n) for kind in sorted(cluster) for n in range(len(cluster[kind]))]
         own = (config["task"]["type"], int(config["task"]["index"])) if workers else None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"{_TF_CONFIG_EXPECTED} Received: {tf_config}") from error
     others = sorted(set(cluster) - {"chief", "worker"})
     if others or own not in (*workers, None):

@@ -86,6 +86,10 @@ def metrics_path(train_dir: str, kind: str) -> str:
     return os.path.join(train_dir, kind, "metrics.json")
 
 
+# Names of metrics in TensorBoard, equal to those of training, so that curves share a chart.
+_TAGS = {"hit_at_one": "Hit@1", "perr": "PERR", "gap": "GAP", "map": "mAP", "loss": "loss"}
+
+
 def save_summary(
     summary: dict[str, Any], train_dir: str, kind: str, tensorboard_dir: str | None = None
 ) -> None:
@@ -100,13 +104,13 @@ def save_summary(
     path = metrics_path(train_dir, kind)
     # Several evaluations of one run may end at the same time.
     with files.lock(f"{path}.lock", wait=True):
-        history = files.read_json(path) if files.gfile.exists(path) else []
+        history = checkpoints.read_evaluations(path)
         history = [entry for entry in history if entry["step"] != summary["step"]]
         files.write_json(path, sorted([*history, summary], key=lambda entry: entry["step"]))
     log_dir = os.path.join(tensorboard_dir or train_dir, kind)
     with tf.summary.create_file_writer(log_dir).as_default():
-        for name in ("hit_at_one", "perr", "gap", "map", "loss"):
-            tf.summary.scalar(name, summary[name], summary["step"])
+        for name, tag in _TAGS.items():
+            tf.summary.scalar(tag, summary[name], summary["step"])
 
 
 def check_can_save(train_dir: str, kind: str) -> None:
@@ -115,6 +119,7 @@ def check_can_save(train_dir: str, kind: str) -> None:
     Raises:
         InputError: naming the file, and the flag that saves nothing there.
     """
+    files.check_no_link(os.path.join(train_dir, kind))
     if files.gfile.exists(train_dir):  # Otherwise it has no run, which is an error of its own.
         try:
             files.check_writable(metrics_path(train_dir, kind))
@@ -128,7 +133,7 @@ def check_can_save(train_dir: str, kind: str) -> None:
 def write_per_class(
     per_class: pd.DataFrame, path: str, class_names: dict[int, str] | None = None
 ) -> None:
-    """Writes the average precision of the classes as CSV, best first.
+    """Writes the average precision of the classes as CSV, in the order of the classes.
 
     Args:
         per_class: table from `predictor.evaluate`.
@@ -138,10 +143,9 @@ def write_per_class(
     columns = ["class", "ap", "positives"]
     if class_names is not None:
         columns.insert(1, "name")
-    table = per_class.sort_values("ap", ascending=False, na_position="last", kind="stable")
     with files.atomic_write(path) as file:
         file.write(csv_line(columns))
-        for row in table.itertuples():
+        for row in per_class.itertuples():
             cells = [str(row.Index), "" if math.isnan(row.ap) else str(row.ap), str(row.positives)]
             if class_names is not None:
                 cells.insert(1, class_names.get(row.Index, ""))
@@ -158,12 +162,15 @@ def wait_for_run(train_dir: str) -> None:
 
 
 def checkpoints_to_evaluate(options: EvalOptions) -> Iterable[str | None]:
-    """Returns paths or steps of the checkpoints to evaluate; None for the newest."""
+    """Returns the checkpoints to evaluate, as --checkpoint names them; None for the newest."""
     if options.is_continuous:
         return tf.train.checkpoints_iterator(options.train_dir, min_interval_secs=1)
     if options.all_checkpoints:
-        steps = map(checkpoints.step_of, checkpoints.names(options.run_dirs[0]))
-        return [str(step) for step in sorted(steps)]
+        (train_dir,) = options.run_dirs
+        names = sorted(checkpoints.names(train_dir), key=checkpoints.step_of)
+        if not names:
+            checkpoints.find(train_dir)  # Raises an error that explains it.
+        return [os.path.join(train_dir, name) for name in names]
     return [options.checkpoint]
 
 
@@ -182,7 +189,13 @@ def main(options: EvalOptions) -> None:
     if options.class_names:
         class_names = files.read_class_names(options.class_names, predictor.data.num_classes)
     for checkpoint in checkpoints_to_evaluate(options):
-        predictor.restore(checkpoint)
+        try:
+            predictor.restore(checkpoint)
+        except InputError:
+            if checkpoint in (None, options.checkpoint) or checkpoints.is_there(checkpoint):
+                raise
+            logging.warning("training removed checkpoint %s before it was evaluated", checkpoint)
+            continue
         reader = predictor.data.reader(paths, options)
         summary, per_class = evaluate(
             predictor, reader, batch_size=options.batch_size, top_k=options.top_k

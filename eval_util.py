@@ -2,7 +2,7 @@
 
 B is the batch (videos), C the classes. All scores are compared as float32, the type in which
 `EvaluationMetrics` pools them, so results do not depend on the input precision. Scores may be any
-finite numbers. Only their order matters, except that PERR ignores predictions of exactly 0.
+finite numbers. Only their order matters, except that PERR ignores predictions that are not above 0.
 
 Ties are broken by the order of the videos, then by the lowest class id.
 """
@@ -47,7 +47,8 @@ def calculate_hit_at_one(predictions: np.ndarray, actuals: np.ndarray) -> float:
 def calculate_precision_at_equal_recall_rate(predictions: np.ndarray, actuals: np.ndarray) -> float:
     """Returns PERR: the mean precision of the n best classes of a video that has n labels.
 
-    A prediction of exactly 0 is never a hit. The precision of a video without labels is 0.
+    Only a prediction above 0 can be a hit, like in the starter code. The precision of a video
+    without labels is 0.
 
     Args:
         predictions: finite scores `[B, C]`.
@@ -286,7 +287,7 @@ def _without_surplus_ties(predictions, thresholds, k):
 def _perr_per_video(hits, scores, label_counts):
     """Returns PERR `[B]` of ranked lists `[B, k]`, with k of at least the largest label count."""
     counted = np.arange(hits.shape[1]) < label_counts[:, np.newaxis]
-    found = np.count_nonzero(hits & counted & (scores != 0), axis=1)
+    found = np.count_nonzero(hits & counted & (scores > 0), axis=1)
     return found / np.maximum(label_counts, 1)
 
 

@@ -10,6 +10,7 @@ manifest.json states its origin and its input.
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -125,14 +126,18 @@ def export(options: ExportOptions) -> dict:
         options.run_dirs, fitted_weights(options) if options.fit_weights else options.weights
     )
     configs = load_configs(train_dirs)
-    paths = [checkpoints.find(train_dir, options.checkpoint) for train_dir in train_dirs]
+    for train_dir in train_dirs:
+        checkpoints.find(train_dir, options.checkpoint)  # Fails before models are built.
     with files.atomic_directory(options.output_dir) as partial:
-        models = []
-        for number, (config, path) in enumerate(zip(configs, paths, strict=True)):
-            logging.info("restoring model %d of %d: %s", number + 1, len(paths), path)
+        models, paths = [], []
+        for number, (config, train_dir) in enumerate(zip(configs, train_dirs, strict=True)):
+            logging.info("restoring model %d of %d: %s", number + 1, len(configs), train_dir)
             # The names of all nodes begin with the model's name, so it is short.
             models.append(frozen_model(config, options.dtype, f"m{number}"))
-            restore_frozen(models[-1], config, path, options.use_ema)
+            restore = functools.partial(
+                restore_frozen, models[-1], config, use_ema=options.use_ema
+            )
+            paths.append(checkpoints.restore(train_dir, options.checkpoint, restore))
         ensemble = Ensemble(
             models,
             weights=weights,

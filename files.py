@@ -73,6 +73,19 @@ def remove_empty_directory(path: str) -> None:
             gfile.rmtree(path)
 
 
+def check_no_link(path: str) -> None:
+    """Rejects a link to a file or directory that may lie elsewhere, before something writes to it.
+
+    Raises:
+        InputError: if `path` is a symbolic link, or a file with several names.
+    """
+    if os.path.islink(path) or (os.path.isfile(path) and os.stat(path).st_nlink > 1):
+        raise InputError(
+            f"{path} is a link. Nothing is written or removed through links. Remove the link, or "
+            "choose another directory."
+        )
+
+
 def expand_patterns(patterns: str) -> list[str]:
     """Returns the files that match paths and globs, sorted, each once.
 
@@ -182,6 +195,7 @@ def atomic_path(path: str) -> Iterator[str]:
     _prepare_directory(path)
     _remove_abandoned(path)
     partial = _partial_path(path)
+    _remove_if_there(partial)
     try:
         with named_errors(path):
             yield partial
@@ -216,6 +230,7 @@ def atomic_directory(path: str) -> Iterator[str]:
     _check_unused(path)
     partial = _partial_path(path)
     try:
+        _remove_if_there(partial)
         gfile.makedirs(partial)
         _remove_abandoned(path)
     except (OSError, *REMOTE_ERRORS) as error:
@@ -270,6 +285,12 @@ def _partial_path(path):
     return f"{path}.{socket.gethostname()}-{os.getpid()}.partial"
 
 
+def _remove_if_there(partial):
+    """Removes what another process left under the name of a partial file, such as a link."""
+    if not is_remote(partial) and os.path.lexists(partial):
+        remove(partial)
+
+
 def _remove_abandoned(path):
     """Removes partial files of `path` that killed processes on this host left behind."""
     folder, name = os.path.split(absolute(path))
@@ -312,6 +333,7 @@ def _check_creatable(path):
     partial = _partial_path(path)
     try:
         gfile.makedirs(os.path.dirname(path) or ".")
+        _remove_if_there(partial)
         with open_binary(partial, "wb") as file:
             file.write(b"")  # Without a write, TensorFlow creates no file.
         gfile.remove(partial)
@@ -361,6 +383,7 @@ def lock(path: str, busy: str = "", remedy: str = "", *, wait: bool = False) -> 
 
 def _lock_file(path, busy, remedy, wait):
     """Returns the locked file at `path`, open."""
+    check_no_link(path)
     _prepare_directory(path)
     while True:
         try:
@@ -422,13 +445,13 @@ def read_json(path: str) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: if it is not JSON.
+        InputError: if it is not JSON, or too deeply nested.
     """
     with open_binary(path) as file:
         content = file.read()
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
 
 

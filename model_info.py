@@ -3,9 +3,11 @@
     python model_info.py --all
     python model_info.py --model=DbofModel --dbof_cluster_size=4096
     python model_info.py --flagfile=recipes/lfnl_netvlad.flags --format=json
+    python model_info.py --train_dir=run
 
 It takes every flag that a recipe may set, and describes the model that training would build with
-them. Parameters are all weights of a model, including batch normalization statistics.
+them, or the model of a training run. Parameters are all weights of a model, including batch
+normalization statistics.
 """
 
 import dataclasses
@@ -21,19 +23,22 @@ import keras
 import registry
 from options import Options, option, same_option
 from run_config import RecipeOptions, RunConfig
-from utils import InputError
+from utils import InputError, comma_separated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfoOptions(Options):
     """Options of this program."""
 
+    train_dir: str | None = option(
+        None, "Describe the model of a training run, instead of --model.", group="model"
+    )
     all: bool = option(False, "Describe every model with its defaults.", group="model")
     format: str = option(
         "table", "Print a table or a JSON list.", group="output", choices=("table", "json")
     )
-    num_classes: int = same_option(RunConfig, "num_classes")
-    feature_sizes: tuple[int, ...] = same_option(RunConfig, "feature_sizes")
+    num_classes: int = same_option(RunConfig, "num_classes", fixed_by="train_dir")
+    feature_sizes: tuple[int, ...] = same_option(RunConfig, "feature_sizes", fixed_by="train_dir")
 
 
 def describe(config: RunConfig) -> dict:
@@ -106,13 +111,18 @@ def _default_configs(options: InfoOptions) -> list[RunConfig]:
     ]
 
 
-def main(config: RunConfig | None, recipe: RecipeOptions, options: InfoOptions) -> None:
+def main(options: InfoOptions, config: RunConfig | None, recipe: RecipeOptions) -> None:
     """Runs the program."""
     del recipe  # Accepted so that the flag files of recipes parse.
-    if options.all and config is not None:
-        raise InputError("--all describes every model with its defaults. Leave out --model.")
-    if not options.all and config is None:
-        raise InputError("--model, --flagfile or --all must be given")
+    given = {"--model": config, "--train_dir": options.train_dir, "--all": options.all}
+    names = [name for name, value in given.items() if value]
+    if len(names) != 1:
+        raise InputError(
+            "one of --model (or --flagfile), --train_dir and --all must be given. "
+            f"Received: {comma_separated(names)}"
+        )
+    if options.train_dir:
+        config = RunConfig.load(options.train_dir)
     configs = [config] if config else _default_configs(options)
     descriptions = []
     for entry in configs:

@@ -11,13 +11,12 @@ Needs neither TensorFlow nor Keras.
 """
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from utils import InputError, comma_separated
+from utils import InputError, check_finite, comma_separated
 
 # The order of the groups in `--help`.
 GROUPS = (
@@ -178,9 +177,8 @@ def _check(field, value):
     if choices and value is not None and value not in choices:
         expected = f"one of {comma_separated(choices)}"
     elif isinstance(value, int | float):
-        if not math.isfinite(value):
-            expected = "finite"
-        elif above is not None and not value > above:
+        check_finite(**{f"--{field.name}": value})
+        if above is not None and not value > above:
             expected = f"above {above}"
         elif at_least is not None and not value >= at_least:
             expected = f"{at_least} or more"

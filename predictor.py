@@ -1,6 +1,7 @@
 """Prediction with trained models or an exported graph, and evaluation of the predictions."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from options import Options, option, same_option
 from readers import RecordReader
 from run_config import DataConfig, ReadOptions, RunConfig, TrainOptions
 from serving import MANIFEST
-from utils import InputError, comma_separated
+from utils import InputError, check_at_least, check_one_of, comma_separated
 
 # --- Options --------------------------------------------------------------------------------------
 
@@ -184,8 +185,8 @@ class Predictor:
         for model, config, train_dir in zip(
             self.ensemble.models, self._configs, self._train_dirs, strict=True
         ):
-            path = checkpoints.find(train_dir, checkpoint)
-            restore_frozen(model, config, path, self._use_ema)
+            restore = functools.partial(restore_frozen, model, config, use_ema=self._use_ema)
+            path = checkpoints.restore(train_dir, checkpoint, restore)
             self.steps.append(checkpoints.step_of(path))
 
     def identity(self) -> dict:
@@ -282,17 +283,19 @@ def read_manifest(export_dir: str, *, verify_digest: bool = False) -> tuple[dict
         The content of its manifest, and the `DataConfig` of its input.
 
     Raises:
-        InputError: if there is no exported model, another version wrote it, or its files do not
-            have the digest.
+        InputError: if there is no exported model, another version wrote its manifest, or its files
+            do not have the digest.
     """
     path, manifest = files.read_description(
         export_dir, MANIFEST, "export_model.py", "exported_model"
     )
     try:
-        for name in ("label_loss", "models", "digest"):
-            manifest[name]
+        manifest["digest"]
+        check_one_of(losses.LOSSES, label_loss=manifest["label_loss"])
+        for model in manifest["models"]:
+            check_at_least(0, step=model["step"])
         data = DataConfig(**manifest["data"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not fit this version: {error!r}") from error
     if verify_digest:
         digest = serving.digest(export_dir, manifest)

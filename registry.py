@@ -26,7 +26,7 @@ import keras
 
 import layers
 import private_api
-from utils import KERAS_PACKAGE, InputError, comma_separated
+from utils import KERAS_PACKAGE, InputError, check_finite, comma_separated
 
 MODULES_VARIABLE = "YOUTUBE8M_MODELS"
 _OWN_MODULES = ("frame_level_models", "video_level_models")
@@ -61,8 +61,10 @@ class Hyperparameter:
         """Returns a value in the type of the hyperparameter: an int becomes a float if needed.
 
         Raises:
-            InputError: if the value has another type.
+            InputError: if the value has another type, or is not finite.
         """
+        if type(value) in (int, float):
+            check_finite(**{f"hyperparameter {self.name!r}": value})
         if self.type is float and type(value) is int:
             return float(value)
         if type(value) is not self.type and (value is not None or self.default is not None):
@@ -260,7 +262,7 @@ def model_class(name: str) -> type[keras.Model]:
         InputError: if there is none; the message lists the registered models.
     """
     known = models()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InputError(f"unknown model {name!r}. Registered models: {comma_separated(known)}.")
     return known[name]
 

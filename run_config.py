@@ -73,7 +73,7 @@ class ReadOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Options):
     """The data that a model takes: all that is needed to read records for it.
 
     Attributes:
@@ -84,16 +84,11 @@ class DataConfig:
         max_frames: largest number of frames of a video to use.
     """
 
-    frame_level: bool
-    feature_names: tuple[str, ...]
-    feature_sizes: tuple[int, ...]
-    num_classes: int
-    max_frames: int
-
-    def __post_init__(self):
-        """Converts lists to tuples, so that configs read from JSON compare equal."""
-        for name in ("feature_names", "feature_sizes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+    frame_level: bool = option(group="data")
+    feature_names: tuple[str, ...] = option(group="data")
+    feature_sizes: tuple[int, ...] = option(group="data", above=0)
+    num_classes: int = option(group="data", above=0)
+    max_frames: int = option(group="data", above=0)
 
     def reader(
         self,
@@ -220,6 +215,7 @@ class RunConfig(Options):
         "Seed of everything random: initial weights, order of the data, sampling of frames.",
         group="training",
         at_least=0,
+        below=2**32,
     )
 
     def __post_init__(self):

@@ -3,6 +3,7 @@
 Needs neither TensorFlow nor Keras.
 """
 
+import math
 import re
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -77,6 +78,20 @@ def check_above(limit: float, **arguments: float) -> None:
     for name, value in arguments.items():
         if not value > limit:
             raise InputError(f"{name} must be above {limit}. Received: {value}")
+
+
+def check_finite(**arguments: float) -> None:
+    """Rejects NaN, infinity and integers of more than 64 bits.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, int):
+            if not -(2**63) <= value < 2**63:
+                raise InputError(f"{name} must have at most 64 bits. Received: {value}")
+        elif not math.isfinite(value):
+            raise InputError(f"{name} must be finite. Received: {value}")
 
 
 def check_one_of(choices: Collection, **arguments: Any) -> None:

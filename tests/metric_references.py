@@ -26,7 +26,7 @@ def perr(predictions, labels):
     for row, label in zip(predictions, labels, strict=True):
         n = int(sum(label))
         if n:
-            found = [c for c in ranked(row, n) if label[c] and row[c] != 0]
+            found = [c for c in ranked(row, n) if label[c] and row[c] > 0]
             total += Fraction(len(found), n)
     return total / len(predictions)
 

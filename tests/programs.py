@@ -12,6 +12,7 @@ import tempfile
 import program
 
 import numpy as np
+import tensorflow as tf
 
 import checkpoints
 
@@ -112,6 +113,16 @@ def weights_of(train_dir, checkpoint=None):
 def metrics_of(train_dir):
     """Returns the evaluations of a run, one dict per step."""
     return json.loads((train_dir / "eval" / "metrics.json").read_text())
+
+
+def tensorboard_tags(folder):
+    """Returns the names of the curves in a directory of TensorBoard logs, a set."""
+    return {
+        value.tag
+        for path in folder.glob("events.out.tfevents.*")
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    }
 
 
 def prediction_rows(path):

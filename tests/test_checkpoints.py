@@ -82,6 +82,71 @@ def test_only_the_first_worker_takes_the_lock(tmp_path, monkeypatch, kind, index
             pass
 
 
+# --- Links ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("link", "content"), [(os.symlink, "mine"), (os.symlink, None), (os.link, "mine")]
+)
+def test_the_lock_is_not_written_through_a_link(tmp_path, link, content):
+    target = tmp_path / "target"
+    if content is not None:
+        target.write_text(content)
+    (tmp_path / "run").mkdir()
+    link(target, tmp_path / "run" / "training.lock")
+    with (
+        pytest.raises(InputError, match=r"run/training\.lock is a link"),
+        checkpoints.training_lock(f"{tmp_path}/run"),
+    ):
+        pass
+    assert (target.read_text() if target.exists() else None) == content
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "eval_ema"])
+@pytest.mark.parametrize("start", [(), ("--start_new_model",)])
+def test_training_neither_writes_nor_removes_through_linked_directories(
+    tmp_path, trained_mean, frame_data, name, start
+):
+    run_dir, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(trained_mean, run_dir, ignore=shutil.ignore_patterns("train", "eval*"))
+    other.mkdir()
+    for kept in ("metrics.json", "events.out.tfevents.1"):
+        (other / kept).write_text("mine")
+    (run_dir / name).symlink_to(other)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=f"run/{name} is a link"):
+        programs.train_mean(run_dir, frame_data, *start)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert {path.read_text() for path in other.iterdir()} == {"mine"}
+
+
+def test_evaluation_does_not_write_through_a_linked_directory(tmp_path, trained_mean, frame_data):
+    run_dir = shutil.copytree(trained_mean, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    (tmp_path / "other").mkdir()
+    (run_dir / "eval").symlink_to(tmp_path / "other")
+    with pytest.raises(InputError, match="run/eval is a link"):
+        programs.evaluate(f"--train_dir={run_dir}", f"--eval_data_pattern={frame_data}")
+    assert os.listdir(tmp_path / "other") == []
+
+
+def test_training_replaces_and_removes_links_instead_of_their_targets(
+    tmp_path, trained_mean, frame_data
+):
+    run_dir, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(trained_mean, other)
+    run_dir.mkdir()
+    for path in other.iterdir():
+        if path.is_file() and path.name != checkpoints.LOCK_FILE:
+            (run_dir / path.name).symlink_to(path)
+    (run_dir / "model.ckpt-24_temp").symlink_to(other)
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    programs.train_mean(run_dir, frame_data, "--num_epochs=3", "--keep_checkpoints=1")
+    assert checkpoints.names(str(run_dir)) == ["model.ckpt-30"]
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+    programs.train_mean(run_dir, frame_data, "--max_steps=1", "--start_new_model")
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+
+
 # --- Checkpoints ----------------------------------------------------------------------------------
 
 
@@ -131,6 +196,37 @@ def test_a_run_with_a_lost_checkpoint_does_not_pass_for_a_new_one(run_dir, frame
         path.unlink()
     with pytest.raises(InputError, match=r"model\.ckpt-100, which is not there\. .* has: model"):
         programs.run_small(run_dir, frame_data)
+
+
+def test_a_list_that_training_has_just_replaced_is_read_again(run_dir, monkeypatch):
+    """Training with --keep_checkpoints=1 saves step 100 and removes 80 after the list was read."""
+    read = tf.train.get_checkpoint_state
+    (run_dir / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-80"\n')
+
+    def remove_after_reading(*arguments):
+        state = read(*arguments)
+        for path in run_dir.glob("model.ckpt-80.*"):
+            path.unlink()
+        (run_dir / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-100"\n')
+        return state
+
+    monkeypatch.setattr(tf.train, "get_checkpoint_state", remove_after_reading)
+    assert checkpoints.latest(str(run_dir)) == f"{run_dir}/model.ckpt-100"
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_averaged_is_an_error(run_dir, monkeypatch):
+    load = tf.train.load_checkpoint
+
+    def remove_before_loading(path):
+        for file in run_dir.glob("model.ckpt-40.*"):
+            file.unlink()
+        return load(path)
+
+    monkeypatch.setattr(tf.train, "load_checkpoint", remove_before_loading)
+    with pytest.raises(InputError, match=r"ckpt-40 was removed while it was read.*repeat"):
+        programs.run(
+            "average_checkpoints", f"--train_dir={run_dir}", f"--output_dir={run_dir}/averaged"
+        )
 
 
 def test_remains_of_an_interrupted_save_are_removed_when_training_resumes(run_dir, frame_data):

@@ -142,11 +142,35 @@ def test_hit_at_one_takes_the_lowest_class_of_a_tie():
     assert eval_util.calculate_hit_at_one([[0.3, 0.7, 0.7]], [[0, 0, 1]]) == 0.0
 
 
-def test_perr_does_not_count_a_prediction_of_exactly_zero():
+def test_perr_counts_only_predictions_above_zero():
     perr = eval_util.calculate_precision_at_equal_recall_rate
     assert perr([[0.5, 0.0, 0.0]], [[1, 1, 0]]) == 0.5
     assert perr([[0.5, 1e-9, 0.0]], [[1, 1, 0]]) == 1.0
-    assert perr([[0.5, -1.0, -2.0]], [[1, 1, 0]]) == 1.0
+    assert perr([[0.5, -1.0, -2.0]], [[1, 1, 0]]) == 0.5
+    assert perr([[-0.5, -1.0, -2.0]], [[1, 1, 0]]) == 0.0
+
+
+def starter_code_perr(predictions, labels):
+    """Returns PERR as Google's starter code computes it, in float64, for distinct scores."""
+    total = 0.0
+    for row, label in zip(np.float64(predictions), labels, strict=True):
+        best = np.argsort(-row)[: int(np.sum(label))]
+        total += np.sum(label[best] * (row[best] > 0)) / max(1, len(best))
+    return total / len(labels)
+
+
+@pytest.mark.parametrize("shift", [-2.0, -0.5, 0.0, 1.0])
+def test_perr_of_any_scores_is_the_starter_codes(shift):
+    random = np.random.default_rng(7)
+    predictions = np.float32(random.uniform(-1, 1, (40, 12)) + shift)
+    labels = random.random((40, 12)) < 0.3
+    labels[3] = False
+    expected = starter_code_perr(predictions, labels)
+    perr = eval_util.calculate_precision_at_equal_recall_rate(predictions, labels)
+    assert perr == pytest.approx(expected, rel=1e-12)
+    metrics = eval_util.EvaluationMetrics(12, 5)
+    metrics.accumulate(predictions, labels, 0.0)
+    assert metrics.get()["avg_perr"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_videos_without_labels_count_zero_in_the_means():

@@ -100,6 +100,21 @@ def test_check_writable_leaves_no_file_and_keeps_an_old_one(tmp_path):
     assert os.listdir(tmp_path) == ["out.csv"]
 
 
+def test_links_that_bear_the_name_of_a_partial_file_are_not_followed(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "folder").mkdir()
+    ending = f"{socket.gethostname()}-{os.getpid()}.partial"
+    (tmp_path / f"out.csv.{ending}").symlink_to(mine)
+    write(tmp_path / "out.csv", "new")
+    (tmp_path / f"directory.{ending}").symlink_to(tmp_path / "folder")
+    with files.atomic_directory(str(tmp_path / "directory")) as partial:
+        write(f"{partial}/out.csv", "new")
+    assert mine.read_text() == "mine"
+    assert os.listdir(tmp_path / "folder") == []
+    assert not (tmp_path / "directory").is_symlink()
+
+
 def test_json_is_indented_and_read_back(tmp_path):
     path, value = tmp_path / "a.json", {"b": [1, 2.5, "ü"], "a": None}
     files.write_json(str(path), value)
@@ -113,7 +128,10 @@ def test_a_value_that_is_not_json_writes_no_file(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe\xff"])
+NESTED = [b"[" * 100_000, b'{"a":' * 100_000]
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe\xff", b"9" * 5000, *NESTED])
 def test_a_file_that_is_not_json_is_rejected_by_name(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_bytes(content)

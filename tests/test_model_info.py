@@ -117,10 +117,16 @@ def test_a_recipe_shows_the_model_that_train_builds(capsys):
     assert entry == model_info.describe(trained["config"])
 
 
+def test_a_training_run_shows_its_model(trained_mean, capsys):
+    programs.run("model_info", f"--train_dir={trained_mean}", "--format=json")
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry == model_info.describe(RunConfig.load(str(trained_mean)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "--model, --flagfile or --all must be given"),
+        ((), "one of --model .* must be given. Received: none"),
         (("--model=NoModel",), "unknown model 'NoModel'. Registered models: DbofModel"),
         (("--model=MoeModel", "--gru_cells=3"), "MoeModel does not take gru_cells. It takes: moe_"),
         (("--model=GruModel", "--gru_cells=0"), "gru_cells must be at least 1"),
@@ -128,9 +134,11 @@ def test_a_recipe_shows_the_model_that_train_builds(capsys):
         (("--model=MoeModel", "--feature_sizes=a"), "--feature_sizes must be integers"),
         (("--model=MoeModel", "--num_classes=0"), "num_classes must be above 0"),
         (("--all", "--num_classes=0"), "--num_classes must be above 0"),
-        (("--all", "--model=MoeModel"), "Leave out --model"),
+        (("--all", "--model=MoeModel"), "Received: --model, --all"),
+        (("--train_dir=run", "--model=MoeModel"), "Received: --model, --train_dir"),
+        (("--train_dir=run", "--num_classes=3862"), "--num_classes cannot be given with --train"),
+        (("--train_dir=missing",), "missing has no model_flags.json"),
         (("--all", "--gru_cells=3"), "--gru_cells needs --model"),
-        (("--model=MoeModel", "--train_dir=run"), "unknown flag --train_dir"),
     ],
 )
 def test_bad_input_is_rejected_with_a_sentence(arguments, message):

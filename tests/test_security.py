@@ -9,6 +9,7 @@ import pytest
 import average_checkpoints
 import checkpoints
 import documents
+import predictor
 import programs
 from utils import InputError
 
@@ -86,6 +87,16 @@ def test_a_config_cannot_select_code_in_its_own_directory(run_dir, name):
         {"feature_sizes": [8, -4]},
         {"feature_names": None},
         {"class_name": "Lambda"},
+        {"max_frames": 0},
+        {"batch_size": 0},
+        {"label_loss": "unknown"},
+        {"base_learning_rate": float("nan")},
+        {"base_learning_rate": float("inf")},
+        {"num_classes": 2**64},
+        {"seed": 2**32},
+        {"hyperparameters": {"iterations": 2**64}},
+        {"hyperparameters": {"l2_penalty": float("nan")}},
+        {"hyperparameters": {"video_level_classifier_model": ["LogisticModel"]}},
     ],
     ids=str,
 )
@@ -95,11 +106,53 @@ def test_invalid_values_in_a_config_are_rejected(run_dir, changes):
         checkpoints.load_model(str(run_dir))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "null", "{", '{"model": 1}', "\x00"])
+@pytest.mark.parametrize("content", ["", "[]", "null", "{", '{"model": 1}', "\x00", "[" * 10**5])
 def test_a_corrupt_config_is_rejected(run_dir, content):
     (run_dir / "model_flags.json").write_text(content)
     with pytest.raises(InputError, match=r"model_flags\.json"):
         checkpoints.load_model(str(run_dir))
+
+
+MANIFEST = {
+    "label_loss": "CrossEntropyLoss",
+    "models": [{"step": 1}],
+    "digest": "",
+    "data": {
+        "frame_level": True,
+        "feature_names": ["rgb"],
+        "feature_sizes": [4],
+        "num_classes": 10,
+        "max_frames": 300,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label_loss": "unknown"},
+        {"label_loss": []},
+        {"models": 7},
+        {"models": [1]},
+        {"models": [{"step": "1"}]},
+        {"data": 7},
+        *(
+            {"data": {**MANIFEST["data"], name: value}}
+            for name, value in [
+                *(("num_classes", -1), ("num_classes", 2**64), ("max_frames", "300")),
+                *(("feature_names", [1]), ("feature_sizes", [0]), ("code", "harm")),
+            ]
+        ),
+    ],
+    ids=str,
+)
+def test_invalid_values_in_a_manifest_are_rejected(tmp_path, changes):
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(MANIFEST))
+    assert predictor.read_manifest(str(tmp_path))[1].max_frames == 300
+    path.write_text(json.dumps({**MANIFEST, **changes}))
+    with pytest.raises(InputError, match=r"manifest\.json does not fit this version"):
+        predictor.read_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize("ending", ["index", "data-00000-of-00001"])
