@@ -2,6 +2,10 @@
 # From nothing to a trained model, its GAP and a prediction file, on generated data.
 # Results go to the directory demo, or to the one given as argument.
 set -euo pipefail
+if [ $# -gt 1 ] || [[ "${1:-}" == -* ]]; then
+  echo "usage: bash scripts/demo.sh [DIRECTORY]" >&2
+  exit 2
+fi
 demo="$(realpath -m "${1:-$(dirname "$0")/../demo}")"
 cd "$(dirname "$0")/.."
 . scripts/environment.sh requirements.txt

@@ -2,6 +2,10 @@
 # Tries to break the programs with corrupt files, crashes and full disks, and prints the results.
 # scripts/test.sh runs a quick part of it.
 set -euo pipefail
+if [ $# -gt 0 ]; then
+  echo "usage: bash scripts/robustness.sh" >&2
+  exit 2
+fi
 cd "$(dirname "$0")/.."
 . scripts/environment.sh requirements.txt requirements/beam.txt requirements/study.txt requirements/dev.txt
 

@@ -211,6 +211,14 @@ def test_the_dockerfile_copies_files_that_exist():
             assert list(programs.ROOT.glob(pattern)), pattern
 
 
+def test_the_image_does_not_run_as_root():
+    text = (CLOUD / "Dockerfile").read_text()
+    *_, user = re.findall(r"^USER (.*)$", text, re.MULTILINE)
+    assert user == "${RUN_AS}"
+    assert "ARG RUN_AS=youtube8m\n" in text
+    assert re.search(r"useradd .*\byoutube8m$", text, re.MULTILINE)
+
+
 def test_directories_of_the_job_are_defaults_of_flags(tmp_path, frame_data, monkeypatch):
     monkeypatch.setenv("AIP_CHECKPOINT_DIR", f"{tmp_path}/checkpoints/")
     monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", f"{tmp_path}/logs/")
