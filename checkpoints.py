@@ -69,11 +69,15 @@ def prepare_train_dir(train_dir: str, config: RunConfig, start_new_model: bool) 
     """
     try:
         tf.io.gfile.makedirs(train_dir)
-    except (OSError, *files.REMOTE_ERRORS) as error:
+        folders = [
+            path
+            for pattern in filter(None, map(os.path.dirname, _OWN_FILES))
+            for path in tf.io.gfile.glob(os.path.join(train_dir, pattern))
+        ]
+    except (OSError, *files.PATH_ERRORS) as error:
         raise InputError(f"cannot create --train_dir {train_dir}: {error}") from error
-    for pattern in filter(None, map(os.path.dirname, _OWN_FILES)):
-        for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
-            files.check_no_link(path)
+    for path in folders:
+        files.check_no_link(path)
     if start_new_model:
         for pattern in _OWN_FILES:
             for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):

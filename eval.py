@@ -184,6 +184,8 @@ def main(options: EvalOptions) -> None:
     kind = "eval_ema" if options.use_ema else "eval"
     if options.train_dir:
         check_can_save(options.train_dir, kind)
+        if options.tensorboard_dir:
+            files.check_writable(os.path.join(options.tensorboard_dir, kind, "events"))
     predictor = load_predictor(options)
     class_names = None
     if options.class_names:

@@ -39,6 +39,9 @@ REMOTE_ERRORS = (
 )
 
 
+# The same when a path itself is not possible, for example too long.
+PATH_ERRORS = (*REMOTE_ERRORS, tf.errors.InvalidArgumentError)
+
 # Size of the blocks that `fingerprint` reads.
 _BLOCK_BYTES = 2**16
 
@@ -233,7 +236,7 @@ def atomic_directory(path: str) -> Iterator[str]:
         _remove_if_there(partial)
         gfile.makedirs(partial)
         _remove_abandoned(path)
-    except (OSError, *REMOTE_ERRORS) as error:
+    except (OSError, *PATH_ERRORS) as error:
         raise InputError(f"cannot write {path}: {error}") from error
     try:
         yield partial
@@ -283,6 +286,14 @@ def _compressed(raw):
 def _partial_path(path):
     # Names the process, so that two processes can write the same file without a conflict.
     return f"{path}.{socket.gethostname()}-{os.getpid()}.partial"
+
+
+def _is_special(path):
+    """Returns whether a path is no regular file, such as /dev/null, or a link like /dev/stdout."""
+    if is_remote(path):
+        return False
+    path = os.path.abspath(path)
+    return os.path.dirname(path) == "/dev" or (os.path.exists(path) and not os.path.isfile(path))
 
 
 def _remove_if_there(partial):
@@ -337,7 +348,7 @@ def _check_creatable(path):
         with open_binary(partial, "wb") as file:
             file.write(b"")  # Without a write, TensorFlow creates no file.
         gfile.remove(partial)
-    except (OSError, *REMOTE_ERRORS) as error:
+    except (OSError, *PATH_ERRORS) as error:
         raise InputError(f"cannot write {path}: {error}") from error
 
 
@@ -345,6 +356,8 @@ def _prepare_directory(path):
     try:
         if gfile.isdir(path):
             raise OSError("it is a directory")
+        if _is_special(path):
+            raise OSError("it is a device or the like, which the file would replace")
         gfile.makedirs(os.path.dirname(path) or ".")
     except (OSError, *REMOTE_ERRORS) as error:
         raise InputError(f"cannot write {path}: {error}") from error

@@ -101,8 +101,9 @@ _HELP_FLAGS = {"help", "h", "helpshort", "helpfull"}
 def run(main: Callable, backends: Sequence[str] = ("tensorflow",)) -> None:
     """Runs a program with the options of the command line.
 
-    An `InputError`, a failing file operation or a loss that is not finite ends it with one line and
-    exit status 1, Ctrl-C with one line and 130; anything else is a bug and keeps its traceback.
+    An `InputError`, a failing file operation, a loss that is not finite or a lack of memory ends it
+    with one line and exit status 1, Ctrl-C with one line and 130; anything else is a bug and keeps
+    its traceback.
 
     Args:
         main: function whose parameters are annotated with dataclasses of options.
@@ -155,15 +156,42 @@ def _run(main, arguments, backends):
     except KeyboardInterrupt:
         print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except (InputError, OSError, FloatingPointError, *_remote_errors(backend)) as error:
+    except Exception as error:
+        if error_line(error) is None:
+            raise
         _exit_with(error)
 
 
 def _exit_with(error):
+    sys.exit(f"{sys.argv[0]}: error: {error_line(error) or error}")
+
+
+def error_line(error: BaseException) -> str | None:
+    """Returns the line that a program prints for an error, or None for a bug."""
+    if _is_lack_of_memory(error):
+        return (
+            "not enough memory. A smaller model, --batch_size or --shuffle_buffer_size needs less. "
+            f"TensorFlow or NumPy reports: {_one_line(error)}"
+        )
+    reported = (InputError, OSError, FloatingPointError, flags.Error)
+    if isinstance(error, (*reported, *_remote_errors(keras.backend.backend()))):
+        return _one_line(error)
+    return None
+
+
+def _is_lack_of_memory(error):
+    # Keras replaces TensorFlow's error by one of another type.
+    while error is not None:
+        if isinstance(error, MemoryError) or "OOM when allocating" in str(error):
+            return True
+        error = error.__context__
+    return False
+
+
+def _one_line(error):
     # TensorFlow's messages have line breaks and names of operations.
     text = re.sub(r"\{\{\w+ \S+\}\} ?| ?\[Op:\w+\]( name: )?", "", str(error))
-    text = re.sub(r"\s*\n\s*", " ", text)
-    sys.exit(f"{sys.argv[0]}: error: {text}")
+    return re.sub(r"\s*\n\s*", " ", text)
 
 
 def _is_worth_showing(record):
@@ -249,8 +277,19 @@ def _parse_flags(flag_values, arguments):
         return flag_values(arguments)
     except flags.UnrecognizedFlagError as error:
         raise InputError(_unknown_flag_message(error.flagname, list(flag_values))) from error
+    except flags.IllegalFlagValueError as error:
+        raise InputError(_illegal_value_message(str(error), flag_values)) from error
     except flags.Error as error:
         raise InputError(str(error)) from error
+
+
+def _illegal_value_message(message, flag_values):
+    found = re.match(r"flag --(\w+)=(.*): ", message, re.DOTALL)
+    expected = {"bool": "true or false", "int": "an integer", "float": "a number"}
+    kind = flag_values[found[1]].flag_type() if found else None
+    if kind not in expected:
+        return message
+    return f"--{found[1]} must be {expected[kind]}. Received: {found[2]!r}"
 
 
 def _unknown_flag_message(name, known):

@@ -215,7 +215,6 @@ class RunConfig(Options):
         "Seed of everything random: initial weights, order of the data, sampling of frames.",
         group="training",
         at_least=0,
-        below=2**32,
     )
 
     def __post_init__(self):

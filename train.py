@@ -26,6 +26,7 @@ from absl import logging
 import checkpoints
 import distribution
 import eval_util
+import files
 import layers
 from run_config import RunConfig, TrainOptions
 from trainer import Trainer
@@ -78,6 +79,8 @@ def train(
     reader = config.data.reader(options.train_data_pattern, options)
     # Fail on bad data before creating anything.
     reader.check_first_records()
+    if options.tensorboard_dir:
+        files.check_writable(os.path.join(options.tensorboard_dir, "train", "events"))
     with checkpoints.training_lock(options.train_dir):
         return _train(config, options, reader, stop_requests)
 

@@ -3,7 +3,6 @@
 Needs neither TensorFlow nor Keras.
 """
 
-import math
 import re
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -17,6 +16,9 @@ QUANTIZATION_OFFSET = 4.0 / 512.0 - 2.0
 
 # The package under which Keras finds the classes of saved models.
 KERAS_PACKAGE = "youtube8m"
+
+
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class InputError(ValueError):
@@ -81,16 +83,16 @@ def check_above(limit: float, **arguments: float) -> None:
 
 
 def check_finite(**arguments: float) -> None:
-    """Rejects NaN, infinity and integers of more than 64 bits.
+    """Rejects NaN, what is infinite in float32, and integers that no size, count or seed can be.
 
     Raises:
         InputError: naming the argument.
     """
     for name, value in arguments.items():
         if isinstance(value, int):
-            if not -(2**63) <= value < 2**63:
-                raise InputError(f"{name} must have at most 64 bits. Received: {value}")
-        elif not math.isfinite(value):
+            if abs(value) >= 2**32:
+                raise InputError(f"{name} must be below 2**32. Received: {value}")
+        elif not abs(value) <= _LARGEST_FLOAT32:
             raise InputError(f"{name} must be finite. Received: {value}")
 
 

@@ -90,6 +90,16 @@ def test_a_path_that_cannot_be_written_is_rejected_by_name(tmp_path, check):
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/stdout", "socket"])
+def test_a_special_file_is_not_replaced(tmp_path, name):
+    path = str(tmp_path / name)  # An absolute name stays as it is.
+    if name == "socket":
+        with socket.socket(socket.AF_UNIX) as special:
+            special.bind(path)
+    with pytest.raises(InputError, match=f"cannot write {path}: it is a device"):
+        files.check_writable(path)
+
+
 def test_check_writable_leaves_no_file_and_keeps_an_old_one(tmp_path):
     path = tmp_path / "out.csv"
     files.check_writable(str(path))
