@@ -58,6 +58,7 @@ def training_lock(train_dir: str) -> Iterator[None]:
         f"another training run is active in {train_dir}",
         "Wait until it ends, stop it, or choose another --train_dir.",
     ):
+        files.check_writable(os.path.join(train_dir, CONFIG_FILE))  # The lock may exist already.
         yield
 
 

@@ -123,7 +123,7 @@ def _matches(pattern):
         found = gfile.glob(pattern) or (gfile.glob(literal) if literal != pattern else [])
         isdir = gfile.isdir if is_remote(pattern) else os.path.isdir
         return [path.removeprefix("./") for path in found if not isdir(path)]
-    except REMOTE_ERRORS as error:
+    except PATH_ERRORS as error:
         raise InputError(f"cannot list the files that match {pattern!r}: {error}") from error
 
 
@@ -359,7 +359,7 @@ def _prepare_directory(path):
         if _is_special(path):
             raise OSError("it is a device or the like, which the file would replace")
         gfile.makedirs(os.path.dirname(path) or ".")
-    except (OSError, *REMOTE_ERRORS) as error:
+    except (OSError, *PATH_ERRORS) as error:
         raise InputError(f"cannot write {path}: {error}") from error
 
 

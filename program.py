@@ -284,7 +284,8 @@ def _parse_flags(flag_values, arguments):
 
 
 def _illegal_value_message(message, flag_values):
-    found = re.match(r"flag --(\w+)=(.*): ", message, re.DOTALL)
+    reason = r"invalid literal|could not convert|\('Non-boolean"
+    found = re.match(rf"flag --(\w+)=(.*?): ({reason})", message, re.DOTALL)
     expected = {"bool": "true or false", "int": "an integer", "float": "a number"}
     kind = flag_values[found[1]].flag_type() if found else None
     if kind not in expected:

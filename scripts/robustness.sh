@@ -14,5 +14,6 @@ python tests/robustness/adversarial_scores.py --cases=2000
 python tests/robustness/served_model.py --cases=2000
 python tests/robustness/kills.py --kills=20
 python tests/robustness/not_finite.py
+python tests/robustness/odd_flags.py
 python tests/robustness/full_disk.py
 python tests/robustness/soak.py --steps=20000 --checkpoints=50

@@ -82,6 +82,27 @@ def test_only_the_first_worker_takes_the_lock(tmp_path, monkeypatch, kind, index
             pass
 
 
+def test_a_directory_that_is_read_only_is_rejected_before_any_work(
+    trained_mean, frame_data, monkeypatch
+):
+    monkeypatch.setattr("trainer.Trainer", None)
+    read_only = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(files, "open_binary", _raising(read_only, files.open_binary))
+    with pytest.raises(InputError, match=r"cannot write .*model_flags\.json: .*Permission denied"):
+        programs.train_mean(trained_mean, frame_data)
+
+
+def _raising(error, open_binary):
+    """Returns a function that opens files for reading, and raises the error for others."""
+
+    def open_for_reading(path, mode="rb", **options):
+        if mode != "rb":
+            raise error
+        return open_binary(path, mode, **options)
+
+    return open_for_reading
+
+
 # --- Links ----------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import termios
 import program
 
 import pytest
+import tensorflow as tf
 from absl import flags
 
 import eval
@@ -87,9 +88,9 @@ def test_flags_are_parsed_into_the_types_of_the_fields():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--count=x", "flag --count=x"),
-        ("--count=1.5", "flag --count=1.5"),
-        ("--rate=x", "flag --rate=x"),
+        ("--count=x", "--count must be an integer. Received: 'x'"),
+        ("--count=1.5", "--count must be an integer. Received: '1.5'"),
+        ("--rate=x", "--rate must be a number. Received: 'x'"),
         ("--rate=nan", "--rate must be finite"),
         ("--name=c", "flag --name=c"),
         ("--sizes=3,x", "--sizes must be integers, for example 1024,128. Received: 3,x"),
@@ -347,6 +348,49 @@ def run_all(commands, **environment):
     return [
         (process.returncode, *output) for process, output in zip(processes, outputs, strict=True)
     ]
+
+
+def wrapped_by_keras():
+    try:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+    except tf.errors.ResourceExhaustedError:
+        raise TypeError("Exception encountered when calling Model.call()")  # noqa: B904
+
+
+def raises(error):
+    def function():
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("fail", "status"),
+    [
+        (wrapped_by_keras, "error: not enough memory. A smaller model, --batch_size or "),
+        (raises(MemoryError("no")), "error: not enough memory. "),
+        (raises(FileNotFoundError("no file")), "error: no file"),
+        (raises(FloatingPointError("not finite")), "error: not finite"),
+        (raises(KeyboardInterrupt), 130),
+    ],
+)
+def test_errors_that_are_no_bugs_end_a_program_in_one_line(monkeypatch, fail, status):
+    def failing_main() -> None:
+        fail()
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as ended:
+        program._run(failing_main, ["train.py"], ["tensorflow"])
+    if isinstance(status, str):
+        assert ended.value.code.startswith(f"train.py: {status}")
+        assert "\n" not in ended.value.code
+    else:
+        assert ended.value.code == status
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(KeyError):
+        program._run(raises(KeyError("bug")), ["train.py"], ["tensorflow"])
 
 
 def test_a_mistyped_flag_fails_with_one_line_before_devices_are_initialized():

@@ -7,6 +7,7 @@ import corrupt_records
 import full_disk
 import kills
 import not_finite
+import odd_flags
 import served_model
 
 
@@ -40,6 +41,13 @@ def test_killed_programs_leave_complete_output_or_none_and_recover():
 @pytest.mark.slow
 def test_nan_and_infinity_are_rejected_naming_video_step_or_weight():
     assert len(not_finite.run()) == 26
+
+
+@pytest.mark.slow
+def test_odd_values_of_flags_are_used_or_rejected_in_one_line(tmp_path):
+    flags = ("batch_size", "metrics_json", "weights", "tensorboard_dir")
+    outcomes = [outcome for *_, outcome in odd_flags.run(tmp_path, flags, ("eval",))]
+    assert 0 < outcomes.count("used") < len(outcomes)
 
 
 @pytest.mark.slow

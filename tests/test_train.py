@@ -1,6 +1,7 @@
 """Training from end to end: learning, resuming, seeds, checkpoints, starting over."""
 
 import json
+import re
 import shutil
 import signal
 
@@ -108,6 +109,30 @@ def test_a_config_made_with_lists_equals_the_saved_one(tmp_path):
 def test_tensorboard_gets_loss_and_learning_rate(trained_mean):
     tags = programs.tensorboard_tags(trained_mean / "train")
     assert tags == {"loss", "learning_rate", "examples/s", "GAP", "Hit@1", "PERR"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--batch_size=", "--batch_size must be an integer. Received: ''"),
+        ("--batch_size=-", "--batch_size must be an integer. Received: '-'"),
+        ("--batch_size=1e3", "--batch_size must be an integer. Received: '1e3'"),
+        ("--batch_size=-1", "--batch_size must be above 0. Received: -1"),
+        (f"--max_steps={2**64}", "--max_steps must be below 2**32. Received: 18446744073709551616"),
+        ("--base_learning_rate=1e308", "--base_learning_rate must be finite. Received: 1e+308"),
+        ("--learning_rate_decay=nan", "--learning_rate_decay must be finite. Received: nan"),
+        ("--l2_penalty=inf", "hyperparameter 'l2_penalty' must be finite. Received: inf"),
+        ("--start_new_model=2", "--start_new_model must be true or false. Received: '2'"),
+        ("--model=ü", "unknown model 'ü'."),
+        ("--train_data_pattern=gs://", "cannot list the files that match 'gs://': "),
+        ("--train_dir=/dev/null", "cannot write to --train_dir /dev/null: "),
+        ("--tensorboard_dir=/dev/null", "cannot write /dev/null/train/events: "),
+    ],
+)
+def test_odd_values_of_flags_are_rejected_before_any_work(tmp_path, frame_data, flag, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        train_mean(tmp_path / "run", frame_data, flag)
+    assert not (tmp_path / "run").exists()
 
 
 def test_start_new_model_removes_only_the_old_run(tmp_path, trained_mean, frame_data):
