@@ -134,9 +134,7 @@ def export(options: ExportOptions) -> dict:
             logging.info("restoring model %d of %d: %s", number + 1, len(configs), train_dir)
             # The names of all nodes begin with the model's name, so it is short.
             models.append(frozen_model(config, options.dtype, f"m{number}"))
-            restore = functools.partial(
-                restore_frozen, models[-1], config, use_ema=options.use_ema
-            )
+            restore = functools.partial(restore_frozen, models[-1], config, use_ema=options.use_ema)
             paths.append(checkpoints.restore(train_dir, options.checkpoint, restore))
         ensemble = Ensemble(
             models,
