@@ -143,9 +143,10 @@ def write_per_class(
     columns = ["class", "ap", "positives"]
     if class_names is not None:
         columns.insert(1, "name")
+    rows: Any = per_class.itertuples()
     with files.atomic_write(path) as file:
         file.write(csv_line(columns))
-        for row in per_class.itertuples():
+        for row in rows:
             cells = [str(row.Index), "" if math.isnan(row.ap) else str(row.ap), str(row.positives)]
             if class_names is not None:
                 cells.insert(1, class_names.get(row.Index, ""))
@@ -194,7 +195,8 @@ def main(options: EvalOptions) -> None:
         try:
             predictor.restore(checkpoint)
         except InputError:
-            if checkpoint in (None, options.checkpoint) or checkpoints.is_there(checkpoint):
+            is_given = checkpoint is None or checkpoint == options.checkpoint
+            if is_given or checkpoints.is_there(str(checkpoint)):
                 raise
             logging.warning("training removed checkpoint %s before it was evaluated", checkpoint)
             continue
