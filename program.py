@@ -168,10 +168,11 @@ def _exit_with(error):
 
 def error_line(error: BaseException) -> str | None:
     """Returns the line that a program prints for an error, or None for a bug."""
-    if _is_lack_of_memory(error):
+    lack_of_memory = _lack_of_memory(error)
+    if lack_of_memory is not None:
         return (
             "not enough memory. A smaller model, --batch_size or --shuffle_buffer_size needs less. "
-            f"TensorFlow or NumPy reports: {_one_line(error)}"
+            f"TensorFlow or NumPy reports: {_one_line(lack_of_memory)}"
         )
     reported = (InputError, OSError, FloatingPointError, flags.Error)
     if isinstance(error, (*reported, *_remote_errors(keras.backend.backend()))):
@@ -179,13 +180,13 @@ def error_line(error: BaseException) -> str | None:
     return None
 
 
-def _is_lack_of_memory(error):
-    # Keras replaces TensorFlow's error by one of another type.
+def _lack_of_memory(error):
+    """Returns the error that reports a lack of memory, or None; Keras replaces it by another."""
     while error is not None:
         if isinstance(error, MemoryError) or "OOM when allocating" in str(error):
-            return True
+            return error
         error = error.__context__
-    return False
+    return None
 
 
 def _one_line(error):
