@@ -281,7 +281,7 @@ def hyperparameters(name: str, classifier: str | None = None) -> dict[str, Hyper
     own = own_hyperparameters(model_class(name))
     if CLASSIFIER_ARGUMENT not in own:
         return own
-    of_default = hyperparameters(own[CLASSIFIER_ARGUMENT].default)
+    of_default = hyperparameters(str(own[CLASSIFIER_ARGUMENT].default))
     of_classifier = hyperparameters(classifier) if classifier else of_default
     kept = {key: own[key] for key in own if key in of_classifier or key not in of_default}
     return {**of_classifier, **kept}
@@ -403,7 +403,7 @@ def own_hyperparameters(cls: type[keras.Model]) -> dict[str, Hyperparameter]:
             continue
         if ancestor.__module__.partition(".")[0] == "keras":
             break
-        _, *parameters = inspect.signature(ancestor.__init__).parameters.values()
+        _, *parameters = inspect.signature(vars(ancestor)["__init__"]).parameters.values()
         described = _described_arguments(inspect.getdoc(ancestor) or "")
         for parameter in parameters:
             if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
