@@ -105,9 +105,10 @@ class CorruptRecordLog:
             if location in self.skipped:
                 return
             if self.count >= self.allowed:
+                before = f"{self.count} corrupt records were skipped before. " if self.count else ""
                 skipping = (
-                    f"{self.count} corrupt records were skipped before; to skip more, pass "
-                    f"--skip_corrupt_records with a number above {self.allowed}."
+                    f"{before}To skip corrupt records, pass --skip_corrupt_records with a number "
+                    f"above {self.allowed}."
                 )
                 raise InputError(
                     " ".join(filter(None, (f"{location}: {reason}.", remedy, skipping)))
