@@ -278,7 +278,9 @@ def test_a_missing_feature_can_be_replaced_by_zeros(tmp_path, silent, logged_war
     good = frame_record("good", [1], rgb=[b"12345678"] * 2, audio=[b"abcd"] * 2)
     bad = frame_record("bad", [2], rgb=[b"12345678"] * 3, **silent)
     path = write_records(tmp_path / "a", [good, bad, bad, good])
-    assert "--missing_features=zeros takes zeros instead. 0 corrupt" in error_of(frame_reader(path))
+    assert "--missing_features=zeros takes zeros instead. To skip corrupt" in error_of(
+        frame_reader(path)
+    )
     (batch,) = frame_reader(path, missing_features="zeros").batches(4)
     np.testing.assert_array_equal(batch.inputs["num_frames"], [2, 3, 3, 2])
     audio = batch.inputs["frames"][1, :, 8:]
