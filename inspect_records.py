@@ -78,8 +78,8 @@ def inspect(
     paths = paths[:max_records]
     per_file = math.ceil(max_records / len(paths)) if max_records else math.inf
     counts = {"files": len(paths), "compressed_files": 0, "empty_files": 0}
-    done = 0
-    with Progress(sum(map(files.file_size, paths)), "B") as progress:
+    done, size = 0, None if max_records else sum(map(files.file_size, paths))
+    with Progress(size, "B") as progress:
         for path in paths:
             number = 0
             with records.TFRecordFile(path, statistics.damaged) as file:
@@ -117,32 +117,37 @@ def training(
         config = _config(statistics, num_classes)
         options = _read_options(statistics, config)
         with _only_errors_logged():
-            reader = config.data.reader(paths, options)
-            for layout in statistics.layouts:
-                if (fault := reader.fault(layout.location, layout.payload)) is not None:
-                    reason = f"{fault}. {fault.remedy_for_all}".rstrip(". ")
-                    unusable.append(
-                        {"records": layout.count, "first": str(layout.location), "reason": reason}
-                    )
+            unusable += _unusable(statistics, config.data.reader(paths, options))
             to_skip = statistics.damaged.total + sum(entry["records"] for entry in unusable)
             options = dataclasses.replace(options, skip_corrupt_records=to_skip)
             config.data.reader(paths, options).check_first_records()
     except InputError as error:
         return {"train_command": None, "problem": str(error), "unusable": unusable}
+    settings = {
+        name: value for name, (value, _) in config.differences(RunConfig(config.model)).items()
+    }
+    for name, value in options.read_options().items():
+        if value != getattr(ReadOptions, name):
+            settings[name] = value
     command = [
         *("python", "train.py", f"--model={config.model}"),
         *(f"--train_data_pattern={line}" for line in pattern.split("\n")),
-        *_flags(config.differences(RunConfig(config.model))),
-        *_flags(
-            {
-                name: (value, getattr(ReadOptions(), name))
-                for name, value in options.read_options().items()
-                if value != getattr(ReadOptions(), name)
-            }
-        ),
+        *(_flag(name, value) for name, value in settings.items()),
         "--train_dir=run",
     ]
     return {"train_command": shlex.join(command), "problem": None, "unusable": unusable}
+
+
+def _unusable(statistics, reader):
+    """Yields a description of each kind of records that a reader does not take."""
+    for layout in statistics.layouts:
+        if layout.is_exact:
+            fault = reader.fault(layout.location, layout.payload)
+            reason = fault and f"{fault}. {fault.remedy_for_all}".rstrip(". ")
+        else:
+            reason = "too many combinations of features and sizes, some of which may be usable"
+        if reason:
+            yield {"records": layout.count, "first": str(layout.location), "reason": reason}
 
 
 def _config(statistics, num_classes):
@@ -175,7 +180,7 @@ def _config(statistics, num_classes):
         num_classes=max(num_classes, 1),
         feature_names=tuple(names),
         feature_sizes=tuple(sizes[name] for name in names),
-        max_frames=max(RunConfig.max_frames, *statistics.num_frames),
+        max_frames=max([RunConfig.max_frames, *statistics.num_frames]),
     )
 
 
@@ -185,23 +190,18 @@ def _order(name):
 
 def _read_options(statistics, config):
     """Returns the options that let training read videos that lack features or frames."""
-    kind = _READABLE["frame" if config.frame_level else "video"]
-    num_records = statistics.levels["frame" if config.frame_level else "video"]
-    is_missing = any(
-        statistics.features[name, kind].records < num_records for name in config.feature_names
-    )
+    level = "frame" if config.frame_level else "video"
+    counts = [statistics.features[name, _READABLE[level]].records for name in config.feature_names]
     return ReadOptions(
-        missing_features="zeros" if is_missing else "error",
+        missing_features="zeros" if min(counts) < statistics.levels[level] else "error",
         trim_features=statistics.unequal_frames > 0,
     )
 
 
-def _flags(differences):
-    """Yields flags for settings that differ from their defaults: name to (value, default)."""
-    for name, (value, _) in differences.items():
-        if isinstance(value, tuple):
-            value = ",".join(map(str, value))
-        yield f"--{name}" if value is True else f"--{name}={value}"
+def _flag(name, value):
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    return f"--{name}" if value is True else f"--{name}={value}"
 
 
 @contextlib.contextmanager
@@ -219,16 +219,19 @@ def _only_errors_logged() -> Iterator[None]:
 
 def report(found: dict[str, Any]) -> str:
     """Formats the JSON object of this program as tables and sentences."""
+    damaged = [f"{place}: {reason}." for place, reason in found["first_damaged"].items()]
+    if found["damaged_records"] > len(damaged):
+        damaged.append(f"{found['damaged_records'] - len(damaged):,} more")
     sections = [
         "\n".join(f"{name:8}{text}" for name, text in _summary(found)),
         _feature_table(found["features"]),
         _class_table(found),
-        "\n".join(f"damaged: {place}: {why}." for place, why in found["first_damaged"].items()),
+        "\n".join(f"damaged: {text}" for text in damaged),
     ]
     if found["train_command"]:
         sections += [
             "\n".join(
-                f"skipped in training: {entry['records']:,} records, first {entry['first']}: "
+                f"skipped in training: {entry['records']:,}, first {entry['first']}: "
                 f"{entry['reason']}."
                 for entry in found["unusable"]
             ),
@@ -241,57 +244,39 @@ def report(found: dict[str, Any]) -> str:
 
 def _summary(found):
     """Yields pairs of a name and a text."""
-    yield (
-        "files",
-        _listed(
-            f"{found['files']:,}",
-            {"compressed": found["compressed_files"], "without records": found["empty_files"]},
-        ),
-    )
-    levels = found["levels"]
-    yield (
-        "records",
-        _listed(
-            f"{found['records']:,}",
-            {
-                "frame-level": levels.get("frame", 0),
-                "video-level": levels.get("video", 0),
-                "with rated segments": found["rated_segments"],
-                "damaged": found["damaged_records"],
-            },
-        ),
-    )
+    levels = {f"{level}-level": count for level, count in found["levels"].items()}
     ids = {f"named {name}": count for name, count in found["ids"].items()}
-    more = {"missing": found["without_id"], "that occurred before": found["repeated_ids"]}
-    yield "ids", _listed("", {**ids, **more})
-    if found["frames_per_video"]:
-        yield (
-            "frames",
-            _listed(
-                "{min:,} to {max:,} per video, median {median:,}".format(
-                    **found["frames_per_video"]
-                ),
-                {"videos with unequal numbers": found["unequal_frames"]},
-            ),
-        )
-    if found["labels_per_video"]:
-        yield (
-            "labels",
-            _listed(
-                "{min:,} to {max:,} per video, mean {mean:.2f}".format(**found["labels_per_video"]),
-                {"videos without integers in 'labels'": found["without_labels"]},
-            ),
-        )
+    counts = {
+        "files": {"compressed": found["compressed_files"], "without records": found["empty_files"]},
+        "records": {
+            **levels,
+            "with rated segments": found["rated_segments"],
+            "damaged": found["damaged_records"],
+        },
+        "ids": {**ids, "missing": found["without_id"], "repeated": found["repeated_ids"]},
+        "frames": {"videos with unequal numbers": found["unequal_frames"]},
+        "labels": {"videos without integers in 'labels'": found["without_labels"]},
+        "classes": {"without videos": max(found["num_classes"] - found["classes_with_videos"], 0)},
+    }
+    texts = {
+        "files": f"{found['files']:,}",
+        "records": f"{found['records']:,}",
+        "ids": f"{found['records'] - found['without_id']:,}",
+        "frames": _per_video(found["frames_per_video"]),
+        "labels": _per_video(found["labels_per_video"]),
+        "classes": f"{found['num_classes']:,}",
+    }
+    for name, text in texts.items():
+        more = [f"{what}: {count:,}" for what, count in counts[name].items() if count]
+        yield name, "; ".join([text, *more])
     if found["other_label_names"]:
         yield "", f"other names that may hold labels: {comma_separated(found['other_label_names'])}"
-    without = found["num_classes"] - found["classes_with_videos"]
-    yield "classes", _listed(f"{found['num_classes']:,}", {"without videos": without})
 
 
-def _listed(first, counts):
-    """Returns a text with the counts that are not 0, such as `3 files, 1 compressed`."""
-    texts = [f"{count:,} {name}" for name, count in counts.items() if count]
-    return ", ".join(filter(None, [first, *texts])) or "none"
+def _per_video(spread):
+    if spread is None:
+        return "none"
+    return "{min:,} to {max:,} per video, median {median:,}, mean {mean:.2f}".format(**spread)
 
 
 def _feature_table(features):

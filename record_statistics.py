@@ -106,11 +106,13 @@ class Layout:
     Attributes:
         location: location of the first record.
         payload: the first record.
+        is_exact: whether this holds; otherwise they are the rest, after many other layouts.
         count: number of records.
     """
 
     location: records.RecordLocation
     payload: bytes
+    is_exact: bool
     count: int = 0
 
 
@@ -198,7 +200,7 @@ class RecordStatistics:
         layout = _layout(values, frames, min(labels, default=0) < 0, is_unequal)
         if layout not in self._layouts and len(self._layouts) >= _MAX_LAYOUTS:
             layout = None
-        self._layouts.setdefault(layout, Layout(location, payload)).count += 1
+        self._layouts.setdefault(layout, Layout(location, payload, layout is not None)).count += 1
 
     def _add_num_frames(self, frames):
         """Returns whether the features have unequal numbers of frames."""
