@@ -46,7 +46,8 @@ class InspectOptions(Options):
     )
     max_records: int | None = option(
         None,
-        "Read at most about this many records, taken evenly from the files. Default: all.",
+        "Read at most about this many records, taken evenly from the files; the command then fits "
+        "only these. Default: all.",
         group="data",
         above=0,
     )
