@@ -45,7 +45,7 @@ class FeatureValues:
         sizes: number of records by size; None stands for frames that differ in size.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.records = 0
         self.sizes: collections.Counter[int | None] = collections.Counter()
         self._low, self._high, self._total = math.inf, -math.inf, 0.0
@@ -158,7 +158,7 @@ class RecordStatistics:
         unequal_frames: number of videos whose features have unequal numbers of frames.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.damaged = _DamagedRecords()
         self.levels: collections.Counter[str] = collections.Counter()
         self.features: dict[tuple[str, str], FeatureValues] = collections.defaultdict(FeatureValues)
@@ -269,7 +269,7 @@ class RecordStatistics:
 
 def _layout(values, frames, has_negative_label, is_unequal):
     """Returns the part of a record's content on which training depends, hashable."""
-    layout: list[Any] = [(name, kind, size) for name, (kind, size, *_) in frames.items()]
+    layout = [(name, kind, size) for name, (kind, size, *_) in frames.items()]
     for name, (kind, size, numbers) in values.items():
         if kind == "floats" and not frames:
             layout.append((name, kind, size, bool(np.isfinite(numbers).all())))
