@@ -240,7 +240,12 @@ def report(found: dict[str, Any]) -> str:
         ]
     else:
         sections.append(f"Training cannot read them: {found['problem']}")
-    return "\n\n".join(filter(None, sections))
+    text = "\n\n".join(filter(None, sections))
+    # Names in files of others may hold control characters, which a terminal would obey.
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
+        for character in text
+    )
 
 
 def _summary(found):

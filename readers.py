@@ -358,7 +358,7 @@ class RecordReader:
         """Returns why a record counts as corrupt, or None if it is usable.
 
         Raises:
-            InputError: if it has a label that no setting allows to skip.
+            InputError: if a label is out of range, which is never skipped.
         """
         try:
             self._parse_payload(location, payload)

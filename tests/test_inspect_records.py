@@ -429,6 +429,14 @@ def test_the_tables_show_the_numbers(tmp_path, capsys):
     )
 
 
+def test_control_characters_in_names_do_not_reach_the_terminal(tmp_path, capsys):
+    path = write_records(tmp_path / "data", videos(**{"\x1b[31mré": [b"ab"] * 6}))
+    programs.run("inspect_records", f"--input_data_pattern={path}")
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    assert r"\x1b[31mré: frames of bytes" in output
+
+
 def test_many_damaged_records_are_shortened(tmp_path, capsys):
     path = write_records(tmp_path / "data", [b"\xff\xff"] * 8)
     programs.run("inspect_records", f"--input_data_pattern={path}")
