@@ -468,14 +468,14 @@ def read_json(path: str) -> Any:
         raise InputError(f"{path} is not valid JSON: {error}") from error
 
 
-def read_class_names(path: str, num_classes: int) -> dict[int, str]:
+def read_class_names(path: str, num_classes: int | None = None) -> dict[int, str]:
     """Reads names by class from a vocabulary.csv, with columns Index and Name as in YouTube-8M.
 
     Other columns and empty rows are ignored. Logs a warning if classes have no name.
 
     Args:
         path: file to read.
-        num_classes: number of classes of the model.
+        num_classes: number of classes of the model; None accepts every class.
 
     Raises:
         InputError: naming the row, if it does not name a class or names one again.
@@ -515,7 +515,7 @@ def read_class_names(path: str, num_classes: int) -> dict[int, str]:
     num_named = sum(map(bool, names.values()))
     if not num_named:
         raise InputError(f"{path} names no class.")
-    if num_named < num_classes:
+    if num_classes is not None and num_named < num_classes:
         logging.warning("%s names only %d of %d classes", path, num_named, num_classes)
     return names
 
@@ -528,9 +528,9 @@ def _class_name(place, columns, row, num_classes):
             "double quotes."
         )
     index = row[columns.index("Index")].strip()
-    if not re.fullmatch("[0-9]{1,9}", index) or int(index) >= num_classes:
+    end = 10**9 if num_classes is None else num_classes
+    if not re.fullmatch("[0-9]{1,9}", index) or int(index) >= end:
         raise InputError(
-            f"{place}: Index must be a class of the model, 0 to {num_classes - 1}. "
-            f"Received: {index!r}"
+            f"{place}: Index must be a class of the model, 0 to {end - 1}. Received: {index!r}"
         )
     return int(index), row[columns.index("Name")].strip()

@@ -23,7 +23,7 @@ import keras
 import registry
 from options import Options, option, same_option
 from run_config import RecipeOptions, RunConfig
-from utils import InputError, comma_separated
+from utils import InputError, aligned_table, comma_separated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def _parameters_by_layer(model: keras.Model) -> dict[str, int]:
 
 def summary_table(descriptions: list[dict]) -> str:
     """Formats descriptions of models as a table, one line per model."""
-    return _aligned(
+    return aligned_table(
         ("model", "parameters", "float32 MiB", "bfloat16 MiB"),
         [
             (
@@ -89,18 +89,9 @@ def summary_table(descriptions: list[dict]) -> str:
 
 def layer_table(description: dict) -> str:
     """Formats the layers of a model as a table, one line per layer."""
-    return _aligned(
+    return aligned_table(
         ("layer", "parameters"),
         [(layer["name"], f"{layer['parameters']:,}") for layer in description["layers"]],
-    )
-
-
-def _aligned(header, rows):
-    """Returns lines of columns: the first aligned to the left, the others to the right."""
-    first, *others = (max(map(len, column)) for column in zip(header, *rows, strict=True))
-    return "\n".join(
-        "  ".join([name.ljust(first), *map(str.rjust, values, others)])
-        for name, *values in [header, *rows]
     )
 
 

@@ -31,7 +31,7 @@ from utils import InputError, comma_separated, quantize
 # label.
 _FIRST_RECORDS = 16
 _MAX_UNLABELED = 1000
-_SEGMENT_FEATURES = {
+SEGMENT_FEATURES = {
     "segment_labels",
     "segment_start_times",
     "segment_end_times",
@@ -354,6 +354,18 @@ class RecordReader:
             )
         return video
 
+    def fault(self, location: records.RecordLocation, payload: bytes) -> CorruptVideoError | None:
+        """Returns why a record counts as corrupt, or None if it is usable.
+
+        Raises:
+            InputError: if a label is out of range, which is never skipped.
+        """
+        try:
+            self._parse_payload(location, payload)
+        except CorruptVideoError as error:
+            return error
+        return None
+
     def _parse_or_skip(self, location, payload):
         try:
             return self._parse_payload(location, payload)
@@ -425,11 +437,11 @@ class RecordReader:
                 f"{self.num_classes - 1}. Use data that fit the model, or train with another "
                 "--num_classes."
             )
-        if not _SEGMENT_FEATURES.isdisjoint(context):
+        if not SEGMENT_FEATURES.isdisjoint(context):
             self._warn_once(
                 "the ratings of segments are not used, only the labels of whole videos. Not used: "
                 "%s",
-                comma_separated(sorted(_SEGMENT_FEATURES.intersection(context))),
+                comma_separated(sorted(SEGMENT_FEATURES.intersection(context))),
             )
         return labels
 
@@ -540,7 +552,7 @@ class YT8MFrameFeatureReader(RecordReader):
             zip(self.feature_names, self.feature_sizes, strict=True)
         ):
             frames = [video.features[index] for video in videos]
-            float_type = _float_type(np.concatenate(frames)) if frames else None
+            float_type = stored_float_type(np.concatenate(frames)) if frames else None
             if float_type:
                 values = size // np.dtype(float_type).itemsize
                 raise InputError(
@@ -662,7 +674,7 @@ def _wrong_frame_size(name, size, frames):
     if not float_type:
         return CorruptVideoError(reason, remedy_for_all=_OTHER_SIZES)
     quantize_frames = _QUANTIZE.replace("float32", float_type)
-    if _float_type(frames) == float_type:
+    if stored_float_type(frames) == float_type:
         return CorruptVideoError(
             f"{reason}: its frames are {size} {float_type} values instead of bytes",
             remedy_for_all=quantize_frames,
@@ -673,7 +685,7 @@ def _wrong_frame_size(name, size, frames):
     )
 
 
-def _float_type(frames):
+def stored_float_type(frames: np.ndarray) -> str | None:
     """Returns the float type whose bytes the frames are, or None.
 
     In quantized features, all bytes are alike. In floats, the highest byte of each value holds the

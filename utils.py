@@ -1,10 +1,10 @@
-"""Shared base: `InputError`, feature quantization, CSV lines and checks of arguments.
+"""Shared base: `InputError`, feature quantization, CSV lines, tables and checks of arguments.
 
 Needs neither TensorFlow nor Keras.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,16 @@ def _csv_cell(text):
     if _QUOTED.search(text):
         return '"{}"'.format(text.replace('"', '""'))
     return text
+
+
+def aligned_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns lines of columns: the first aligned to the left, the others to the right."""
+    lines = [header, *rows]
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join(
+        "  ".join([name.ljust(first), *map(str.rjust, values, others)]).rstrip()
+        for name, *values in lines
+    )
 
 
 def comma_separated(names: Iterable) -> str:

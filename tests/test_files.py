@@ -237,6 +237,8 @@ def test_class_names_are_read_by_class(tmp_path, content, logged_warnings):
     path.write_bytes(content)
     assert files.read_class_names(str(path), 3) == {0: "Cat", 1: "Größe", 2: 'Dog, "big"'}
     assert not logged_warnings
+    assert len(files.read_class_names(str(path))) == 3
+    assert not logged_warnings
     assert len(files.read_class_names(str(path), 4)) == 3
     assert logged_warnings == [f"{path} names only 3 of 4 classes"]
 
