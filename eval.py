@@ -177,9 +177,12 @@ def checkpoints_to_evaluate(options: EvalOptions) -> Iterable[str | None]:
 
 def main(options: EvalOptions) -> None:
     """Runs the program."""
-    for path in filter(None, (options.per_class_csv, options.metrics_json)):
+    outputs = list(filter(None, (options.per_class_csv, options.metrics_json)))
+    for path in outputs:
         files.check_writable(path)
     paths = files.expand_patterns(options.eval_data_pattern)
+    for path in outputs:
+        files.check_not_input(path, filter(None, (*paths, options.class_names)))
     if options.is_continuous:
         wait_for_run(options.run_dirs[0])
     kind = "eval_ema" if options.use_ema else "eval"

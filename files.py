@@ -14,7 +14,7 @@ import re
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import tensorflow as tf
@@ -92,6 +92,8 @@ def check_no_link(path: str) -> None:
 def expand_patterns(patterns: str) -> list[str]:
     """Returns the files that match paths and globs, sorted, each once.
 
+    Paths of the same file, for example through a link, count as one.
+
     Args:
         patterns: paths or globs, separated by commas or line breaks. A line that matches a file as
             a whole is not split at its commas, and a path that exists is not taken for a glob.
@@ -108,9 +110,34 @@ def expand_patterns(patterns: str) -> list[str]:
         found.update(matches)
     if not found:
         raise InputError(f"a file pattern was expected. Received: {patterns!r}")
-    paths = sorted(found)
-    _check_local_files([path for path in paths if not is_remote(path)])
+    _check_local_files([path for path in sorted(found) if not is_remote(path)])
+    # The first path of each file.
+    paths = sorted({_real(path): path for path in sorted(found, reverse=True)}.values())
+    if len(paths) < len(found):
+        logging.info(
+            "%d of %d paths are other paths of the same files and are not read again",
+            len(found) - len(paths),
+            len(found),
+        )
     return paths
+
+
+def check_not_input(path: str, inputs: Iterable[str]) -> None:
+    """Rejects an output file that would replace an input file.
+
+    Raises:
+        InputError: if `path` is one of `inputs`, whatever their spelling.
+    """
+    if _real(path) in map(_real, inputs):
+        raise InputError(
+            f"{path} would replace an input file. Choose another path for the output, or "
+            "leave that file out of the input."
+        )
+
+
+def _real(path):
+    """Returns the same path for all paths of a local file."""
+    return path if is_remote(path) else os.path.realpath(path)
 
 
 def _matches(pattern):
@@ -120,6 +147,11 @@ def _matches(pattern):
     try:
         if gfile.exists(pattern) and not gfile.isdir(pattern):
             return [pattern.removeprefix("./")]
+        if "**" in pattern.split("/"):
+            raise InputError(
+                f"{pattern!r}: ** does not search subdirectories. Give a pattern for each level, "
+                "for example 'data/*.tfrecord,data/*/*.tfrecord'."
+            )
         found = gfile.glob(pattern) or (gfile.glob(literal) if literal != pattern else [])
         isdir = gfile.isdir if is_remote(pattern) else os.path.isdir
         return [path.removeprefix("./") for path in found if not isdir(path)]

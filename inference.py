@@ -128,6 +128,7 @@ def main(options: InferenceOptions) -> None:
     """Runs the program."""
     files.check_writable(options.output_file)
     paths = files.expand_patterns(options.input_data_pattern)
+    files.check_not_input(options.output_file, paths)
     predictor = load_predictor(options)
     predictor.restore(options.checkpoint)
     reader = predictor.data.reader(paths, options, with_labels=False)

@@ -8,7 +8,7 @@ import pytest
 
 import predictor
 import sample_records
-from programs import SMALL_DATA, evaluate, predict, run_command, train, train_mean
+from programs import SMALL_DATA, evaluate, predict, run, run_command, train, train_mean
 from run_config import RunConfig
 from utils import InputError
 
@@ -79,8 +79,30 @@ def test_retraining_with_other_settings_is_rejected_and_shows_the_differences(
     assert "--start_new_model" in str(error.value)
 
 
+def test_no_output_replaces_an_input(tmp_path, trained_mean, frame_data):
+    data = tmp_path / "data.tfrecord"
+    shutil.copy(frame_data.replace("*", "000"), data)
+    vocabulary = tmp_path / "vocabulary.csv"
+    vocabulary.write_text("Index,Name\n0,Game\n")
+    (tmp_path / "link").symlink_to(tmp_path)
+    content = data.read_bytes()
+    for output in (data, tmp_path / "link" / data.name):
+        message = f"{output} would replace an input file"
+        with pytest.raises(InputError, match=message):
+            predict(trained_mean, data, output)
+        given = (f"--train_dir={trained_mean}", f"--eval_data_pattern={data}", "--run_once")
+        for flag in ("metrics_json", "per_class_csv"):
+            with pytest.raises(InputError, match=message):
+                run("eval", *given, f"--{flag}={output}")
+    given = (f"--class_names={vocabulary}", f"--per_class_csv={vocabulary}")
+    with pytest.raises(InputError, match=r"vocabulary\.csv would replace an input file"):
+        evaluate_run(trained_mean, data, *given)
+    assert data.read_bytes() == content
+    assert vocabulary.read_text() == "Index,Name\n0,Game\n"
+
+
 def test_levels_of_data_and_model_must_agree(tmp_path, frame_data, video_data):
-    with pytest.raises(InputError, match="holds video-level features"):
+    with pytest.raises(InputError, match="has no frames, which the model takes"):
         train_mean(tmp_path, video_data)
     with pytest.raises(InputError, match="holds frame-level features"):
         train(tmp_path, frame_data, "--model=MoeModel", *SMALL_DATA)

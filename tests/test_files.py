@@ -176,6 +176,28 @@ def test_a_path_is_found_once_whether_it_is_matched_or_named(tmp_path, monkeypat
     assert files.expand_patterns("a1,a*,./a1") == ["a1"]
 
 
+def test_a_file_with_several_paths_is_found_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1").write_text("x")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "2").symlink_to(tmp_path / "a" / "1")
+    assert files.expand_patterns("a/1,a//1,a/../a/1,b/1,a/2") == ["a/../a/1"]
+    assert files.expand_patterns(f"a/*,b/*,{tmp_path}/a/*") == [f"{tmp_path}/a/1"]
+
+
+def test_a_pattern_for_all_levels_of_directories_is_rejected(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.tfrecord").write_text("x")
+    (tmp_path / "**").write_text("x")
+    assert files.expand_patterns(f"{tmp_path}/**") == [f"{tmp_path}/**"]
+    for pattern in (f"{tmp_path}/**/*.tfrecord", f"{tmp_path}/a/**"):
+        with pytest.raises(
+            InputError, match=r"\*\* does not search subdirectories\. Give a pattern"
+        ):
+            files.expand_patterns(pattern)
+
+
 def test_directories_pipes_and_broken_links_are_rejected(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
