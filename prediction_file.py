@@ -87,7 +87,8 @@ class PredictionParts:
     A part consists of its lines, `NUMBER.csv`, and its metadata, `NUMBER.json`. The metadata are
     written last, so their file marks the part as finished. The directory's `settings.json` is
     written first and removed first, so parts without it are never used. If a run is killed, the
-    next run reuses the finished parts whose input files are unchanged. See `prediction_parts`.
+    next run reuses the finished parts that are whole and whose input files are unchanged. See
+    `prediction_parts`.
     """
 
     def __init__(
@@ -129,12 +130,15 @@ class PredictionParts:
             name = _part_name(number, "json")
             if name not in found:
                 continue
-            metadata = files.read_json(os.path.join(self._folder, name))
-            if metadata["input"] == files.fingerprint(path):
-                self._finished[number] = metadata
-            else:
+            metadata = self._read_metadata(name)
+            if metadata.get("num_bytes", -1) != self._size(number):
+                logging.info("the part of %s is damaged, so it is predicted again", path)
+            elif metadata["input"] != files.fingerprint(path):
                 logging.info("%s has changed since it was predicted and is predicted again", path)
-                files.remove(os.path.join(self._folder, name))
+            else:
+                self._finished[number] = metadata
+                continue
+            files.remove(os.path.join(self._folder, name))
 
     def is_finished(self, number: int) -> bool:
         """Returns whether the part of an input file, numbered from 0, is finished."""
@@ -163,6 +167,7 @@ class PredictionParts:
         metadata = {
             "input": self._fingerprints[number],
             "num_videos": num_videos,
+            "num_bytes": self._size(number),
             "corrupt_records": corrupt_records,
         }
         files.write_json(self._path(number, "json"), metadata)
@@ -212,6 +217,17 @@ class PredictionParts:
             if name != _LOCK:
                 files.remove(os.path.join(self._folder, name))
 
+    def _read_metadata(self, name):
+        try:
+            return files.read_json(os.path.join(self._folder, name))
+        except InputError:  # Empty, for example, after a power failure.
+            return {}
+
+    def _size(self, number):
+        """Returns the size of the lines of a part in bytes, or None without lines."""
+        path = self._path(number, "csv")
+        return files.file_size(path) if files.gfile.exists(path) else None
+
     def _path(self, number, ending):
         return os.path.join(self._folder, _part_name(number, ending))
 
@@ -236,7 +252,8 @@ def _own_files(folder):
     for name in names:
         is_own = _OWN_FILE.fullmatch(name) is not None
         if name == _SETTINGS:
-            is_own = "input_files" in str(files.read_json(settings))
+            with files.open_binary(settings) as file:
+                is_own = b'"input_files"' in file.read()
         if not is_own:
             raise InputError(
                 f"{folder} is for unfinished predictions, but holds {name}, which inference.py did "

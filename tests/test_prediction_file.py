@@ -171,6 +171,28 @@ def test_input_files_that_changed_since_the_stop_are_predicted_again(
     assert output.read_bytes() == fresh.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("00001.csv", b""), ("00001.csv", b"v1_0,1 0.5\n"), ("00001.csv", None), ("00001.json", b"")],
+    ids=["no lines", "lines cut", "no file", "no metadata"],
+)
+def test_a_damaged_part_is_predicted_again(
+    tmp_path, trained_moe, corrupt_files, files_read, name, content
+):
+    output, fresh = tmp_path / "predictions.csv", tmp_path / "fresh.csv"
+    interrupt(arguments(trained_moe, corrupt_files, output))
+    path = pathlib.Path(f"{output}.parts", name)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    files_read.clear()
+    for path in (output, fresh):
+        given = arguments(trained_moe, corrupt_files, path)
+        programs.run("inference", *given, "--skip_corrupt_records=2")
+    assert files_read[:-3] == ["test1.tfrecord", "test2.tfrecord"]
+    assert output.read_bytes() == fresh.read_bytes()
+
+
 def test_one_process_at_a_time_writes_an_output(tmp_path, trained_moe, video_data):
     output = tmp_path / "predictions.csv"
     inputs = sorted(pathlib.Path(video_data).parent.glob("part*"))
@@ -184,18 +206,22 @@ def test_one_process_at_a_time_writes_an_output(tmp_path, trained_moe, video_dat
     assert os.listdir(tmp_path) == ["predictions.csv"]
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "settings.json"])
-def test_a_directory_of_somebody_else_is_left_alone(tmp_path, trained_moe, video_data, name):
+@pytest.mark.parametrize(
+    ("name", "content"), [("notes.txt", "{}"), ("settings.json", "{}"), ("settings.json", "")]
+)
+def test_a_directory_of_somebody_else_is_left_alone(
+    tmp_path, trained_moe, video_data, name, content
+):
     output = tmp_path / "predictions.csv"
     (tmp_path / "predictions.csv.parts").mkdir()
-    (tmp_path / "predictions.csv.parts" / name).write_text("{}")
+    (tmp_path / "predictions.csv.parts" / name).write_text(content)
     inputs = sorted(pathlib.Path(video_data).parent.glob("part*"))
     for more in ((), ("--noresume",)):
         with pytest.raises(
             InputError, match=rf"csv\.parts .* holds {name}, which inference.py did"
         ):
             programs.run("inference", *arguments(trained_moe, inputs, output), *more)
-    assert (tmp_path / "predictions.csv.parts" / name).read_text() == "{}"
+    assert (tmp_path / "predictions.csv.parts" / name).read_text() == content
     assert os.listdir(output.with_name("predictions.csv.parts")) == [name]
 
 
