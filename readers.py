@@ -44,12 +44,15 @@ _PLAUSIBLE_FLOATS = {"float16": (2**-14, 2**8), "float32": (1e-8, 1e8), "float64
 _PLAUSIBLE_SHARE, _BYTE_RATIO = 0.99, 1.5
 _MIN_FLOATS, _MIN_FLOAT_BYTES = 64, 16
 _NO_LABELS = np.zeros(0, np.int64)
+# Bytes of a serialized Feature or FeatureList without values, at most.
+_EMPTY_BYTES = 2
 # Remedies for data of which all records are like this.
 _OTHER_SIZES = "Use data that fit the model, or train with other --feature_sizes."
 _QUANTIZE = (
     "Frames of floats are not read: store one byte per value, for example "
     "utils.quantize(np.frombuffer(frame, np.float32)).tobytes() for values of -2 to 2."
 )
+_ONE_STRING = "Store each frame as one string with one byte per value."
 # Files read in turn, one video from each, so that neighbors in a file do not stay neighbors.
 _OPEN_FILES = 8
 # A file is read ahead in portions of at most this many records and about this many bytes.
@@ -450,19 +453,23 @@ class RecordReader:
             self._warnings.add(text)
             logging.warning(text, *values)
 
-    def _missing(self, location, name, found, reason):
+    def _missing(self, location, name, contents, reason):
         """Accepts a missing feature if zeros are wanted.
 
         Args:
             location: location of the record.
             name: name of the feature.
-            found: names of the features that the record has.
+            contents: the features of the record, serialized, by name.
             reason: the fault.
 
         Raises:
             CorruptVideoError: otherwise.
         """
-        has_others = any(other in found for other in self.feature_names if other != name)
+        has_others = any(
+            len(contents.get(other, b"")) > _EMPTY_BYTES
+            for other in self.feature_names
+            if other != name
+        )
         if self.missing_features == "error" or not has_others:
             raise CorruptVideoError(
                 reason,
@@ -493,11 +500,11 @@ class YT8MFrameFeatureReader(RecordReader):
     """Reads frame-level records: SequenceExamples with one uint8 vector per frame and feature."""
 
     def _parse(self, location, context, feature_lists):
-        if not feature_lists and any(name.startswith("mean_") for name in context):
+        if not feature_lists:
             raise CorruptVideoError(
-                f"it holds video-level features ({comma_separated(sorted(context))}), but the "
-                "model takes frames",
-                remedy_for_all="Choose frame-level data or a video-level model.",
+                "it has no frames, which the model takes. It has: "
+                f"{records.describe_features(context)}",
+                remedy_for_all="Choose frame-level data (SequenceExamples) or a video-level model.",
             )
         video_id = self._video_id(context)
         features = [
@@ -538,7 +545,7 @@ class YT8MFrameFeatureReader(RecordReader):
             raise CorruptVideoError(
                 f"video {video_id!r} has frames of {name!r} that differ in size or are not bytes: "
                 f"{found}",
-                remedy_for_all=_QUANTIZE if "float" in found else "",
+                remedy_for_all=_QUANTIZE if "float" in found else _ONE_STRING,
             )
         if not len(frames):
             reason = f"video {video_id!r} has no frame of {name!r}"
@@ -602,6 +609,10 @@ class YT8MAggregatedFeatureReader(RecordReader):
         if name not in context:
             found = records.describe_features(context)
             reason = f"it has no feature {name!r}. It has: {found}"
+            self._missing(location, name, context, reason)
+            return np.zeros(size, np.float32)
+        if len(context[name]) <= _EMPTY_BYTES:
+            reason = f"feature {name!r} of video {video_id!r} has no values"
             self._missing(location, name, context, reason)
             return np.zeros(size, np.float32)
         values = records.float_values(context[name])

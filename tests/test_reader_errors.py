@@ -44,8 +44,15 @@ def test_there_must_be_as_many_sizes_as_names(record_files):
         )
 
 
+def raw_frame_record(context, rgb):
+    lists = tf.train.FeatureLists(feature_list={"rgb": tf.train.FeatureList(feature=rgb)})
+    context = tf.train.Features(feature=context)
+    return tf.train.SequenceExample(context=context, feature_lists=lists).SerializeToString()
+
+
 FRAMES = frame_record("a", [1], rgb=[b"12345678"], audio=[b"1234"])
 VECTORS = video_record("a", [1], mean_rgb=[1.0] * 5)
+INTEGER_FRAMES = raw_frame_record({"id": bytes_feature(b"a")}, rgb=[int64_feature([1, 2])])
 ALL = "Of the first 1 records, none is usable."
 SIZE = f"{ALL} Use data that fit the model, or train with other --feature_sizes."
 FEATURES = (
@@ -62,8 +69,19 @@ MISFITS = [
     ),
     (
         *(frame_reader, {"rgb": 8}, VECTORS),
-        "it holds video-level features (id, labels, mean_rgb), but the model takes frames. "
-        f"{ALL} Choose frame-level data or a video-level model.",
+        "it has no frames, which the model takes. It has: id (1 string), labels (1 integer), "
+        f"mean_rgb (5 floats). {ALL} Choose frame-level data (SequenceExamples) or a video-level "
+        "model.",
+    ),
+    (
+        *(frame_reader, {"rgb": 8}, frame_record("a", [1])),
+        "it has no frames, which the model takes. It has: id (1 string), labels (1 integer). "
+        f"{ALL} Choose frame-level data (SequenceExamples) or a video-level model.",
+    ),
+    (
+        *(frame_reader, {"rgb": 8}, INTEGER_FRAMES),
+        "video 'a' has frames of 'rgb' that differ in size or are not bytes: rgb (1 frame of 2 "
+        f"integers). {ALL} Store each frame as one string with one byte per value.",
     ),
     (
         *(video_reader, {"mean_rgb": 5}, FRAMES),
@@ -301,14 +319,35 @@ def test_a_missing_vector_can_be_replaced_by_zeros(tmp_path):
     np.testing.assert_array_equal(batch.inputs, [[1, 2, 3], [4, 5, 0]])
 
 
-def test_a_record_without_any_feature_is_not_replaced_by_zeros(tmp_path):
+def test_a_vector_without_values_is_missing(tmp_path):
+    record = video_record("a", [1], mean_rgb=[1.0, 2.0], mean_audio=[])
+    path, sizes = one_record(tmp_path, record), {"mean_rgb": 2, "mean_audio": 1}
+    assert (
+        "feature 'mean_audio' of video 'a' has no values. Of the first 1 records, none is usable. "
+        "Use data that fit the model, or train with other --feature_names and --feature_sizes. "
+        "--missing_features=zeros takes zeros instead."
+    ) in error_of(video_reader(path, sizes))
+    (batch,) = video_reader(path, sizes, missing_features="zeros").batches(4)
+    np.testing.assert_array_equal(batch.inputs, [[1, 2, 0]])
+
+
+def test_a_record_without_any_feature_is_not_replaced_by_zeros(tmp_path, logged_warnings):
     path = one_record(tmp_path, frame_record("a", [1], audio_embedding=[b"1234"]))
     message = error_of(frame_reader(path, missing_features="zeros"))
     assert "has no feature 'rgb'. It has: audio_embedding (1 frame of 4 bytes)" in message
     assert "zeros" not in message
     empty = write_records(tmp_path / "b", [frame_record("a", [1], rgb=[], audio=[])])
-    message = error_of(frame_reader(empty, missing_features="zeros"))
-    assert "video 'a' has no frame of any feature" in message
+    empty_vectors = video_record("a", [1], mean_rgb=[], mean_audio=[])
+    sizes = {"mean_rgb": 2, "mean_audio": 1}
+    for missing_features in ("error", "zeros"):
+        message = error_of(frame_reader(empty, missing_features=missing_features))
+        assert "video 'a' has no frame of 'rgb'" in message
+        assert "zeros" not in message
+        path = write_records(tmp_path / "c", [empty_vectors])
+        message = error_of(video_reader(path, sizes, missing_features=missing_features))
+        assert "feature 'mean_rgb' of video 'a' has no values" in message
+        assert "zeros" not in message
+    assert not logged_warnings
 
 
 def test_features_can_be_cut_to_the_shortest(tmp_path):
@@ -323,12 +362,6 @@ def test_features_can_be_cut_to_the_shortest(tmp_path):
 
 
 # --- Corrupt records ---
-
-
-def raw_frame_record(context, rgb):
-    lists = tf.train.FeatureLists(feature_list={"rgb": tf.train.FeatureList(feature=rgb)})
-    context = tf.train.Features(feature=context)
-    return tf.train.SequenceExample(context=context, feature_lists=lists).SerializeToString()
 
 
 ID = {"id": bytes_feature(b"abc")}
