@@ -85,8 +85,8 @@ class FrameLevelModel(registry.Model):
     def input_spec_tensors(self):
         """Returns symbolic inputs, with which `registry.build_model` creates the weights."""
         return {
-            "frames": keras.Input([None, sum(self.feature_sizes)], dtype="uint8"),
-            "num_frames": keras.Input([], dtype="int32"),
+            "frames": keras.Input([None, sum(self.feature_sizes)], dtype="uint8", name="frames"),
+            "num_frames": keras.Input([], dtype="int32", name="num_frames"),
         }
 
     def call(self, inputs, training=False, num_samplings=None, seed=0):
@@ -108,6 +108,11 @@ class FrameLevelModel(registry.Model):
             "utils.quantize returns the bytes that stand for float features.",
         )
         frames, num_frames = inputs["frames"], ops.cast(inputs["num_frames"], "int32")
+        shape = utils.static_shape(num_frames)
+        if shape is not None and len(shape) != 1:
+            raise utils.InputError(
+                f"num_frames must be [videos], one number per video. Received: {shape}"
+            )
         inverse_norms = inputs.get("inverse_norms")
         num_samplings = 1 if training else self.resolve_samplings(num_samplings)
         frame_indices = self.draw_frame_indices(

@@ -15,6 +15,7 @@ import keras
 from absl import logging
 from keras import ops
 
+import private_api
 import utils
 
 # --- Matmul precision -----------------------------------------------------------------------------
@@ -274,16 +275,8 @@ def inverse_norms(q):
 
 
 def sublayers(layer):
-    """Yields a layer and all layers inside it, each once."""
-    found, pending = {}, [layer]
-    while pending:
-        current = pending.pop()
-        if id(current) in found:
-            continue
-        found[id(current)] = current
-        yield current
-        values = keras.tree.flatten(list(vars(current).values()))
-        pending += [value for value in values if isinstance(value, keras.layers.Layer)]
+    """Returns a layer and all layers inside it, each once, outer layers first."""
+    return private_api.flatten_layers(layer)
 
 
 def scaled_normal(fan_in):
@@ -370,7 +363,8 @@ class BatchNorm(Float32Layer):
 
     In training, mean and variance are those of the batch, on all replicas together. A row of weight
     n counts n times, and a row of weight 0 (padding) not at all. In prediction they are moving
-    averages. After n updates, the decay of the averages is
+    averages. With `trainable = False`, they are moving averages in training too, and stay as they
+    are. After n updates, the decay of the averages is
 
         min(decay, (1 + n) / (10 + n))
 
@@ -422,7 +416,7 @@ class BatchNorm(Float32Layer):
         offset = 0.0 if offset is None else offset
         if self.folded:
             return x + (self.beta + offset)
-        if not training:
+        if not (training and self.trainable):
             scale, shift = self.affine()
             if isinstance(x, QuantizedFrames):
                 return x.affine(scale, shift)

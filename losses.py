@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+import utils
 from utils import KERAS_PACKAGE, InputError, comma_separated
 
 
@@ -26,6 +27,7 @@ class CrossEntropyLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Returns the loss of each video, `[B]`, for labels and probabilities `[B, C]`."""
+        _check_labels(y_true, y_pred)
         positive = y_true * ops.log(y_pred + self.epsilon)
         negative = (1.0 - y_true) * ops.log(1.0 - y_pred + self.epsilon)
         return -ops.sum(positive + negative, axis=-1)
@@ -51,6 +53,7 @@ class HingeLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Returns the loss of each video, `[B]`, for labels and scores `[B, C]`."""
+        _check_labels(y_true, y_pred)
         signs = 2.0 * y_true - 1.0
         return ops.sum(ops.relu(self.margin - signs * y_pred), axis=-1)
 
@@ -66,8 +69,19 @@ class SoftmaxLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Returns the loss of each video, `[B]`, for labels and scores `[B, C]`."""
+        _check_labels(y_true, y_pred)
         targets = y_true / ops.maximum(ops.sum(y_true, axis=-1, keepdims=True), 1.0)
         return -ops.sum(targets * ops.log_softmax(y_pred, axis=-1), axis=-1)
+
+
+def _check_labels(y_true, y_pred):
+    """Rejects labels that would be broadcast to the predictions, such as indexes of classes."""
+    labels, predictions = utils.static_shape(y_true), utils.static_shape(y_pred)
+    if labels and predictions and labels[1:] != predictions[1:]:
+        raise InputError(
+            f"labels must be [videos, {comma_separated(predictions[1:])}] like the predictions, 1 "
+            f"for every class that a video has and 0 for the others. Received: {labels}"
+        )
 
 
 LOSSES = {loss.__name__: loss for loss in (CrossEntropyLoss, HingeLoss, SoftmaxLoss)}

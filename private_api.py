@@ -13,6 +13,20 @@ def reset_layer_numbers() -> None:
     naming.reset_uids()
 
 
+class NoSaveSignature:
+    """First base of a Keras model whose inputs are not floats.
+
+    Without it, Keras would trace the model with float inputs whenever it saves a SavedModel.
+    """
+
+    _default_save_signature = None
+
+
+def flatten_layers(layer: Any) -> list:
+    """Returns a Keras layer and all layers inside it, each once, outer layers first."""
+    return layer._flatten_layers()
+
+
 def skip_gradient_sum(optimizer: Any) -> None:
     """Stops a Keras optimizer from summing gradients over the replicas in `apply`.
 

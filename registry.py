@@ -26,7 +26,7 @@ import keras
 
 import layers
 import private_api
-from utils import KERAS_PACKAGE, InputError, check_finite, comma_separated
+from utils import KERAS_PACKAGE, InputError, check_finite, comma_separated, static_shape
 
 MODULES_VARIABLE = "YOUTUBE8M_MODELS"
 _OWN_MODULES = ("frame_level_models", "video_level_models")
@@ -75,7 +75,7 @@ class Hyperparameter:
         return value
 
 
-class Model(keras.Model):
+class Model(private_api.NoSaveSignature, keras.Model):
     """Base of all models, for their use from Python.
 
     Keras saves, loads and clones a model by its config. Keras' own config of a subclass holds the
@@ -90,12 +90,13 @@ class Model(keras.Model):
         return model
 
     def __init__(self, *, name: str | None = None):
-        policy = keras.config.dtype_policy().name
-        if policy != "float32":
+        policy, floatx = keras.config.dtype_policy().name, keras.config.floatx()
+        if (policy, floatx) != ("float32", "float32"):
             raise InputError(
-                f"Keras' global dtype policy is {policy}, but models here choose the precision of "
-                "their matrix products and compute everything else in float32. Call "
-                "keras.config.set_dtype_policy('float32'), and build the model by "
+                f"Keras' global dtype policy is {policy} and its floatx {floatx}, but models here "
+                "choose the precision of their matrix products and compute everything else in "
+                "float32. Call keras.config.set_dtype_policy('float32') and "
+                "keras.config.set_floatx('float32'), and build the model by "
                 "RunConfig.build_model('mixed_bfloat16') or train it with "
                 "train.py --compute_dtype=bfloat16."
             )
@@ -114,7 +115,7 @@ class Model(keras.Model):
             **self._arguments,
             "feature_sizes": list(self.feature_sizes),
             "name": self.name,
-            "trainable": self.trainable,
+            "trainable": [layer.trainable for layer in layers.sublayers(self)],
             "matmul_policy": self._matmul_policy,
         }
 
@@ -127,7 +128,12 @@ class Model(keras.Model):
             model = cls(**arguments)
         if model.feature_sizes:
             model(model.input_spec_tensors())  # Creates the weights.
-        model.trainable = trainable
+        found = layers.sublayers(model)
+        if len(found) != len(trainable):  # Some layers do not exist before the weights.
+            found = found[:1]
+        # A layer comes before the layers inside it, to which Keras passes the value on.
+        for layer, value in zip(found, trainable, strict=False):
+            layer.trainable = value
         return model
 
     def check_input(self, tensor: Any, dtype: str, axes: tuple[str, ...], hint: str) -> None:
@@ -144,13 +150,12 @@ class Model(keras.Model):
         """
         size = sum(self.feature_sizes)
         received = keras.backend.standardize_dtype(tensor.dtype)
-        right_shape = len(tensor.shape) == len(axes) + 1 and (
-            not size or tensor.shape[-1] in (size, None)
-        )
+        shape = static_shape(tensor) or ["of another rank"]
+        right_shape = len(shape) == len(axes) + 1 and (not size or shape[-1] in (size, None))
         if received != dtype or not right_shape:
             raise InputError(
                 f"{self.name} takes {dtype} [{comma_separated((*axes, size))}]. "
-                f"Received: {received} {list(tensor.shape)}. {hint}"
+                f"Received: {received} [{comma_separated(shape)}]. {hint}"
             )
 
     @functools.wraps(keras.Model.fit)
@@ -171,6 +176,12 @@ class Model(keras.Model):
         """Predicts like `keras.Model.predict`."""
         with _without_harmless_warnings(options):
             return super().predict(*args, **options)
+
+    @functools.wraps(keras.Model.export)
+    def export(self, *args: Any, **options: Any) -> Any:
+        """Exports like `keras.Model.export`, which takes inputs of a subclass for floats."""
+        inputs = self.input_spec_tensors()
+        return keras.Model(inputs, self(inputs)).export(*args, **options)
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(

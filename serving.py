@@ -40,7 +40,7 @@ def make_module(
     top_k = min(top_k, data.num_classes)
 
     def predict(**inputs):
-        inputs = _checked(inputs, data) if data.frame_level else inputs["features"]
+        inputs = _checked(inputs, data) if data.frame_level else _checked_vectors(**inputs)
         return {"predictions": tf.identity(ensemble(inputs), name="predictions")}
 
     predict = tf.function(predict, autograph=False).get_concrete_function(**_input_specs(data))
@@ -163,6 +163,12 @@ def _checked(inputs, data):
         return {name: tf.identity(tensor) for name, tensor in inputs.items()}
 
 
+def _checked_vectors(features):
+    finite = tf.reduce_all(tf.math.is_finite(features), axis=1)
+    with tf.control_dependencies([_assert_every_video(finite, "features must be finite")]):
+        return tf.identity(features)
+
+
 def _assert_every_video(holds, requirement):
     """Asserts a condition `[B]`; the error lists the places in the batch where it does not hold."""
     message = f"videos {{}} of the batch (counted from 0): {requirement}"
@@ -233,10 +239,7 @@ def _parse_vectors(records, data):
                 )
             ]
         ):
-            vectors = tf.reshape(parsed[name].values, [-1, size])
-        finite = tf.reduce_all(tf.math.is_finite(vectors), axis=1)
-        with tf.control_dependencies([_assert_every_video(finite, f"{name} must be finite")]):
-            features.append(tf.identity(vectors))
+            features.append(tf.reshape(parsed[name].values, [-1, size]))
     return video_ids, {"features": tf.concat(features, axis=-1)}
 
 
@@ -244,8 +247,9 @@ def _checked_records(records):
     """Checks serialized records before `tf.io.parse_sequence_example` reads strings from them.
 
     A string whose length is 2 GiB or more crashes that parser, with the whole process. The parser
-    for one record, which `tf.raw_ops` has, checks lengths. Its error for other damage does not name
-    the record, so the first parser goes first, with no string to read.
+    for one record, which `tf.raw_ops` has, checks lengths. Its error quotes the record up to the
+    first zero byte, so the record's place is put in front, in a field that records do not have. The
+    first parser explains other damage better, so it goes first, with no string to read.
 
     Returns:
         `(video_ids, records, places)`, string `[B]` each: the ids, the given records, and names for
@@ -258,16 +262,19 @@ def _checked_records(records):
     # TensorFlow drops an operation whose output is not used.
     with tf.control_dependencies([tf.debugging.assert_equal(found, 0)]):
         checked = tf.identity(records)
-    video_ids = tf.map_fn(_video_id, (checked, places), fn_output_signature=tf.string)
+    numbers = tf.strings.as_string(tf.range(tf.size(records)), width=10)
+    # Field 7, of 32 bytes: b": ".
+    fields = tf.strings.join([": video ", numbers, " of the batch\0\0\0"])
+    video_ids = tf.map_fn(_video_id, (fields, checked, places), fn_output_signature=tf.string)
     with tf.control_dependencies([video_ids]):
         return video_ids, tf.identity(checked), places
 
 
-def _video_id(record_and_place):
+def _video_id(field_record_and_place):
     """Returns the id of a record, a scalar; empty if there is none."""
-    record, place = record_and_place
+    field, record, place = field_record_and_place
     video_id, older_id = tf.raw_ops.ParseSingleSequenceExample(
-        serialized=record,
+        serialized=tf.strings.join([field, record]),
         debug_name=place,
         context_dense_keys=["id", "video_id"],
         context_dense_defaults=["", ""],

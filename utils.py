@@ -35,9 +35,23 @@ def dequantize(values: Any) -> Any:
 
 
 def quantize(values: ArrayLike) -> np.ndarray:
-    """Returns the nearest bytes to feature values, uint8: the inverse of `dequantize`, clipped."""
+    """Returns the nearest bytes to feature values, uint8: the inverse of `dequantize`, clipped.
+
+    Raises:
+        InputError: if a value is NaN.
+    """
+    if np.isnan(values).any():
+        raise InputError("feature values must be numbers, because no byte stands for NaN.")
     steps = np.rint((np.asarray(values) - QUANTIZATION_OFFSET) / QUANTIZATION_SCALE)
     return np.clip(steps, 0, 255).astype(np.uint8)
+
+
+def static_shape(tensor: Any) -> list[int | None] | None:
+    """Returns the shape that a tensor is known to have, or None if its rank is unknown."""
+    try:
+        return list(tensor.shape)
+    except ValueError:  # Inside a function that TensorFlow has traced for inputs of several ranks.
+        return None
 
 
 # Matches the start of cells that spreadsheet programs may run as formulas; they skip white space

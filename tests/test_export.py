@@ -487,6 +487,9 @@ def floats_as_frames():
         (floats_as_frames(), "video 2, Feature list: rgb, .* Expected type: string"),
         (b"", "video 2, Feature list '(rgb|audio)' is required"),
         (b"\xff\xff", "Invalid protocol message.* video 2"),
+        # Its last length has five bytes. TensorFlow's error quotes the record, here with 0 and 200.
+        (frame_record() + b"\x0a\xff\xff\xff\xff\x7f", "video +2 of the batch"),
+        (b"\x32\x01\xc8\x0a\xff\xff\xff\xff\x7f", "video +2 of the batch"),
     ],
 )
 def test_a_record_of_the_wrong_form_is_rejected_by_its_place(loaded, record, message):
@@ -498,9 +501,12 @@ def test_a_record_of_the_wrong_form_is_rejected_by_its_place(loaded, record, mes
 @pytest.fixture(scope="module")
 def serve_vectors():
     """The signature for records of a video-level model."""
+    return served_vectors()["serving_default"]
+
+
+def served_vectors():
     config = RunConfig("LogisticModel", num_classes=NUM_CLASSES, feature_sizes=(8, 4))
-    module = serving.make_module(Ensemble([config.build_model()]), config.data, 3)
-    return module.served["serving_default"]
+    return serving.make_module(Ensemble([config.build_model()]), config.data, 3).served
 
 
 def vector_record(rgb=(0.5,) * 8, audio=(0.5,) * 4):
@@ -512,7 +518,7 @@ def vector_record(rgb=(0.5,) * 8, audio=(0.5,) * 4):
     [
         (vector_record(rgb=[0.5] * 7), r"videos \[1\] .*: mean_rgb must have 8 floats"),
         (vector_record(audio=[]), r"videos \[1\] .*: mean_audio must have 4 floats"),
-        (vector_record(audio=[np.nan] * 4), r"videos \[1\] .*: mean_audio must be finite"),
+        (vector_record(audio=[np.nan] * 4), r"videos \[1\] .*: features must be finite"),
         (vector_record()[:-2], "Invalid protocol message.* video 1"),
         (b"\xff\xff", "Invalid protocol message.* video 1"),
     ],
@@ -522,6 +528,13 @@ def test_a_vector_of_the_wrong_form_is_rejected_by_its_place(serve_vectors, reco
         serve_vectors(tf.constant([vector_record(), record, vector_record()]))
     assert serve_vectors(tf.constant([vector_record()]))["predictions"].shape == (1, 3)
     assert serve_vectors(tf.constant([], tf.string))["predictions"].shape == (0, 3)
+
+
+def test_features_that_are_not_finite_are_rejected_by_their_place():
+    features = np.zeros([3, 12], np.float32)
+    features[1, 5] = np.inf
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"videos \[1\] .*must be finite"):
+        served_vectors()["predict"](features=tf.constant(features))
 
 
 def test_empty_batches_and_single_frames_are_accepted(loaded):

@@ -89,6 +89,36 @@ def test_a_model_made_by_its_constructor_is_saved_with_all_arguments(name, tmp_p
     assert set(registry.hyperparameters(name)) <= set(config)
 
 
+def test_a_saved_model_keeps_which_layers_are_frozen(tmp_path):
+    name = "DbofModel"
+    model = build(name)
+    for layer in model.layers:
+        layer.trainable = layer is model.classifier
+    model.compile("adam", losses.CrossEntropyLoss())
+    model.fit(make_inputs(name), make_labels(5), verbose=0)
+    model.save(tmp_path / "model.keras")
+    trained = {weight.path for weight in model.trainable_weights}
+    assert {path.split("/")[1] for path in trained} == {"classifier"}
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    for same in (restored, keras.models.clone_model(model)):
+        assert {weight.path for weight in same.trainable_weights} == trained
+        assert same.get_config() == model.get_config()
+    assert len(restored.optimizer.variables) == len(model.optimizer.variables)
+
+
+@pytest.mark.parametrize("name", ["MoeModel", "DbofModel"])
+def test_a_model_is_part_of_a_functional_model_and_of_a_saved_graph(name, tmp_path):
+    model, inputs = shared(name), make_inputs(name)
+    symbolic = model.input_spec_tensors()
+    whole = keras.Model(symbolic, model(symbolic))
+    expected = model.predict(inputs, verbose=0)
+    np.testing.assert_array_equal(whole.predict(inputs, verbose=0), expected)
+    model.export(tmp_path / "model", verbose=False)
+    exported = tf.saved_model.load(tmp_path / "model")
+    served = exported.serve(tf.nest.map_structure(tf.constant, inputs))
+    np.testing.assert_allclose(served, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_classifier_inside_a_model_can_be_cloned():
     classifier = shared("DbofModel").classifier
     clone = keras.models.clone_model(classifier)
@@ -250,6 +280,23 @@ def test_vectors_that_are_not_mean_features_are_refused(vectors, message):
         shared("MoeModel")(vectors)
 
 
+@pytest.mark.parametrize("num_frames", [np.int32(3), np.full([2, 1], 3)])
+def test_numbers_of_frames_that_are_not_one_per_video_are_refused(num_frames):
+    message = r"num_frames must be \[videos\], one number per video\. Received: \["
+    for name in ("DbofModel", "GruModel"):
+        with pytest.raises(InputError, match=message):
+            shared(name)({"frames": FRAMES, "num_frames": num_frames})
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(D), np.zeros((2, 3, D))])
+def test_vectors_of_another_rank_are_refused_after_right_ones(wrong):
+    model = build("LogisticModel")
+    for vectors in (np.zeros((2, D)), np.zeros((3, D)), np.zeros((2, D))):
+        model.predict(vectors, verbose=0)
+    with pytest.raises(InputError, match=VECTORS_EXPECTED + "float32 "):
+        model.predict(wrong, verbose=0)
+
+
 def test_an_array_of_frames_without_their_numbers_is_refused():
     with pytest.raises(InputError, match="DbofModel takes a dict of frames and num_frames"):
         shared("DbofModel")(FRAMES)
@@ -265,6 +312,13 @@ def test_a_global_dtype_policy_is_refused_with_the_way_to_choose_the_precision(n
     message = rf"dtype policy is {policy}.*build_model\('mixed_bfloat16'\).*--compute_dtype"
     with pytest.raises(InputError, match=message):
         build(name)
+
+
+@pytest.mark.parametrize("floatx", ["float16", "float64"])
+def test_another_float_type_of_keras_is_refused(floatx, monkeypatch):
+    monkeypatch.setattr(keras.config, "floatx", lambda: floatx)
+    with pytest.raises(InputError, match=rf"floatx {floatx}.*keras\.config\.set_floatx"):
+        build("MoeModel")
 
 
 @POLICIES

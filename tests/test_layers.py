@@ -72,6 +72,17 @@ def test_an_offset_before_normalization_changes_only_the_moving_mean():
     np.testing.assert_allclose(apart.moving_mean, added.moving_mean, rtol=1e-5)
 
 
+def test_frozen_batch_norm_uses_and_keeps_its_averages_in_training():
+    layer, rows = layers.BatchNorm(), make_rows()
+    layer(rows)
+    references.randomize(layer)
+    layer.trainable = False
+    before = layer.get_weights()
+    np.testing.assert_array_equal(layer(rows, training=True), layer(rows))
+    for kept, value in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(kept, value)
+
+
 # --- Context gating -------------------------------------------------------------------------------
 
 

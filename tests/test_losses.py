@@ -78,6 +78,14 @@ def test_loss_works_in_compile(name):
     assert actual == pytest.approx(expected, rel=1e-5)
 
 
+@EVERY_LOSS
+@pytest.mark.parametrize("shape", [(4,), (5,), (4, 1), (4, 4)])
+def test_labels_that_are_not_one_number_per_class_are_rejected(name, shape):
+    predictions = np.zeros((len(np.zeros(shape)), 5), np.float32)
+    with pytest.raises(InputError, match=r"labels must be \[videos, 5\].* Received: \["):
+        losses.get_loss(name)(np.zeros(shape), predictions)
+
+
 def test_cross_entropy_of_certain_predictions_is_finite():
     loss = losses.CrossEntropyLoss()
     wrong = float(loss(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])))

@@ -34,6 +34,11 @@ def test_quantizing_clips_values_out_of_range():
     np.testing.assert_array_equal(utils.quantize([-100.0, -2.1, 2.1, 100.0]), [0, 0, 255, 255])
 
 
+def test_nan_is_not_quantized():
+    with pytest.raises(InputError, match="no byte stands for NaN"):
+        utils.quantize([[0.5, np.nan]])
+
+
 def test_comma_separated_joins_names_and_says_none():
     assert utils.comma_separated(["a", 2]) == "a, 2"
     assert utils.comma_separated([]) == "none"
