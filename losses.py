@@ -77,7 +77,12 @@ class SoftmaxLoss(keras.losses.Loss):
 def _check_labels(y_true, y_pred):
     """Rejects labels that would be broadcast to the predictions, such as indexes of classes."""
     labels, predictions = utils.static_shape(y_true), utils.static_shape(y_pred)
-    if labels and predictions and labels[1:] != predictions[1:]:
+    if labels is None or predictions is None:
+        return
+    fits = len(labels) == len(predictions) and all(
+        None in pair or pair[0] == pair[1] for pair in zip(labels[1:], predictions[1:], strict=True)
+    )
+    if not fits:
         raise InputError(
             f"labels must be [videos, {comma_separated(predictions[1:])}] like the predictions, 1 "
             f"for every class that a video has and 0 for the others. Received: {labels}"

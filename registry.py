@@ -150,7 +150,7 @@ class Model(private_api.NoSaveSignature, keras.Model):
         """
         size = sum(self.feature_sizes)
         received = keras.backend.standardize_dtype(tensor.dtype)
-        shape = static_shape(tensor) or ["of another rank"]
+        shape: list = static_shape(tensor) or ["of another rank"]
         right_shape = len(shape) == len(axes) + 1 and (not size or shape[-1] in (size, None))
         if received != dtype or not right_shape:
             raise InputError(

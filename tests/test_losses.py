@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import losses
 import registry
@@ -84,6 +85,13 @@ def test_labels_that_are_not_one_number_per_class_are_rejected(name, shape):
     predictions = np.zeros((len(np.zeros(shape)), 5), np.float32)
     with pytest.raises(InputError, match=r"labels must be \[videos, 5\].* Received: \["):
         losses.get_loss(name)(np.zeros(shape), predictions)
+
+
+def test_labels_of_unknown_size_are_accepted():
+    signature = [tf.TensorSpec([None, None]), tf.TensorSpec([None, 5])]
+    loss = tf.function(losses.CrossEntropyLoss(), input_signature=signature)
+    expected = reference_mean("CrossEntropyLoss", make_labels(), make_predictions())
+    assert float(loss(make_labels(), make_predictions())) == pytest.approx(expected, rel=1e-5)
 
 
 def test_cross_entropy_of_certain_predictions_is_finite():
