@@ -15,7 +15,6 @@ import keras
 from absl import logging
 from keras import ops
 
-import private_api
 import utils
 
 # --- Matmul precision -----------------------------------------------------------------------------
@@ -276,7 +275,12 @@ def inverse_norms(q):
 
 def sublayers(layer):
     """Returns a layer and all layers inside it, each once, outer layers first."""
-    return private_api.flatten_layers(layer)
+    found = {id(layer): layer}
+    for value in vars(layer).values():
+        for inner in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(inner, keras.layers.Layer) and id(inner) not in found:
+                found |= {id(sublayer): sublayer for sublayer in sublayers(inner)}
+    return list(found.values())
 
 
 def scaled_normal(fan_in):

@@ -22,11 +22,6 @@ class NoSaveSignature:
     _default_save_signature = None
 
 
-def flatten_layers(layer: Any) -> list:
-    """Returns a Keras layer and all layers inside it, each once, outer layers first."""
-    return layer._flatten_layers()
-
-
 def skip_gradient_sum(optimizer: Any) -> None:
     """Stops a Keras optimizer from summing gradients over the replicas in `apply`.
 

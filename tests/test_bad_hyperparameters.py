@@ -22,7 +22,7 @@ SIZES = {"num_classes": 3, "feature_sizes": (4, 2)}
         ({"dbof_pooling_method": "sum"}, "must be one of max, average. Received: 'sum'"),
         ({"moe_num_mixtures": 0}, "moe_num_mixtures must be at least 1. Received: 0"),
         ({"moe_l2": -0.5}, "moe_l2 must be at least 0. Received: -0.5"),
-        ({"moe_l2": float("nan")}, "moe_l2 must be at least 0. Received: nan"),
+        ({"moe_l2": float("nan")}, "hyperparameter 'moe_l2' must be finite. Received: nan"),
         (
             {"video_level_classifier_model": "GruModel"},
             "video_level_classifier_model must be a video-level model. Received: GruModel",
