@@ -19,6 +19,7 @@ from program import Progress
 
 from absl import logging
 
+import dataset_info
 import files
 import records
 from options import Options, option
@@ -116,17 +117,18 @@ def training(
     unusable: list[dict[str, Any]] = []
     try:
         config = _config(statistics, num_classes)
+        without_flags = dataset_info.complete(RunConfig(config.model), (), paths)
         options = _read_options(statistics, config)
         with _only_errors_logged():
+            # A dataset.json knows more than the records, for example of classes without videos.
+            config = dataset_info.complete(config, ("feature_names", "feature_sizes"), paths)
             unusable += _unusable(statistics, config.data.reader(paths, options))
             to_skip = statistics.damaged.total + sum(entry["records"] for entry in unusable)
             options = dataclasses.replace(options, skip_corrupt_records=to_skip)
             config.data.reader(paths, options).check_first_records()
     except InputError as error:
         return {"train_command": None, "problem": str(error), "unusable": unusable}
-    settings = {
-        name: value for name, (value, _) in config.differences(RunConfig(config.model)).items()
-    }
+    settings = {name: value for name, (value, _) in config.differences(without_flags).items()}
     for name, value in options.read_options().items():
         if value != getattr(ReadOptions, name):
             settings[name] = value

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import os
 import re
+import shlex
 import time
 
 import program
@@ -21,14 +22,18 @@ import tensorflow as tf
 from absl import logging
 
 import utils
+from dataset_info import FILE, STORAGE, DatasetInfo, Feature
 from files import atomic_path, atomic_write, gfile
 from options import Options, option, same_option
 from run_config import RunConfig
 from sample_world import FACTORS, WORLDS, Generator, World
 from utils import InputError, comma_separated
 
+PROGRAM = "make_sample_data.py"
 VOCABULARY = "vocabulary.csv"
-GENERATED_FILES = re.compile(r"(train|validate|test)\d{5,}\.tfrecord|vocabulary\.csv")
+# A text at the beginning of the files that distinguish sample data from other data sets.
+MARKS = {VOCABULARY: "/sample/0,", FILE: PROGRAM}
+GENERATED_FILES = re.compile(r"(train|validate|test)\d{5,}\.tfrecord|vocabulary\.csv|dataset\.json")
 VOCABULARY_COLUMNS = (
     "Index,TrainVideoCount,KnowledgeGraphId,Name,WikiUrl,"
     "Vertical1,Vertical2,Vertical3,WikiDescription"
@@ -65,8 +70,8 @@ class SampleOptions(Options):
     """Options of this program. Equal options give equal files."""
 
     output_dir: str = option(
-        help="Directory for train*.tfrecord, validate*.tfrecord, test*.tfrecord and "
-        "vocabulary.csv; created if missing.",
+        help="Directory for train*.tfrecord, validate*.tfrecord, test*.tfrecord, vocabulary.csv "
+        "and dataset.json; created if missing.",
         group="output",
         required=True,
     )
@@ -154,11 +159,12 @@ class SampleOptions(Options):
 
 
 def make_sample_data(options: SampleOptions) -> Summary:
-    """Writes train, validate and test records and a vocabulary.
+    """Writes train, validate and test records, a vocabulary and, last, their `DatasetInfo`.
 
     Raises:
         InputError: if the directory is not writable or already holds records.
     """
+    info = _describe(options)
     _prepare_directory(options.output_dir, options.overwrite)
     world = World(options.seed, options.num_classes, options.feature_sizes, WORLDS[options.world])
     generator = Generator(
@@ -168,7 +174,44 @@ def make_sample_data(options: SampleOptions) -> Summary:
         options.output_dir, options.num_videos, options.num_eval_videos, options.shards
     )
     serialize = _serialize_frames if options.level == "frame" else _serialize_means
-    return _write_all(generator, plan, serialize, options.output_dir)
+    summary = _write_all(generator, plan, serialize, options.output_dir)
+    info.save(options.output_dir)
+    return summary
+
+
+def _describe(options):
+    """Returns the `DatasetInfo` of the data that the options generate."""
+    is_frame_level = options.level == "frame"
+    prefix = "" if is_frame_level else "mean_"
+    dtype, quantization = STORAGE[options.level]
+    return DatasetInfo(
+        made_by=_command(options),
+        level=options.level,
+        features=tuple(
+            Feature(name=f"{prefix}{name}", size=size, dtype=dtype, quantization=quantization)
+            for name, size in zip(options.feature_names, options.feature_sizes, strict=True)
+        ),
+        num_classes=options.num_classes,
+        max_frames=options.max_frames if is_frame_level else None,
+        frames_per_second=1 if is_frame_level else None,
+        vocabulary=VOCABULARY,
+        videos={
+            "train": options.num_videos,
+            "validate": options.num_eval_videos,
+            "test": options.num_eval_videos,
+        },
+    )
+
+
+def _command(options):
+    """Returns the command that generates equal data, without the directory."""
+    values = dataclasses.asdict(options)
+    flags = [
+        f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in values.items()
+        if name not in ("output_dir", "overwrite")
+    ]
+    return shlex.join(["python", PROGRAM, *flags])
 
 
 def _prepare_directory(output_dir, overwrite):
@@ -176,11 +219,12 @@ def _prepare_directory(output_dir, overwrite):
     try:
         gfile.makedirs(output_dir)
         old = sorted(name for name in gfile.listdir(output_dir) if GENERATED_FILES.fullmatch(name))
-        if VOCABULARY in old and "/sample/0," not in _beginning(output_dir, VOCABULARY):
-            raise InputError(
-                f"{output_dir!r} holds the {VOCABULARY} of another data set, which would be "
-                "overwritten. Choose another --output_dir."
-            )
+        for name, mark in MARKS.items():
+            if name in old and mark not in _beginning(output_dir, name):
+                raise InputError(
+                    f"{output_dir!r} holds the {name} of another data set, which would be "
+                    "overwritten. Choose another --output_dir."
+                )
         if old and not overwrite:
             raise InputError(
                 f"{output_dir!r} already holds sample data ({len(old)} files, including "

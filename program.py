@@ -98,6 +98,13 @@ _REPLACED_FLAGS = {
 _HELP_FLAGS = {"help", "h", "helpshort", "helpfull"}
 
 
+class GivenFlags(frozenset[str]):
+    """Names of the flags that the command line or a flagfile gives.
+
+    A parameter of a program's `main` with this annotation receives them.
+    """
+
+
 def run(main: Callable, backends: Sequence[str] = ("tensorflow",)) -> None:
     """Runs a program with the options of the command line.
 
@@ -254,12 +261,13 @@ def _define(name, default, kind, metadata, flag_values):
 
 
 def _option_classes(main):
-    """Returns the dataclass of every parameter of a main function, without `| None`."""
+    """Returns the dataclasses of options of a main function by parameter, without `| None`."""
     hints = typing.get_type_hints(main)
     hints.pop("return", None)
     return {
         name: typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
         for name, hint in hints.items()
+        if hint is not GivenFlags
     }
 
 
@@ -315,7 +323,7 @@ def _refuse_positional(arguments):
 
 
 def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[str, Any]:
-    """Returns the options of a program by name of the parameter of `main`.
+    """Returns the arguments of a program's `main`, by name.
 
     Raises:
         InputError: if a required flag is missing or a value is not valid.
@@ -335,10 +343,12 @@ def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[st
     given = [f"--{name}" for name in _given_model_flags(flag_values)] if absent else []
     if given:
         raise InputError(f"{comma_separated(given)} needs --model.")
-    return {
+    options = {
         name: None if name in absent else _build_options(cls, values, flag_values)
         for name, cls in classes.items()
     }
+    given_flags = GivenFlags(name for name in values if flag_values[name].present)
+    return options | {name: given_flags for name, hint in hints.items() if hint is GivenFlags}
 
 
 def _refuse_fixed_flags(main, values, flag_values):

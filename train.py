@@ -3,8 +3,9 @@
     python train.py --model=MoeModel --train_data_pattern='data/train*.tfrecord' --train_dir=run
 
 The run's directory holds model_flags.json, checkpoints and TensorBoard logs. The same command
-resumes from the newest checkpoint. eval.py and inference.py need only that directory. With
---distribution, several devices or machines train together.
+resumes from the newest checkpoint. eval.py and inference.py need only that directory. If a
+dataset.json lies next to the records, no flag needs to describe them. With --distribution, several
+devices or machines train together.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import program
 from program import Progress
@@ -24,6 +25,7 @@ import tensorflow as tf
 from absl import logging
 
 import checkpoints
+import dataset_info
 import distribution
 import eval_util
 import files
@@ -56,6 +58,7 @@ def train(
     config: RunConfig,
     options: TrainOptions,
     *,
+    paths: Sequence[str] | None = None,
     stop_requests: Callable = lambda: contextlib.nullcontext(lambda: False),
 ) -> TrainResult:
     """Trains until the data or the steps end, from the newest checkpoint if there is one.
@@ -63,6 +66,7 @@ def train(
     Args:
         config: what to learn.
         options: data, directory, duration and devices.
+        paths: the files that `options.train_data_pattern` matches, if the caller knows them.
         stop_requests: returns a context manager that yields a function, which returns whether to
             save and stop early; for example `distribution.termination_requests`.
 
@@ -76,7 +80,7 @@ def train(
         raise InputError(
             f"--frame_features={options.frame_features} does not fit: {config.model} takes {level}."
         )
-    reader = config.data.reader(options.train_data_pattern, options)
+    reader = config.data.reader(paths or options.train_data_pattern, options)
     # Fail on bad data before creating anything.
     reader.check_first_records()
     if options.tensorboard_dir:
@@ -276,9 +280,11 @@ def batch_metrics(outputs: tuple, strategy: tf.distribute.Strategy) -> dict[str,
     }
 
 
-def main(config: RunConfig, options: TrainOptions) -> None:
+def main(config: RunConfig, options: TrainOptions, given: program.GivenFlags) -> None:
     """Runs the program."""
-    train(config, options, stop_requests=distribution.termination_requests)
+    paths = files.expand_patterns(options.train_data_pattern)
+    config = dataset_info.complete(config, given, paths)
+    train(config, options, paths=paths, stop_requests=distribution.termination_requests)
 
 
 if __name__ == "__main__":

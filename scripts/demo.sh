@@ -46,7 +46,7 @@ python inference.py --exported_model="$demo/exported" \
 cat <<END
 
 Done. Results:
-  $demo/data/                   the videos: train*, validate*, test*.tfrecord, vocabulary.csv
+  $demo/data/                   the videos: train*, validate*, test*.tfrecord, vocabulary.csv, dataset.json
   $demo/small_lfnl_netvlad/     the model: checkpoints and model_flags.json; eval/metrics.json
   $demo/small_moe/              the simple model, with the same files
   $demo/averaged/               the mean of the model's last checkpoints

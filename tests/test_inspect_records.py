@@ -1,6 +1,7 @@
 """inspect_records.py against sums by hand, and the commands that it prints against training."""
 
 import collections
+import dataclasses
 import gzip
 import json
 import math
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import dataset_info
+import files
 import inspect_records
 import programs
 import record_statistics
@@ -84,8 +87,9 @@ def read_as_training(command):
     python, script, *flags = shlex.split(command)
     assert (python, script) == ("python", "train.py")
     options = programs.options("train", *flags)
-    paths = options["options"].train_data_pattern
-    reader = options["config"].data.reader(paths, options["options"])
+    paths = files.expand_patterns(options["options"].train_data_pattern)
+    config = dataset_info.complete(options["config"], options["given"], paths)
+    reader = config.data.reader(paths, options["options"])
     reader.check_first_records()
     count = sum(len(batch.video_ids) for batch in reader.batches(8))
     return count, reader.corrupt_records.count
@@ -370,6 +374,29 @@ def test_the_printed_command_trains_on_damaged_and_mixed_files(tmp_path, capsys)
     assert (train_dir / "model.ckpt-6.index").exists()
 
 
+def test_the_command_leaves_out_what_dataset_json_says(tmp_path, capsys):
+    path = write_records(tmp_path / "part", videos())
+    dtype, quantization = dataset_info.STORAGE["frame"]
+    features = [
+        dataset_info.Feature(name=name, size=size, dtype=dtype, quantization=quantization)
+        for name, size in {"audio": 4, "rgb": 8}.items()
+    ]
+    info = dataset_info.DatasetInfo(level="frame", features=features, num_classes=9, max_frames=6)
+    info.save(str(tmp_path))
+    command = found_in(capsys, path)["train_command"]
+    # The five classes in the records are not all classes of the data set.
+    assert command == shlex.join(
+        [
+            *("python", "train.py", "--model=DbofModel", f"--train_data_pattern={path}"),
+            *("--feature_names=rgb,audio", "--feature_sizes=8,4", "--train_dir=run"),
+        ]
+    )
+    assert read_as_training(command) == (20, 0)
+    dataclasses.replace(info, features=features[:1]).save(str(tmp_path))
+    problem = found_in(capsys, path)["problem"]
+    assert problem.startswith(f"--feature_names=rgb,audio contradicts {tmp_path}/dataset.json")
+
+
 def test_the_printed_command_trains_on_video_level_sample_data(tmp_path, capsys):
     sizes = ("--num_videos=64", "--num_classes=12", "--feature_sizes=8,4", "--level=video")
     programs.run("make_sample_data", f"--output_dir={tmp_path}", *sizes)
@@ -377,7 +404,7 @@ def test_the_printed_command_trains_on_video_level_sample_data(tmp_path, capsys)
     programs.run("inspect_records", f"--input_data_pattern={tmp_path / 'train*'}", names)
     command = capsys.readouterr().out.splitlines()[-1]
     assert "--model=MoeModel" in command
-    assert "--num_classes=12" in command
+    assert "--num_classes" not in command  # dataset.json has it.
     train_dir = tmp_path / "run"
     flags = shlex.split(command)[2:]
     programs.run("train", *flags, f"--train_dir={train_dir}", "--batch_size=16", "--max_steps=2")

@@ -2,16 +2,19 @@
 
 import itertools
 import pathlib
+import shlex
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import eval_util
+import files
 import make_sample_data
 import programs
 import sample_world
 import utils
+from dataset_info import DatasetInfo, Feature
 from utils import InputError
 
 SMALL = {
@@ -275,6 +278,56 @@ def test_the_summary_counts_what_was_written(tmp_path):
     assert sorted(pathlib.Path(path).name for path in summary.files) == sorted(sizes)
     assert summary.num_bytes == sum(sizes.values())
     assert 1 <= summary.labels_per_video <= 5
+
+
+@pytest.mark.parametrize("level", ["frame", "video"])
+def test_dataset_json_describes_the_data_and_how_to_make_it_again(tmp_path, level):
+    make(tmp_path / "data", level=level)
+    info = DatasetInfo.load(str(tmp_path / "data" / "dataset.json"))
+    if level == "frame":
+        stored = {"dtype": "uint8", "quantization": {"min": -2, "max": 2}}
+        assert (info.max_frames, info.frames_per_second) == (12, 1)
+    else:
+        stored = {"dtype": "float32"}
+        assert (info.max_frames, info.frames_per_second) == (None, None)
+    prefix = {"frame": "", "video": "mean_"}[level]
+    assert info.features == (
+        Feature(name=f"{prefix}rgb", size=8, **stored),
+        Feature(name=f"{prefix}audio", size=4, **stored),
+    )
+    assert (info.level, info.num_classes, info.vocabulary) == (level, 12, "vocabulary.csv")
+    assert info.videos == {"train": 100, "validate": 20, "test": 20}
+    python, program, *flags = shlex.split(info.made_by)
+    assert (python, program) == ("python", "make_sample_data.py")
+    programs.run("make_sample_data", *flags, f"--output_dir={tmp_path / 'again'}")
+    assert file_bytes(tmp_path / "again") == file_bytes(tmp_path / "data")
+
+
+def test_dataset_json_is_written_last_and_removed_first(tmp_path, monkeypatch):
+    make(tmp_path)
+
+    def fail(path, *_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(make_sample_data, "_write_vocabulary", fail)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, num_classes=7, overwrite=True)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".tfrecord"}
+    removed = []
+    make(tmp_path, overwrite=True)
+    remove = files.gfile.remove
+    monkeypatch.setattr(files.gfile, "remove", lambda path: removed.append(path) or remove(path))
+    make(tmp_path, num_classes=7, overwrite=True)
+    assert removed[0] == str(tmp_path / "dataset.json")
+    assert DatasetInfo.load(str(tmp_path / "dataset.json")).num_classes == 7
+
+
+def test_the_description_of_another_data_set_is_not_overwritten(tmp_path):
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds the dataset\.json of another data set"):
+        make(tmp_path, overwrite=True)
+    assert (tmp_path / "dataset.json").read_text() == "{}"
 
 
 def test_existing_records_are_rejected_without_overwrite_which_keeps_other_files(tmp_path):

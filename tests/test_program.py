@@ -113,6 +113,14 @@ def test_given_flags_of_the_model_become_its_hyperparameters():
     assert config.hyperparameters["moe_num_mixtures"] == 3
 
 
+def test_a_program_learns_which_flags_are_given_even_if_equal_to_the_default(tmp_path):
+    (tmp_path / "my.flags").write_text("--num_classes=3862\n--moe_num_mixtures=3\n")
+    flags = (f"--flagfile={tmp_path / 'my.flags'}", "--nosync_batch_norm", "--feature_sizes=8,4")
+    names = {"model", "train_data_pattern", "train_dir"}
+    given = programs.options("train", *REQUIRED, *flags)["given"]
+    assert given == names | {"num_classes", "sync_batch_norm", "feature_sizes"}
+
+
 def test_a_flag_that_repeats_has_a_line_per_value():
     def main(options: Repeating) -> str:
         return options.pattern

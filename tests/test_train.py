@@ -201,6 +201,6 @@ def test_the_training_function_leaves_signals_to_its_caller(tmp_path, video_data
         f"--train_data_pattern={video_data}",
         "--max_steps=1",
     )
-    assert train.train(**options).step == 1
+    assert train.train(options["config"], options["options"]).step == 1
     with pytest.raises(AssertionError, match="handler"):
-        train.main(options["config"], options["options"])
+        train.main(**options)

@@ -1,0 +1,248 @@
+"""The description of a data set: the file `dataset.json` next to its records.
+
+It has what training must know of the records, and how they were made. `complete` takes from it the
+settings of a run that no flag gives. docs/sample_data.md describes the format.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from absl import logging
+
+import files
+from options import Options, option
+from run_config import RunConfig
+from utils import InputError, comma_separated
+
+FILE = "dataset.json"
+# How features are stored that this version can read, by level: dtype and quantization.
+STORAGE: dict[str, tuple[str, dict[str, float] | None]] = {
+    "frame": ("uint8", {"min": -2, "max": 2}),
+    "video": ("float32", None),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Feature(Options):
+    """A feature of the records.
+
+    Attributes:
+        name: its name in the records.
+        size: number of values, per frame or per video.
+        dtype: type of the stored values.
+        quantization: `min` and `max` of the range that the bytes cover, as in `utils.dequantize`;
+            None for numbers stored as they are.
+    """
+
+    name: str = option(group="data")
+    size: int = option(group="data", above=0)
+    dtype: str = option(group="data")
+    quantization: dict[str, float] | None = None
+
+    def __post_init__(self):
+        """Checks every value."""
+        super().__post_init__()
+        if not self.name or not self.name.isprintable():
+            raise InputError(f"--name must be printable text. Received: {self.name!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetInfo(Options):
+    """Description of a data set.
+
+    Attributes:
+        made_by: how the records were made, for example a command.
+        level: "frame" for records with all frames, "video" for one vector per feature and video.
+        features: the features of every record.
+        num_classes: size of the vocabulary; labels are below it.
+        max_frames: number of frames that no video exceeds; None if unknown.
+        frames_per_second: None if unknown.
+        vocabulary: path of the class names, relative to the directory of the file.
+        videos: number of videos by split.
+
+    Raises:
+        InputError: if a value is not valid, or this version cannot read such features.
+    """
+
+    made_by: str | None = option(None, group="data")
+    level: str = option(group="data", choices=tuple(STORAGE))
+    features: tuple[Feature, ...]
+    num_classes: int = option(group="data", above=0)
+    max_frames: int | None = option(None, group="data", above=0)
+    frames_per_second: float | None = option(None, group="data", above=0)
+    vocabulary: str | None = option(None, group="data")
+    videos: dict[str, int] | None = None
+
+    def __post_init__(self):
+        """Checks every value."""
+        super().__post_init__()
+        names = [feature.name for feature in self.features]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"--features must have distinct names. Received: {names}")
+        for feature in self.features:
+            if (feature.dtype, feature.quantization) != STORAGE[self.level]:
+                dtype, quantization = STORAGE[self.level]
+                raise InputError(
+                    f"--features: this version reads {self.level}-level features of dtype {dtype} "
+                    f"with quantization {json.dumps(quantization)}. Received: {feature.name} of "
+                    f"dtype {feature.dtype!r} with quantization {json.dumps(feature.quantization)}"
+                )
+        counts = {} if self.videos is None else self.videos
+        if not isinstance(counts, dict) or not all(
+            type(count) is int and count >= 0 for count in counts.values()
+        ):
+            raise InputError(
+                f"--videos must be numbers of videos by split. Received: {self.videos!r}"
+            )
+
+    def save(self, folder: str) -> None:
+        """Writes `dataset.json` into the directory of the records, without values that are None."""
+        values = dataclasses.asdict(
+            self,
+            dict_factory=lambda pairs: {key: value for key, value in pairs if value is not None},
+        )
+        files.write_json(os.path.join(folder, FILE), values)
+
+    @classmethod
+    def load(cls, path: str) -> "DatasetInfo":
+        """Reads a `dataset.json`.
+
+        Raises:
+            InputError: naming file and key, if it is not valid.
+        """
+        values = files.read_json(path)
+        _check_keys(path, cls, values)
+        entries = values["features"]
+        if not isinstance(entries, list):
+            raise InputError(f"{path}: features must be a list. Received: {entries!r}")
+        features = tuple(
+            _build(f"{path}: features[{index}]", Feature, entry)
+            for index, entry in enumerate(entries)
+        )
+        return _build(path, cls, {**values, "features": features})
+
+
+def _build(place, cls, values):
+    """Returns a dataclass made of a JSON object."""
+    _check_keys(place, cls, values)
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{place}: {str(error).removeprefix('--')}") from error
+
+
+def _check_keys(place, cls, values):
+    """Rejects what is not a JSON object with the keys of a dataclass."""
+    if not isinstance(values, dict):
+        raise InputError(f"{place} must hold a JSON object. Received: {values!r}")
+    fields = dataclasses.fields(cls)
+    unknown = sorted(set(values) - {field.name for field in fields})
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    missing = [name for name in required if name not in values]
+    if unknown or missing:
+        raise InputError(
+            f"{place} does not fit this version. Unknown keys: "
+            f"{comma_separated(map(repr, unknown))}; missing keys: {comma_separated(missing)}."
+        )
+
+
+# --- The settings of a run ------------------------------------------------------------------------
+
+
+def complete(config: RunConfig, given: Collection[str], paths: Sequence[str]) -> RunConfig:
+    """Returns a config whose settings of the data come from `dataset.json`, unless flags give them.
+
+    `--feature_names` may select some of the features, in any order. `--max_frames` is a limit of
+    use, which may be smaller (longer videos are cut) or larger (for prediction on longer videos).
+    Every other flag must have the value in the file.
+
+    Args:
+        config: config of the run.
+        given: names of its settings that flags give.
+        paths: record files. Without a `dataset.json` in their directories, nothing changes.
+
+    Raises:
+        InputError: if a file is not valid, files of several directories disagree, or the model or a
+            flag does not fit.
+    """
+    infos = _load_all(paths)
+    if not infos:
+        return config
+    _check_agreement(infos)
+    path, info = next(iter(infos.items()))
+    if info.level != _level(config):
+        raise InputError(
+            f"{config.model} is a {_level(config)}-level model, but {path} describes "
+            f"{info.level}-level records. Choose another model or other records."
+        )
+    sizes = {feature.name: feature.size for feature in info.features}
+    names = config.feature_names if "feature_names" in given else tuple(sizes)
+    if not set(names or ()) <= set(sizes):
+        raise _contradiction("feature_names", names, path, tuple(sizes))
+    settings: dict[str, Any] = {
+        "feature_names": names,
+        "feature_sizes": tuple(sizes[name] for name in names or ()),
+        "num_classes": info.num_classes,
+    }
+    for name, expected in settings.items():
+        if name in given and getattr(config, name) != expected:
+            raise _contradiction(name, getattr(config, name), path, expected)
+    if "max_frames" not in given and info.level == "frame":
+        limits = [info.max_frames or config.max_frames for info in infos.values()]
+        settings["max_frames"] = max(limits)
+    taken = " ".join(_flag(name, value) for name, value in settings.items() if name not in given)
+    logging.info("%s describes the data: %s", path, taken or "as the flags do")
+    return dataclasses.replace(config, **settings)
+
+
+def _load_all(paths):
+    """Returns the descriptions in the directories of files, by path of the description."""
+    found = {}
+    for folder in sorted({os.path.dirname(path) for path in paths}):
+        path = os.path.join(folder, FILE)
+        try:
+            exists = files.gfile.exists(path)
+        except files.REMOTE_ERRORS as error:  # Some storage denies access to what is missing.
+            logging.warning("took %s for missing: %s", path, error)
+            continue
+        if exists:
+            found[path] = DatasetInfo.load(path)
+    return found
+
+
+def _check_agreement(infos):
+    (first, info), *others = infos.items()
+    for path, other in others:
+        for name in ("level", "features", "num_classes"):
+            if getattr(info, name) != getattr(other, name):
+                raise InputError(
+                    f"{first} and {path} disagree: {name} is {_text(getattr(info, name))} and "
+                    f"{_text(getattr(other, name))}. Train on one of the data sets."
+                )
+
+
+def _contradiction(name, value, path, expected):
+    return InputError(
+        f"{_flag(name, value)} contradicts {path}, which says {_flag(name, expected)}. Leave the "
+        "flag out or give that value; if the file is wrong, correct it."
+    )
+
+
+def _level(config):
+    return "frame" if config.frame_level else "video"
+
+
+def _flag(name, value):
+    return f"--{name}={_text(value)}"
+
+
+def _text(value):
+    if not isinstance(value, tuple):
+        return str(value)
+    return ",".join(
+        f"{entry.name}:{entry.size}" if isinstance(entry, Feature) else str(entry)
+        for entry in value
+    )
