@@ -194,7 +194,9 @@ def complete(config: RunConfig, given: Collection[str], paths: Sequence[str]) ->
         limits = [info.max_frames or config.max_frames for info in infos.values()]
         settings["max_frames"] = max(limits)
     taken = " ".join(_flag(name, value) for name, value in settings.items() if name not in given)
-    logging.info("%s describes the data: %s", path, taken or "as the flags do")
+    logging.info(
+        "%s %s", path, f"describes the data: {taken}" if taken else "agrees with the flags"
+    )
     return dataclasses.replace(config, **settings)
 
 
