@@ -1,18 +1,21 @@
-r"""Predicts the labels of videos and writes them as CSV.
+r"""Predicts the labels of videos and writes them as CSV, JSON lines or Parquet.
 
     python inference.py --train_dir=run --input_data_pattern='data/test*.tfrecord' \
         --output_file=predictions.csv
 
 Several runs (--train_dirs) or an exported model (--exported_model) predict the same way.
 
-The file has the columns VideoId and LabelConfidencePairs: the best classes, each with its score. It
-appears only when it is complete. Until then, the predictions for finished input files are kept in
-OUTPUT_FILE.parts, from which the same command resumes an interrupted run. Input files that changed
-meanwhile are predicted again.
+The file has the columns VideoId and LabelConfidencePairs: the best classes, each with its score.
+--output_format selects other formats, which also hold class names. The file appears only when it is
+complete. Until then, the predictions for finished input files are kept in OUTPUT_FILE.parts, from
+which the same command resumes an interrupted run. Input files that changed meanwhile are predicted
+again.
 """
 
 import dataclasses
+import functools
 import time
+from collections.abc import Mapping
 
 import program
 from program import Progress
@@ -21,7 +24,7 @@ from absl import logging
 
 import files
 from options import option
-from prediction_file import format_lines, prediction_parts
+from prediction_file import FORMATS, check_format, format_lines, prediction_parts
 from predictor import (
     ExportedPredictor,
     Predictor,
@@ -44,9 +47,23 @@ class InferenceOptions(PredictorOptions):
         repeats=True,
     )
     output_file: str = option(
-        help="CSV file to write, replaced if it exists; compressed if it ends in .gz.",
+        help="File to write, replaced if it exists; compressed if it ends in .gz.",
         group="output",
         required=True,
+    )
+    output_format: str = option(
+        "kaggle",
+        "kaggle: CSV with a line per video, `id,class score class score ...`; csv: a line per "
+        "prediction, with id, rank, class, name and score; jsonl: a JSON object per video; "
+        "parquet: the rows of csv.",
+        group="output",
+        choices=tuple(FORMATS),
+    )
+    class_names: str | None = option(
+        None,
+        "vocabulary.csv of the data set; adds class names to all formats except kaggle. Default: "
+        "the one in --exported_model, if export_model.py --class_names saved it there.",
+        group="output",
     )
     resume: bool = option(
         True,
@@ -54,6 +71,16 @@ class InferenceOptions(PredictorOptions):
         "finished and unchanged input files again. --noresume starts over.",
         group="output",
     )
+
+    def __post_init__(self):
+        """Checks options that depend on each other."""
+        super().__post_init__()
+        check_format(self.output_format, self.output_file)
+        if self.class_names and not FORMATS[self.output_format].has_names:
+            raise InputError(
+                f"--class_names was given, but --output_format={self.output_format} holds no "
+                "names. Choose another format, or leave out --class_names."
+            )
 
 
 def write_predictions(
@@ -64,8 +91,10 @@ def write_predictions(
     batch_size: int,
     top_k: int = 20,
     resume: bool = True,
+    output_format: str = "kaggle",
+    class_names: Mapping[int, str] | None = None,
 ) -> int:
-    """Predicts all videos of a reader, one input file after another, and writes a CSV file.
+    """Predicts all videos of a reader, one input file after another, and writes a file.
 
     The file appears under its name only when it is complete. Until then, each finished input file
     has a part next to it, from which another run can resume. Memory does not grow with the number
@@ -78,6 +107,8 @@ def write_predictions(
         batch_size: videos per batch; a batch holds videos of one file.
         top_k: classes per video.
         resume: whether to use the parts of an interrupted run; otherwise they are removed.
+        output_format: key of `prediction_file.FORMATS`.
+        class_names: names by class, or None; the format kaggle ignores them.
 
     Returns:
         The number of videos in the file.
@@ -92,17 +123,23 @@ def write_predictions(
         "top_k": top_k,
         "missing_features": reader.missing_features,
         "trim_features": reader.trim_features,
+        "class_names": class_names,
     }
-    with prediction_parts(output_file, settings, reader.paths, resume=resume) as parts:
+    format_batch = functools.partial(
+        format_lines, top_k=top_k, output_format=output_format, class_names=class_names
+    )
+    with prediction_parts(
+        output_file, settings, reader.paths, resume=resume, output_format=output_format
+    ) as parts:
         parts.restore_corrupt_records(reader.corrupt_records)
-        _write_parts(predictor, reader, parts, batch_size, top_k)
+        _write_parts(predictor, reader, parts, batch_size, format_batch)
         num_videos = parts.num_videos()
         if num_videos == 0:
             raise InputError(f"no video in {len(reader.paths)} files, such as {reader.paths[0]}")
     return num_videos
 
 
-def _write_parts(predictor, reader, parts, batch_size, top_k):
+def _write_parts(predictor, reader, parts, batch_size, format_batch):
     """Writes the parts that are not finished."""
     predicted = done_bytes = 0
     start = time.perf_counter()
@@ -113,7 +150,7 @@ def _write_parts(predictor, reader, parts, batch_size, top_k):
                 with parts.open(number) as part:
                     for batch in file_reader.batches(batch_size):
                         predictions = predict_videos(predictor, batch.video_ids, batch.inputs)
-                        part.write(format_lines(batch.video_ids, predictions, top_k))
+                        part.write(format_batch(batch.video_ids, predictions))
                         predicted += len(batch.video_ids)
                         rate = predicted / (time.perf_counter() - start)
                         progress.tick(
@@ -124,12 +161,28 @@ def _write_parts(predictor, reader, parts, batch_size, top_k):
             done_bytes += files.file_size(path)
 
 
+def find_class_names(
+    options: InferenceOptions, predictor: Predictor | ExportedPredictor
+) -> Mapping[int, str] | None:
+    """Returns the class names for the prediction file by class, or None if there are none.
+
+    Raises:
+        InputError: if they cannot be read, or do not fit the model.
+    """
+    if not FORMATS[options.output_format].has_names:
+        return None
+    if options.class_names:
+        return files.read_class_names(options.class_names, predictor.data.num_classes)
+    return predictor.class_names()
+
+
 def main(options: InferenceOptions) -> None:
     """Runs the program."""
     files.check_writable(options.output_file)
     paths = files.expand_patterns(options.input_data_pattern)
     files.check_not_input(options.output_file, paths)
     predictor = load_predictor(options)
+    class_names = find_class_names(options, predictor)
     predictor.restore(options.checkpoint)
     reader = predictor.data.reader(paths, options, with_labels=False)
     start = time.perf_counter()
@@ -140,6 +193,8 @@ def main(options: InferenceOptions) -> None:
         batch_size=options.batch_size,
         top_k=options.top_k,
         resume=options.resume,
+        output_format=options.output_format,
+        class_names=class_names,
     )
     logging.info(
         "%d videos predicted by %s, %.1f s, %d corrupt records skipped: %s",

@@ -1,12 +1,16 @@
-"""CSV files of predictions: formats their lines, and writes them in parts that can be resumed."""
+"""Files of predictions: formats their lines, and writes them in parts that can be resumed."""
 
 import codecs
 import contextlib
+import dataclasses
+import functools
+import io
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,36 +21,194 @@ import files
 from records import CorruptRecordLog, RecordLocation
 from utils import InputError, comma_separated, csv_line
 
+# --- Formats --------------------------------------------------------------------------------------
+
 HEADER = "VideoId,LabelConfidencePairs"
+COLUMNS = ("id", "rank", "class", "name", "score")
+# Rows that are converted to Parquet at a time; they make one row group.
+_ROWS_PER_GROUP = 2**16
 
 
-def format_lines(video_ids: Sequence[str], predictions: np.ndarray, top_k: int) -> str:
-    """Returns lines `id,class score class score ...`, best class first, as one str.
+def format_lines(
+    video_ids: Sequence[str],
+    predictions: np.ndarray,
+    top_k: int,
+    output_format: str = "kaggle",
+    class_names: Mapping[int, str] | None = None,
+) -> str:
+    """Returns the lines of videos, best class first, as one str.
 
     Args:
         video_ids: B ids.
         predictions: probabilities `[B, C]`.
         top_k: classes per video.
+        output_format: key of `FORMATS`.
+        class_names: names by class, or None.
     """
     classes, scores = eval_util.top_k_predictions(predictions, top_k)
-    lines = []
-    for video_id, row_classes, row_scores in zip(
-        video_ids, classes.tolist(), scores.tolist(), strict=True
-    ):
-        pairs = zip(row_classes, row_scores, strict=True)
-        cells = (video_id, " ".join(f"{label} {score:g}" for label, score in pairs))
-        lines.append(csv_line(cells))
-    return "".join(lines)
+    lines, names = FORMATS[output_format].lines, class_names or {}
+    return "".join(
+        lines(video_id, row_classes, row_scores, names)
+        for video_id, row_classes, row_scores in zip(
+            video_ids, classes.tolist(), scores, strict=True
+        )
+    )
 
+
+def _kaggle_line(video_id, classes, scores, _):
+    pairs = zip(classes, scores.tolist(), strict=True)
+    return csv_line((video_id, " ".join(f"{label} {score:g}" for label, score in pairs)))
+
+
+def _csv_lines(video_id, classes, scores, names):
+    # The str of a np.float32 has the fewest digits that read back as that number.
+    return "".join(
+        csv_line((video_id, str(rank), str(label), names.get(label, ""), str(score)))
+        for rank, (label, score) in enumerate(zip(classes, scores, strict=True), start=1)
+    )
+
+
+def _json_line(video_id, classes, scores, names):
+    predictions = [
+        {"class": label, "name": names.get(label) or None, "score": float(str(score))}
+        for label, score in zip(classes, scores, strict=True)
+    ]
+    return json.dumps({"id": video_id, "predictions": predictions}, ensure_ascii=False) + "\n"
+
+
+def _join_text(parts, output_file, header=""):
+    with files.atomic_write(output_file) as output:
+        output.write(header)
+        for path in parts:
+            with files.open_binary(path) as part:
+                shutil.copyfileobj(part, output.stream)
+
+
+def _join_parquet(parts, output_file):
+    """Converts parts in the format jsonl, one group of rows after another."""
+    pyarrow, parquet = _import_pyarrow()
+    types = (pyarrow.string(), pyarrow.int32(), pyarrow.int32(), pyarrow.string())
+    schema = pyarrow.schema(zip(COLUMNS, (*types, pyarrow.float32()), strict=True))
+    rows = _rows(parts)
+    with (
+        files.atomic_path(output_file) as partial,
+        files.open_binary(partial, "wb") as raw,
+        parquet.ParquetWriter(_PyArrowFile(raw), schema) as writer,
+    ):
+        while group := list(itertools.islice(rows, _ROWS_PER_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(group, schema))
+
+
+def _rows(parts):
+    """Yields a dict for each prediction in parts of the format jsonl."""
+    for path in parts:
+        with files.open_binary(path) as part:
+            for line in part:
+                video = json.loads(line)
+                for rank, prediction in enumerate(video["predictions"], start=1):
+                    yield {"id": video["id"], "rank": rank, **prediction}
+
+
+class _PyArrowFile(io.RawIOBase):
+    """Adds the methods that PyArrow calls to a file opened for writing, such as TensorFlow's."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self._file.write(data)
+        return len(data)
+
+
+def _import_pyarrow():
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(
+            f"--output_format=parquet needs PyArrow: {error}. Run: pip install '.[parquet]'"
+        ) from error
+    return pyarrow, pyarrow.parquet
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictionFormat:
+    """A format of prediction files.
+
+    Attributes:
+        ending: ending of the names of its files, before `.gz`.
+        part_ending: ending of the names of its parts.
+        lines: function from an id, its best classes, their scores (float32) and names by class to
+            the lines of a part.
+        join: function that joins the parts at some paths into a file.
+        has_names: whether it holds class names.
+    """
+
+    ending: str
+    part_ending: str
+    lines: Callable[[str, list[int], np.ndarray, Mapping[int, str]], str]
+    join: Callable[[Iterable[str], str], None]
+    has_names: bool = True
+
+
+FORMATS = {
+    "kaggle": PredictionFormat(
+        ".csv",
+        ".csv",
+        _kaggle_line,
+        functools.partial(_join_text, header=f"{HEADER}\n"),
+        has_names=False,
+    ),
+    "csv": PredictionFormat(
+        ".csv", ".csv", _csv_lines, functools.partial(_join_text, header=csv_line(COLUMNS))
+    ),
+    "jsonl": PredictionFormat(".jsonl", ".jsonl", _json_line, _join_text),
+    "parquet": PredictionFormat(".parquet", ".jsonl", _json_line, _join_parquet),
+}
+
+
+def check_format(output_format: str, output_file: str) -> None:
+    """Rejects a format that cannot be written, or that the name of the file contradicts.
+
+    Raises:
+        InputError: naming the format and the file, or the package that is missing.
+    """
+    expected = FORMATS[output_format].ending
+    ending = os.path.splitext(output_file.removesuffix(".gz"))[1]
+    if ending != expected and ending in {found.ending for found in FORMATS.values()}:
+        raise InputError(
+            f"--output_file={output_file} ends in {ending}, but --output_format={output_format} "
+            f"writes {expected}. Change one of them."
+        )
+    if output_format == "parquet":
+        if output_file.endswith(".gz"):
+            raise InputError(
+                f"--output_file={output_file} ends in .gz, but --output_format=parquet compresses "
+                "inside the file. Leave out .gz."
+            )
+        _import_pyarrow()
+
+
+# --- Parts ----------------------------------------------------------------------------------------
 
 _SETTINGS = "settings.json"
 _LOCK = "lock"
-_OWN_FILE = re.compile(rf"({re.escape(_SETTINGS)}|\d{{5,}}\.(csv|json))(\..+\.partial)?|{_LOCK}")
+_OWN_FILE = re.compile(
+    rf"({re.escape(_SETTINGS)}|\d{{5,}}\.(csv|jsonl|json))(\..+\.partial)?|{_LOCK}"
+)
 
 
 @contextlib.contextmanager
 def prediction_parts(
-    output_file: str, settings: dict[str, Any], input_files: Sequence[str], *, resume: bool
+    output_file: str,
+    settings: dict[str, Any],
+    input_files: Sequence[str],
+    *,
+    resume: bool,
+    output_format: str = "kaggle",
 ) -> Iterator["PredictionParts"]:
     """Yields the parts of a prediction file, and joins them into the file at the end.
 
@@ -54,9 +216,11 @@ def prediction_parts(
 
     Args:
         output_file: file to join the parts into.
-        settings: everything that the lines depend on except the input, as a dict for JSON.
+        settings: everything that the lines depend on except the input and the format, as a dict
+            for JSON.
         input_files: paths of the input files.
         resume: whether to reuse existing parts instead of removing them.
+        output_format: key of `FORMATS`.
 
     Raises:
         InputError: if the existing parts were written with other settings, another process writes
@@ -70,7 +234,9 @@ def prediction_parts(
             f"another run is writing {output_file}",
             "Wait until it ends, stop it, or choose another --output_file.",
         ):
-            parts = PredictionParts(output_file, settings, input_files, resume=resume)
+            parts = PredictionParts(
+                output_file, settings, input_files, resume=resume, output_format=output_format
+            )
             try:
                 yield parts
             except BaseException:
@@ -84,11 +250,11 @@ def prediction_parts(
 class PredictionParts:
     """Parts of a prediction file, one for each input file, in the directory `FILE.parts`.
 
-    A part consists of its lines, `NUMBER.csv`, and its metadata, `NUMBER.json`. The metadata are
-    written last, so their file marks the part as finished. The directory's `settings.json` is
-    written first and removed first, so parts without it are never used. If a run is killed, the
-    next run reuses the finished parts that are whole and whose input files are unchanged. See
-    `prediction_parts`.
+    A part consists of its lines, `NUMBER.csv` or `NUMBER.jsonl`, and its metadata, `NUMBER.json`.
+    The metadata are written last, so their file marks the part as finished. The directory's
+    `settings.json` is written first and removed first, so parts without it are never used. If a
+    run is killed, the next run reuses the finished parts that are whole and whose input files are
+    unchanged. See `prediction_parts`.
     """
 
     def __init__(
@@ -98,14 +264,17 @@ class PredictionParts:
         input_files: Sequence[str],
         *,
         resume: bool,
+        output_format: str,
     ):
+        self._format = FORMATS[output_format]
         self._output_file = output_file
         self._folder = f"{output_file}.parts"
         self._input_files = input_files
         self._fingerprints: dict[int, dict] = {}
         self._finished: dict[int, dict[str, Any]] = {}
         found = _own_files(self._folder)
-        settings = json.loads(json.dumps({**settings, "input_files": input_files}))
+        settings = {**settings, "output_format": output_format, "input_files": input_files}
+        settings = json.loads(json.dumps(settings))
         path = os.path.join(self._folder, _SETTINGS)
         if resume and _SETTINGS in found:
             self._check(files.read_json(path), settings)
@@ -127,7 +296,7 @@ class PredictionParts:
     def _restore(self, found):
         """Reads the metadata of the finished parts of another run."""
         for number, path in enumerate(self._input_files):
-            name = _part_name(number, "json")
+            name = _part_name(number, ".json")
             if name not in found:
                 continue
             metadata = self._read_metadata(name)
@@ -148,7 +317,7 @@ class PredictionParts:
     def open(self, number: int) -> Iterator[codecs.StreamWriter]:
         """Opens the text file of a part for writing; call it before the input file is read."""
         self._fingerprints[number] = files.fingerprint(self._input_files[number])
-        path = self._path(number, "csv")
+        path = self._lines_path(number)
         with files.named_errors(path), files.open_binary(path, "wb") as file:
             yield codecs.getwriter("utf-8")(file)
 
@@ -157,7 +326,7 @@ class PredictionParts:
 
         Args:
             number: number of the input file.
-            num_videos: number of lines in the part.
+            num_videos: number of videos in the part.
             corrupt_log: log of the corrupt records of all input files.
         """
         corrupt_records = [
@@ -170,7 +339,7 @@ class PredictionParts:
             "num_bytes": self._size(number),
             "corrupt_records": corrupt_records,
         }
-        files.write_json(self._path(number, "json"), metadata)
+        files.write_json(self._path(number, ".json"), metadata)
         self._finished[number] = metadata
 
     def restore_corrupt_records(self, corrupt_log: CorruptRecordLog) -> None:
@@ -184,7 +353,7 @@ class PredictionParts:
                 corrupt_log.add(RecordLocation(self._input_files[number], index, offset), reason)
 
     def num_videos(self) -> int:
-        """Returns the number of lines in the finished parts."""
+        """Returns the number of videos in the finished parts."""
         return sum(metadata["num_videos"] for metadata in self._finished.values())
 
     def keep_finished(self) -> None:
@@ -204,11 +373,8 @@ class PredictionParts:
 
     def join(self) -> None:
         """Joins all parts into the output file, and removes them."""
-        with files.atomic_write(self._output_file) as output:
-            output.write(f"{HEADER}\n")
-            for number in range(len(self._input_files)):
-                with files.open_binary(self._path(number, "csv")) as part:
-                    shutil.copyfileobj(part, output.stream)
+        numbers = range(len(self._input_files))
+        self._format.join(map(self._lines_path, numbers), self._output_file)
         self._remove()
 
     def _remove(self):
@@ -225,15 +391,18 @@ class PredictionParts:
 
     def _size(self, number):
         """Returns the size of the lines of a part in bytes, or None without lines."""
-        path = self._path(number, "csv")
+        path = self._lines_path(number)
         return files.file_size(path) if files.gfile.exists(path) else None
+
+    def _lines_path(self, number):
+        return self._path(number, self._format.part_ending)
 
     def _path(self, number, ending):
         return os.path.join(self._folder, _part_name(number, ending))
 
 
 def _part_name(number, ending):
-    return f"{number:05d}.{ending}"
+    return f"{number:05d}{ending}"
 
 
 def _own_files(folder):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -205,6 +206,10 @@ class Predictor:
             "seed": self.ensemble.seed,
         }
 
+    def class_names(self) -> dict[int, str] | None:
+        """Returns None: training saves no class names."""
+        return None
+
     def describe(self) -> str:
         """Describes the restored models in a few words."""
         if len(self.steps) == 1:
@@ -252,6 +257,20 @@ class ExportedPredictor:
     def identity(self) -> dict:
         """Returns everything except the input that predictions depend on, for comparison."""
         return {"exported_model": self._manifest}
+
+    def class_names(self) -> dict[int, str] | None:
+        """Returns the names in the vocabulary that was exported with the model, or None.
+
+        Raises:
+            InputError: if the vocabulary cannot be read, or does not fit the model.
+        """
+        asset = getattr(self._loaded, "class_names", None)
+        if not isinstance(asset, tf.saved_model.Asset):
+            return None
+        # Only the name of the file: a path in the graph could lead anywhere.
+        name = os.path.basename(asset.asset_path.numpy().decode())
+        path = os.path.join(self._name, "assets", name)
+        return files.read_class_names(path, self.data.num_classes)
 
     def describe(self) -> str:
         """Names the exported model."""

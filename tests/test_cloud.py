@@ -1,6 +1,7 @@
 """Cloud jobs, as far as tests can check them without an account."""
 
 import gzip
+import io
 import itertools
 import os
 import pathlib
@@ -345,6 +346,11 @@ def test_paths_of_another_file_system_work(frame_data, tmp_path, monkeypatch):
         assert len(gzip.decompress(file.read()).splitlines()) == 1 + 160
     assert gfile.exists("ram://out/classes.csv")
     assert gfile.exists("ram://run/eval/metrics.json")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs requirements/parquet.txt")
+    output = ("ram://out/predictions.parquet", "--output_format=parquet", "--top_k=3")
+    programs.predict("ram://run", data, *output, names)
+    with gfile.GFile(output[0], "rb") as file:
+        assert parquet.read_table(io.BytesIO(file.read())).num_rows == 3 * 160
 
 
 def test_a_file_system_that_is_not_installed_is_an_input_error():

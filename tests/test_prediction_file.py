@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -149,6 +150,42 @@ def test_parts_of_other_settings_are_rejected_unless_the_run_starts_over(
     assert len(programs.prediction_rows(output)) == 1 + 4 * 60 - 2
 
 
+@pytest.mark.parametrize("output_format", ["csv", "jsonl", "parquet"])
+def test_every_format_resumes_to_the_same_bytes(
+    tmp_path, trained_moe, corrupt_files, files_read, output_format
+):
+    if output_format == "parquet":
+        pytest.importorskip("pyarrow", reason="needs requirements/parquet.txt")
+    ending = {"csv": ".csv.gz", "jsonl": ".jsonl.gz", "parquet": ".parquet"}[output_format]
+    output, fresh = tmp_path / f"predictions{ending}", tmp_path / f"fresh{ending}"
+    names = tmp_path / "vocabulary.csv"
+    names.write_text("Index,Name\n0,Cats\n")
+    given = (*arguments(trained_moe, corrupt_files, output), f"--output_format={output_format}")
+    given = (*given, f"--class_names={names}")
+    interrupt(given)
+    with pytest.raises(InputError, match="another value of class_names"):
+        programs.run("inference", *given[:-1])
+    files_read.clear()
+    skip = "--skip_corrupt_records=2"
+    programs.run("inference", *given, skip)
+    assert files_read == ["test2.tfrecord"]
+    programs.run("inference", *given, skip, f"--output_file={fresh}")
+    assert output.read_bytes() == fresh.read_bytes()
+
+
+def test_parts_of_another_format_are_not_used(tmp_path, trained_moe, corrupt_files):
+    output = tmp_path / "predictions"
+    given = arguments(trained_moe, corrupt_files, output)
+    interrupt(given)
+    for more in ("csv", "jsonl"):
+        with pytest.raises(InputError, match="another value of output_format"):
+            programs.run("inference", *given, f"--output_format={more}")
+    more = ("--output_format=jsonl", "--noresume", "--skip_corrupt_records=2")
+    programs.run("inference", *given, *more)
+    assert len(output.read_text().splitlines()) == 3 * 60 - 2
+    assert not pathlib.Path(f"{output}.parts").exists()
+
+
 @pytest.mark.parametrize("change", ["order", "time"])
 def test_input_files_that_changed_since_the_stop_are_predicted_again(
     tmp_path, trained_moe, corrupt_files, files_read, change
@@ -229,14 +266,16 @@ class Killed(BaseException):
     """Ends a simulated process: every later operation on files raises it, too."""
 
 
-def write_parts(output, model, inputs, resume=True):
-    """Writes a prediction file whose lines name the model and the input file."""
-    settings = {"model": model}
-    with prediction_file.prediction_parts(str(output), settings, inputs, resume=resume) as parts:
+def write_parts(output, model, inputs, output_format, resume=True):
+    """Writes a prediction file whose ids name the model and the input file."""
+    given = {"output_format": output_format, "resume": resume}
+    with prediction_file.prediction_parts(str(output), {"model": model}, inputs, **given) as parts:
         for number, path in enumerate(inputs):
             if not parts.is_finished(number):
                 with parts.open(number) as part:
-                    part.write(f"{model},{path}\n")
+                    scores = np.array([[0.25, 0.5]])
+                    ids = [f"{model},{path}"]
+                    part.write(prediction_file.format_lines(ids, scores, 2, output_format))
                 parts.finish(number, 1, CorruptRecordLog())
 
 
@@ -268,34 +307,39 @@ def killed_at(operation, write):
     return False
 
 
-def killed_and_resumed(output, inputs, operation, resume):
+def killed_and_resumed(output, inputs, operation, output_format, resume):
     """Kills a run, starts one of another model, and checks lines; returns whether it was killed."""
 
-    def lines(model):
-        return "".join([f"{prediction_file.HEADER}\n", *(f"{model},{path}\n" for path in inputs)])
+    def content(model):
+        unbroken = output.with_name("unbroken")
+        write_parts(unbroken, model, inputs, output_format)
+        return unbroken.read_bytes()
 
-    killed = killed_at(operation, lambda: write_parts(output, "old", inputs))
-    assert not output.exists() or output.read_text() == lines("old")
+    killed = killed_at(operation, lambda: write_parts(output, "old", inputs, output_format))
+    assert not output.exists() or output.read_bytes() == content("old")
     model = "new"
     try:
-        write_parts(output, model, inputs, resume)
+        write_parts(output, model, inputs, output_format, resume)
     except InputError:  # The parts of the unfinished run are kept for the old model.
         assert resume
         model = "old"
-        write_parts(output, model, inputs)
-    assert output.read_text() == lines(model)
+        write_parts(output, model, inputs, output_format)
+    assert output.read_bytes() == content(model)
     assert not pathlib.Path(f"{output}.parts").exists()
     return killed
 
 
+@pytest.mark.parametrize("output_format", ["kaggle", "parquet"])
 @pytest.mark.parametrize("resume", [True, False])
-def test_a_kill_at_any_moment_never_mixes_the_lines_of_two_models(tmp_path, resume):
+def test_a_kill_at_any_moment_never_mixes_the_lines_of_two_models(tmp_path, resume, output_format):
+    if output_format == "parquet":
+        pytest.importorskip("pyarrow", reason="needs requirements/parquet.txt")
     inputs = [sample_records.write_records(tmp_path / name, []) for name in ("a", "b")]
     operations = itertools.count()
-    while killed_and_resumed(tmp_path / "out.csv", inputs, next(operations), resume):
-        (tmp_path / "out.csv").unlink()
+    while killed_and_resumed(tmp_path / "out", inputs, next(operations), output_format, resume):
+        (tmp_path / "out").unlink()
     assert next(operations) > 20
-    assert sorted(os.listdir(tmp_path)) == ["a", "b", "out.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "out", "unbroken"]
 
 
 def test_an_empty_file_is_allowed_but_not_as_the_only_one(tmp_path, trained_moe, video_data):
