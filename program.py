@@ -14,7 +14,6 @@ import difflib
 import inspect
 import os
 import re
-import signal
 import sys
 import tempfile
 import textwrap
@@ -63,6 +62,16 @@ def _hidden_startup_messages() -> Iterator[None]:
             os.write(2, b"".join(lines))
 
 
+def _report_interrupt(kind, error, traceback):
+    """Prints one line after Ctrl-C, which may come during imports, long before `run`."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _report_interrupt
+
 with _hidden_startup_messages():
     import keras
 
@@ -109,8 +118,8 @@ def run(main: Callable, backends: Sequence[str] = ("tensorflow",)) -> None:
     """Runs a program with the options of the command line.
 
     An `InputError`, a failing file operation, a loss that is not finite or a lack of memory ends it
-    with one line and exit status 1, Ctrl-C with one line and 130; anything else is a bug and keeps
-    its traceback.
+    with one line and exit status 1. Ctrl-C ends it with one line and by the signal SIGINT, which
+    shells report as 130. Anything else is a bug and keeps its traceback.
 
     Args:
         main: function whose parameters are annotated with dataclasses of options.
@@ -160,9 +169,6 @@ def _run(main, arguments, backends):
             )
         _refuse_positional(arguments[1:])
         main(**options_from_flags(main, flags.FLAGS))
-    except KeyboardInterrupt:
-        print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if error_line(error) is None:
             raise
