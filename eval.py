@@ -120,7 +120,8 @@ def check_can_save(train_dir: str, kind: str) -> None:
         InputError: naming the file, and the flag that saves nothing there.
     """
     files.check_no_link(os.path.join(train_dir, kind))
-    if files.gfile.exists(train_dir):  # Otherwise it has no run, which is an error of its own.
+    # Without a config, the directory has no run, which is an error of its own.
+    if files.gfile.exists(os.path.join(train_dir, CONFIG_FILE)):
         try:
             files.check_writable(metrics_path(train_dir, kind))
         except InputError as error:

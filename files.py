@@ -416,10 +416,11 @@ def lock(path: str, busy: str = "", remedy: str = "", *, wait: bool = False) -> 
         yield
         return
     with _lock_file(path, busy, remedy, wait) as file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
         try:
+            file.truncate(0)
+            with named_errors(path):
+                os.write(file.fileno(), holder.encode())  # Unbuffered: closing cannot fail.
             yield
         finally:
             with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import resource
 import socket
 
 import pytest
@@ -294,3 +295,15 @@ def test_a_vocabulary_that_does_not_name_classes_is_rejected_with_the_row(
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
         files.read_class_names(str(path), 3)
+
+
+def test_a_lock_on_a_full_disk_fails_naming_its_file_and_leaves_none(tmp_path):
+    path = tmp_path / "a.lock"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{path}'"), files.lock(str(path)):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not path.exists()

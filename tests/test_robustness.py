@@ -33,7 +33,7 @@ def test_an_exported_model_predicts_right_or_raises_clear_errors():
 
 @pytest.mark.slow
 def test_killed_programs_leave_complete_output_or_none_and_recover():
-    lines = list(kills.run(["train", "average_checkpoints"], 1))
+    lines = list(kills.run(["train", "average_checkpoints"], 1, 0))
     assert lines[0].startswith("kill -9 of train: 1 of 1 resume")
     assert lines[1].startswith("kill -9 of average_checkpoints: 1 of 1 left nothing or all")
 
@@ -45,7 +45,7 @@ def test_nan_and_infinity_are_rejected_naming_video_step_or_weight():
 
 @pytest.mark.slow
 def test_odd_values_of_flags_are_used_or_rejected_in_one_line(tmp_path):
-    flags = ("batch_size", "metrics_json", "weights", "tensorboard_dir")
+    flags = ("batch_size", "metrics_json", "weights", "tensorboard_dir", "train_dir")
     outcomes = [outcome for *_, outcome in odd_flags.run(tmp_path, flags, ("eval",))]
     assert 0 < outcomes.count("used") < len(outcomes)
 

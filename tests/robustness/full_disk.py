@@ -1,26 +1,36 @@
 """Lets the programs run out of disk space and checks that they say so and harm nothing.
 
-    python tests/robustness/full_disk.py
+    python tests/robustness/full_disk.py --fills=3
 
 Each program writes its output to a small file system (tmpfs, which needs root) that is full. It
 must end with a one-line error and exit status 1, keep what it wrote before, and leave no unfinished
 files. With free space, the same command must succeed. Where no file system can be mounted, or with
 --nomount, a limit on the size of files replaces the full disk.
+
+Then the disk of each program fills up to a random size at a random moment; this needs a mounted
+one. The program must end in the same way, or with its whole output. With free space, the same
+command must give the output of an undisturbed run.
 """
 
+import collections
+import concurrent.futures
 import contextlib
+import json
 import os
 import pathlib
+import random
 import re
 import shutil
 import subprocess
 import tempfile
+import time
 
 import harness
 
 # isort: split
 from absl import app, flags
 
+import kills
 import processes
 import programs
 import sample_records
@@ -79,25 +89,92 @@ def content(folder):
     }
 
 
-def run_full(disk, name, arguments):
-    """Runs a program on a full disk, then with free space, and returns its error message."""
-    before = content(disk.folder)
-    with disk.filled(_FREE_FOR_TRAINING if name == "train" else _FREE) as limit:
-        ended = processes.run(name, arguments, file_limit=limit)
+def check_error(ended, name, disk):
+    """Checks that a program reported a full disk in one line, and returns that line."""
     lines = ended.text.strip().splitlines()
     harness.check(ended.status == 1, f"{name} ended with {ended.status}: {ended.text[-2000:]}")
     harness.check(lines[-1].startswith(f"{name}.py: error: "), f"no clear error: {lines[-12:]}")
     harness.check(_CAUSE.search(lines[-1]), f"the error does not name the cause: {lines[-1]}")
     harness.check(str(disk.folder) in lines[-1], f"the error names no file: {lines[-1]}")
     harness.check("Traceback" not in ended.text, f"{name} has a traceback")
-    after = content(disk.folder)
-    harness.check(after == before, f"{name} left {sorted(after)}, before: {sorted(before)}")
-    processes.succeed(name, arguments)
     return lines[-1]
 
 
-def run(*, mount=True, names=processes.PROGRAMS):
+def run_full(disk, name, arguments):
+    """Runs a program on a full disk, then with free space, and returns its error message."""
+    before = content(disk.folder)
+    with disk.filled(_FREE_FOR_TRAINING if name == "train" else _FREE) as limit:
+        ended = processes.run(name, arguments, file_limit=limit)
+    error = check_error(ended, name, disk)
+    after = content(disk.folder)
+    harness.check(after == before, f"{name} left {sorted(after)}, before: {sorted(before)}")
+    processes.succeed(name, arguments)
+    return error
+
+
+# Functions from the disk's folder to the result that identifies the output of a program.
+RESULTS = {
+    "train": lambda place: {
+        name: value.tobytes() for name, value in kills.variables_of(place / "run").items()
+    },
+    "average_checkpoints": lambda place: json.loads(
+        (place / "averaged" / "averaged.json").read_text()
+    )["digest"],
+    "export_model": lambda place: kills.exported(place / "model"),
+    "inference": lambda place: (place / "a.csv").read_bytes(),
+    "eval": lambda place: (
+        kills.metrics(place / "run" / "eval" / "metrics.json"),
+        (place / "per_class.csv").read_bytes(),
+    ),
+}
+
+
+def fill_randomly(disk, name, arguments, fills, rng):
+    """Fills the disk of a program at random moments; returns a line about the outcomes."""
+    earlier, outcomes = disk.folder.with_name("earlier"), collections.Counter()
+    shutil.copytree(disk.folder, earlier)
+    before = content(disk.folder)
+    seconds, result = processes.succeed(name, arguments), RESULTS[name](disk.folder)
+    size = sum(map(len, content(disk.folder).values())) - sum(map(len, before.values()))
+
+    def restore():
+        for path in disk.folder.iterdir():
+            kills.remove(path)
+        shutil.copytree(earlier, disk.folder, dirs_exist_ok=True)
+
+    for _ in range(fills):
+        restore()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            running = pool.submit(processes.run, name, arguments)
+            time.sleep(rng.choice([0.0, rng.uniform(0.0, seconds)]))
+            with disk.filled(rng.randrange(max(size, 1))):
+                ended = running.result()
+        after = content(disk.folder)
+        if ended.status == 0:
+            harness.check(RESULTS[name](disk.folder) == result, f"{name} left another output")
+            outcomes["whole outputs"] += 1
+            continue
+        check_error(ended, name, disk)
+        # Training and evaluation add to these files.
+        added = ("run/checkpoint", "run/eval/metrics.json")
+        for path in before.keys() - set(added):
+            harness.check(after.get(path) == before[path], f"{name} changed {path}")
+        processes.succeed(name, arguments)
+        harness.check(RESULTS[name](disk.folder) == result, f"{name} then wrote another output")
+        outcomes["clear errors"] += 1
+    restore()
+    shutil.rmtree(earlier)
+    return ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+
+
+def run(*, mount=True, names=processes.PROGRAMS, fills=0, seed=0):
     """Runs programs on a full disk and yields the error message of each.
+
+    Args:
+        mount: whether to mount a small file system.
+        names: of the programs.
+        fills: times that the disk of each program fills at a random moment.
+        seed: of the moments and sizes.
 
     Raises:
         harness.FaultError: if a check fails.
@@ -126,16 +203,26 @@ def run(*, mount=True, names=processes.PROGRAMS):
                     f"--per_class_csv={place}/per_class.csv",
                 ],
             }
+            if fills and not disk.mounted:
+                yield "skipped: disks that fill at random moments, which need root to be mounted"
+                fills = 0
+            rng = random.Random(seed)
             for name in names:
+                if fills:
+                    outcomes = fill_randomly(disk, name, commands[name], fills, rng)
+                    yield f"{name}, filled at {fills} random moments: {outcomes}"
                 yield f"{name}: {run_full(disk, name, commands[name])}"
 
 
 def main(_):
-    for line in run(mount=flags.FLAGS.mount):
+    given = {name: flags.FLAGS[name].value for name in ("mount", "fills", "seed")}
+    for line in run(**given):
         print(line, flush=True)
     print("all programs on a full disk: clear error, no harm, then success")
 
 
 if __name__ == "__main__":
     flags.DEFINE_boolean("mount", True, "Mount a small file system, if possible.")
+    flags.DEFINE_integer("fills", 3, "Fills of the disk at random moments, for each program.")
+    flags.DEFINE_integer("seed", 0, "Seed of the moments.")
     app.run(main)

@@ -1,7 +1,7 @@
 """Kills the programs at random moments and checks what they leave and that they recover.
 
-    python tests/robustness/kills.py --kills=20
-    python tests/robustness/kills.py --kills=20 --programs=train
+    python tests/robustness/kills.py --kills=20 --stops=2
+    python tests/robustness/kills.py --kills=20 --stops=0 --programs=train
 
 Half of the moments are drawn from the duration of the program; the others come while it writes a
 file. After each kill the same command runs again, without cleaning up.
@@ -10,14 +10,21 @@ train: killed repeatedly in one directory, it must resume each time, end with al
 bit by bit, to those of an undisturbed run, and leave the same files.
 The others: a killed run leaves no output or the complete output; the next run succeeds and writes
 the output of an undisturbed run.
+
+train and eval are also started as users start them, and stopped during their imports, the first
+trace, the steps and the evaluation, by SIGKILL, SIGINT and SIGTERM: no traceback, and the same
+promises. Finally, two evaluations of one directory run at once.
 """
 
+import collections
 import json
 import os
 import pathlib
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 
@@ -35,6 +42,15 @@ import sample_records
 
 # A small model with every kind of state: weights, batch normalization statistics, random states.
 MODEL = (*programs.SMALL_MEAN, "--video_level_classifier_model=MoeModel", "--moe_prob_gating")
+# Phases of a program: part of the log line that begins each, and the seconds that it may take.
+PHASES = {
+    "train": {
+        "the start": ("", 5.0),
+        "the first trace": ("the first step", 1.5),
+        "the steps": ("step 10 |", 0.4),
+    },
+    "eval": {"the start": ("", 5.0), "evaluation": ("matrix products", 2.0)},
+}
 # Parts of the names of unfinished files.
 UNFINISHED = ("_temp", ".tmp", ".partial", ".parts")
 
@@ -71,6 +87,78 @@ def variables_of(train_dir):
     return {name: reader.get_tensor(name) for name in names}
 
 
+def stop(name, arguments, phase, number, rng):
+    """Starts a program as users do, and sends it a signal at a random moment of a phase.
+
+    Returns the phase, or "their end" if the program had just finished.
+    """
+    first_line, seconds = PHASES[name][phase]
+    seconds = rng.uniform(0.2, seconds)  # Before, Python itself starts.
+    environment = {key: os.environ[key] for key in os.environ if key != "TF_CPP_MIN_LOG_LEVEL"}
+    with subprocess.Popen(
+        [sys.executable, harness.ROOT / f"{name}.py", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        text = ""
+        while first_line not in text and (line := process.stderr.readline()):
+            text += line
+        time.sleep(seconds)
+        process.send_signal(number)
+        text += process.stderr.read()
+    status = process.returncode
+    stopped = status or "a worker must stop (SIGTERM)" in text
+    ended = f"{name}, {number.name} {seconds:.2f} s into {phase}: {status}; {text[-3000:]}"
+    harness.check(status in (0, -number) and "Traceback" not in text, ended)
+    harness.check(status != -signal.SIGINT or f"{name}.py: interrupted" in text, ended)
+    return phase if stopped else "their end"
+
+
+def stop_all(name, arguments, stops, rng):
+    """Stops a program in each of its phases by each signal; returns a line about the phases."""
+    phases = collections.Counter(
+        stop(name, arguments, phase, number, rng)
+        for phase in PHASES[name]
+        for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+        for _ in range(stops)
+    )
+    return ", ".join(f"{count} in {phase}" for phase, count in phases.items())
+
+
+def stop_train(arguments, undisturbed, stops, rng):
+    """Stops training in one directory, completes it, and returns a line about the phases."""
+    train_dir = undisturbed.with_name("stopped")
+    command = [f"--train_dir={train_dir}", *arguments]
+    line = stop_all("train", command, stops, rng)
+    processes.succeed("train", command)
+    check_equal_runs(train_dir, undisturbed)
+    return f"{line}; the completed run is bit-equal"
+
+
+def stop_eval(arguments, trained, stops, rng):
+    """Stops evaluations, and returns a line; then two at once must both succeed."""
+    line = stop_all("eval", arguments, stops, rng)
+    both = [processes.start("eval", [*arguments, "--all_checkpoints"]) for _ in range(2)]
+    for process in both:
+        process.join()
+        harness.check(process.exitcode == 0, f"one of two evaluations ended: {process.exitcode}")
+    steps = [entry["step"] for entry in programs.metrics_of(trained)]
+    harness.check(steps == sorted(map(checkpoints.step_of, checkpoints.names(str(trained)))), steps)
+    harness.check(os.listdir(trained / "eval").count("metrics.json.lock") == 0, "a lock is left")
+    return f"{line}; two at once save steps {steps}"
+
+
+def check_equal_runs(train_dir, undisturbed):
+    """Checks that two runs ended with equal variables, bit by bit, and the same files."""
+    found, expected = variables_of(train_dir), variables_of(undisturbed)
+    harness.check(found.keys() == expected.keys(), "other variables")
+    for name, value in expected.items():
+        harness.check(np.array_equal(found[name], value), f"{name} differs")
+    files_found, files_expected = (sorted(os.listdir(path)) for path in (train_dir, undisturbed))
+    harness.check(files_found == files_expected, f"{files_found} instead of {files_expected}")
+
+
 def kill_train(arguments, undisturbed, seconds, kills, rng):
     """Kills training repeatedly and returns a line about the runs that ended right.
 
@@ -81,7 +169,6 @@ def kill_train(arguments, undisturbed, seconds, kills, rng):
         kills: int.
         rng: `random.Random`.
     """
-    expected, files_expected = variables_of(undisturbed), sorted(os.listdir(undisturbed))
     runs = killed = while_writing = 0
     while killed < kills:
         train_dir = undisturbed.with_name(f"run{runs}")
@@ -91,12 +178,7 @@ def kill_train(arguments, undisturbed, seconds, kills, rng):
             killed += 1
             while_writing += bool(unfinished(train_dir))
         processes.succeed("train", command)
-        found = variables_of(train_dir)
-        harness.check(found.keys() == expected.keys(), "other variables")
-        for name, value in expected.items():
-            harness.check(np.array_equal(found[name], value), f"{name} differs")
-        files_found = sorted(os.listdir(train_dir))
-        harness.check(files_found == files_expected, f"{files_found} instead of {files_expected}")
+        check_equal_runs(train_dir, undisturbed)
         runs += 1
     return f"{killed} of {kills} resume, {while_writing} of them were saving; {runs} runs bit-equal"
 
@@ -148,8 +230,14 @@ def exported(path):
     return names, json.loads((path / "manifest.json").read_text())["digest"]
 
 
-def run(names, kills, seed=0):
+def run(names, kills, stops, seed=0):
     """Kills programs and yields a line for each.
+
+    Args:
+        names: of the programs.
+        kills: kills of each program.
+        stops: stops of train and eval, for each phase and signal.
+        seed: of the moments.
 
     Raises:
         harness.FaultError: if a check fails.
@@ -167,6 +255,8 @@ def run(names, kills, seed=0):
         seconds = processes.succeed("train", [f"--train_dir={trained}", *training])
         if "train" in names:
             yield f"kill -9 of train: {kill_train(training, trained, seconds, kills, rng)}"
+            if stops:
+                yield f"signals to train: {stop_train(training, trained, stops, rng)}"
         (trained / "eval").mkdir(exist_ok=True)
         of_run = f"--train_dir={trained}"
         commands = {
@@ -189,15 +279,21 @@ def run(names, kills, seed=0):
         }
         for name in [name for name in names if name != "train"]:
             yield f"kill -9 of {name}: {kill_program(name, *commands[name], kills, rng)}"
+        if "eval" in names and stops:
+            arguments = [of_run, f"--eval_data_pattern={data}"]
+            yield f"signals to eval: {stop_eval(arguments, trained, stops, rng)}"
 
 
 def main(_):
-    for line in run(flags.FLAGS.programs, flags.FLAGS.kills, flags.FLAGS.kills_seed):
+    for line in run(
+        *(flags.FLAGS[name].value for name in ("programs", "kills", "stops", "kills_seed"))
+    ):
         print(line, flush=True)
 
 
 if __name__ == "__main__":
     flags.DEFINE_integer("kills", 20, "Kills per program.")
+    flags.DEFINE_integer("stops", 2, "Stops of train and eval, for each phase and signal.")
     flags.DEFINE_integer("kills_seed", 0, "Seed of the moments.")
     flags.DEFINE_list("programs", list(processes.PROGRAMS), "Programs to kill.")
     app.run(main)
