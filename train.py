@@ -117,6 +117,7 @@ def _train(config, options, reader, stop_requests):
             workers.describe_parts(config.batch_size),
             f"from step {trainer.step}" if trainer.step else "from the beginning",
         )
+        first_step = trainer.step
         logging.info("the first step compiles the model, which can take a minute")
         batches = workers.batches(
             reader,
@@ -139,6 +140,11 @@ def _train(config, options, reader, stop_requests):
         logging.warning("%d corrupt records were skipped", reader.corrupt_records.count)
     checkpoint = tf.train.latest_checkpoint(options.train_dir)
     logging.info("ended at step %d: %s", trainer.step, checkpoint)
+    if trainer.step == first_step:
+        logging.info(
+            "no step was made: the run already used its data and steps. To continue, give "
+            "more files, --num_epochs or --max_steps."
+        )
     return TrainResult(trainer.step, log.last_loss, checkpoint)
 
 
