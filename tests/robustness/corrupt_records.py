@@ -32,6 +32,7 @@ from absl import app, flags, logging
 from google.protobuf.message import DecodeError
 
 import readers
+import records
 import sample_records
 from utils import InputError
 
@@ -167,21 +168,21 @@ FILE_CORRUPTIONS = (
 
 
 def change_payload(rng, record):
-    return flip_bits(rng, record.SerializeToString(), None)
+    return flip_bits(rng, record.SerializeToString(deterministic=True), None)
 
 
 def cut_payload(rng, record):
-    return truncate(rng, record.SerializeToString(), None)
+    return truncate(rng, record.SerializeToString(deterministic=True), None)
 
 
 def join_payloads(rng, record):
     # Valid: protobuf merges repeated fields.
-    payload = record.SerializeToString()
+    payload = record.SerializeToString(deterministic=True)
     return payload + payload[: rng.choice([len(payload), rng.randrange(len(payload))])]
 
 
 def oversize_field(rng, record):
-    payload = bytearray(record.SerializeToString())
+    payload = bytearray(record.SerializeToString(deterministic=True))
     place = rng.choice([place for place, byte in enumerate(payload) if byte in (0x0A, 0x12)])
     length = rng.choice([b"\xff\xff\xff\xff\x07", b"\xff\xff\x7f", b"\xff" * 9 + b"\x01"])
     payload[place + 1 : place + 2] = length
@@ -262,7 +263,9 @@ def not_finite(rng, record):
 
 
 def other_level(rng, record):
-    return message(isinstance(record, tf.train.Example), rng, 77).SerializeToString()
+    return message(isinstance(record, tf.train.Example), rng, 77).SerializeToString(
+        deterministic=True
+    )
 
 
 def _set_frames(record, name, values):
@@ -280,7 +283,7 @@ RECORD_CORRUPTIONS = (
 def corrupted(corrupt, rng, record):
     """Returns the payload of a record after one of these corruptions."""
     payload = corrupt(rng, record)
-    return record.SerializeToString() if payload is None else payload
+    return record.SerializeToString(deterministic=True) if payload is None else payload
 
 
 # The right result.
@@ -306,7 +309,7 @@ def expected_payloads(content):
 def expected_video(payload, frame_level):
     """Returns `(id, labels, values)` by the protobuf library; None if it is not a valid video."""
     try:
-        record = tf.train.SequenceExample.FromString(payload)
+        record = _parsed(payload)
     except DecodeError:
         return None
     context = record.context.feature
@@ -328,6 +331,25 @@ def expected_video(payload, frame_level):
         return None
     joined = np.concatenate(parts, axis=-1)
     return ids[0].decode("utf-8", "backslashreplace"), frozenset(labels), joined.tobytes()
+
+
+def _parsed(payload):
+    """Parses a record. The reader does not check features that it does not use, so they may be bad.
+
+    Raises:
+        DecodeError: if another part is bad.
+    """
+    try:
+        return tf.train.SequenceExample.FromString(payload)
+    except DecodeError:
+        features, lists = records.parse_record(payload)
+    used = ("id", "video_id", "labels", *(f"mean_{name}" for name in SIZES))
+    record = tf.train.SequenceExample()
+    for name in features.keys() & set(used):
+        record.context.feature[name].ParseFromString(features[name])
+    for name, content in lists.items():
+        record.feature_lists.feature_list[name].ParseFromString(content)
+    return record
 
 
 def _expected_frames(record, name, size):
@@ -354,12 +376,12 @@ def make_case(number):
     """
     rng = random.Random(number)
     frame_level = rng.random() < 0.7
-    records = [message(frame_level, rng, index) for index in range(rng.randrange(2, 7))]
-    payloads = [record.SerializeToString() for record in records]
+    messages = [message(frame_level, rng, index) for index in range(rng.randrange(2, 7))]
+    payloads = [record.SerializeToString(deterministic=True) for record in messages]
     if number % 2:
         corrupt = rng.choice(RECORD_CORRUPTIONS)
-        chosen = rng.randrange(len(records))
-        payloads[chosen] = corrupted(corrupt, rng, records[chosen])
+        chosen = rng.randrange(len(messages))
+        payloads[chosen] = corrupted(corrupt, rng, messages[chosen])
         return corrupt.__name__, frame_level, None, b"".join(map(framed, payloads))
     corrupt = rng.choice(FILE_CORRUPTIONS)
     parts = [framed(payload) for payload in payloads]
