@@ -6,6 +6,7 @@ import adversarial_scores
 import corrupt_records
 import full_disk
 import kills
+import many_shards
 import not_finite
 import odd_flags
 import served_model
@@ -54,3 +55,8 @@ def test_odd_values_of_flags_are_used_or_rejected_in_one_line(tmp_path):
 def test_a_full_disk_is_reported_and_harms_nothing():
     messages = list(full_disk.run(mount=False, names=("train", "inference")))
     assert all("File too large" in text for text in messages)
+
+
+@pytest.mark.slow
+def test_all_programs_run_on_more_files_than_videos_in_a_batch():
+    assert len(list(many_shards.run(20))) == 6

@@ -26,25 +26,23 @@ def run(shards):
     Raises:
         harness.FaultError: if one fails or misses a video.
     """
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(MAX_OPEN_FILES, limits[0]), limits[1]))
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         data, of_run = f"{folder}/data/train*.tfrecord", f"--train_dir={folder}/run"
         metrics, predictions = folder / "metrics.json", folder / "predictions.csv"
         sample = [f"--num_videos={shards}", f"--shards={shards}", "--max_frames=6"]
-        on_data = [f"--eval_data_pattern={data}", "--run_once", f"--metrics_json={metrics}"]
+        training = [*programs.SMALL_MEAN, "--num_epochs=1", "--log_steps=100"]
+        evaluation = [f"--eval_data_pattern={data}", "--run_once", f"--metrics_json={metrics}"]
         commands = {
             "make_sample_data": [f"--output_dir={folder}/data", *programs.SMALL_DATA, *sample],
-            "train": [of_run, f"--train_data_pattern={data}", *programs.SMALL_MEAN],
-            "eval": [of_run, *on_data],
+            "train": [of_run, f"--train_data_pattern={data}", *training],
+            "eval": [of_run, *evaluation],
             "inference": [of_run, f"--input_data_pattern={data}", f"--output_file={predictions}"],
             "average_checkpoints": [
                 *(of_run, f"--output_dir={folder}/averaged", f"--train_data_pattern={data}"),
             ],
             "export_model": [of_run, f"--output_dir={folder}/model"],
         }
-        commands["train"] += ["--num_epochs=1", "--log_steps=100"]
         for name, arguments in commands.items():
             yield f"{name}: {processes.succeed(name, arguments):.0f} s"
         saved = checkpoints.names(f"{folder}/run")
@@ -53,10 +51,10 @@ def run(shards):
         harness.check(num_videos == shards, f"{num_videos} videos were evaluated")
         num_rows = len(programs.prediction_rows(predictions)) - 1
         harness.check(num_rows == shards, f"{num_rows} videos were predicted")
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def main(_):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
     print(f"{flags.FLAGS.shards} files through all programs: {', '.join(run(flags.FLAGS.shards))}")
 
 
