@@ -204,9 +204,9 @@ SETTINGS = st.fixed_dictionaries(
         "feature_names": st.lists(st.text(min_size=1), min_size=2, max_size=2),
         "feature_sizes": st.lists(st.integers(1, 5000), min_size=2, max_size=2),
         "max_frames": st.integers(1, 1000),
-        "base_learning_rate": st.floats(0, exclude_min=True, allow_infinity=False),
+        "base_learning_rate": st.floats(0, 3e38, exclude_min=True),
         "ema_decay": st.floats(0, 1, exclude_max=True),
-        "seed": st.integers(0, 2**63),
+        "seed": st.integers(0, 2**32 - 1),
         "hyperparameters": st.fixed_dictionaries(
             {},
             optional={
