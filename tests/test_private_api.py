@@ -98,3 +98,11 @@ def test_a_frozen_function_has_constants_for_variables_and_the_same_output():
     variable.assign(tf.zeros([2, 2]))
     (actual,) = tf.nest.flatten(frozen(x))
     np.testing.assert_array_equal(actual, expected)
+
+
+def test_keras_traces_a_saved_model_by_the_attribute_that_is_replaced():
+    # That models are saved with it is shown in test_keras_use.py.
+    assert hasattr(keras.Model, "_default_save_signature"), (
+        "Keras no longer has Model._default_save_signature, so private_api.NoSaveSignature has no "
+        "effect, and Model.export may fail for models whose inputs are not floats."
+    )
