@@ -166,8 +166,8 @@ class FrameLevelModel(registry.Model):
             frames: uint8 `[B, T, D]`.
             num_frames: int32 `[B]`.
             num_samplings: int. N.
-            seed: int or sequence of int, as for `numpy.random.SeedSequence`; `None` draws anew for
-                every video and call, from `sampling_seed`.
+            seed: int or sequence of int, as for `numpy.random.SeedSequence`; `None` draws new
+                frames for every video and call, from `sampling_seed`.
 
         Returns:
             int32 `[B, N, iterations]`; None for every frame once.
