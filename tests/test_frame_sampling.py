@@ -180,6 +180,8 @@ def test_samplings_differ_between_each_other_seeds_and_videos(random_frames):
     np.testing.assert_array_equal(draw(model, videos, 5, 1), drawn[0])
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 7, 40])
 def test_over_many_seeds_a_video_gets_every_frame_equally_often(count):
     model = sampling_model(iterations=5)

@@ -208,6 +208,7 @@ def test_input_files_that_changed_since_the_stop_are_predicted_again(
     assert output.read_bytes() == fresh.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content"),
     [("00001.csv", b""), ("00001.csv", b"v1_0,1 0.5\n"), ("00001.csv", None), ("00001.json", b"")],
