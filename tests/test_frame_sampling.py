@@ -181,7 +181,6 @@ def test_samplings_differ_between_each_other_seeds_and_videos(random_frames):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 7, 40])
 def test_over_many_seeds_a_video_gets_every_frame_equally_often(count):
     model = sampling_model(iterations=5)
@@ -193,6 +192,7 @@ def test_over_many_seeds_a_video_gets_every_frame_equally_often(count):
     assert all_different == pytest.approx(math.perm(count, 5) / count**5, abs=0.03)
 
 
+@pytest.mark.slow
 def test_over_many_seeds_predictions_are_those_of_independent_sampling():
     model = build("FrameLevelLogisticModel", iterations=3)
     frames, num_frames = make_videos()
