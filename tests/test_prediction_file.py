@@ -186,11 +186,22 @@ def test_parts_of_another_format_are_not_used(tmp_path, trained_moe, corrupt_fil
     assert not pathlib.Path(f"{output}.parts").exists()
 
 
+def assert_second_file_is_predicted_again(trained_moe, corrupt_files, files_read, output):
+    """Resumes a run that finished the first two files, and compares it with an undisturbed one."""
+    fresh = output.with_name("fresh.csv")
+    files_read.clear()
+    for path in (output, fresh):
+        given = arguments(trained_moe, corrupt_files, path)
+        programs.run("inference", *given, "--skip_corrupt_records=2")
+    assert files_read[:-3] == ["test1.tfrecord", "test2.tfrecord"]
+    assert output.read_bytes() == fresh.read_bytes()
+
+
 @pytest.mark.parametrize("change", ["order", "time"])
 def test_input_files_that_changed_since_the_stop_are_predicted_again(
     tmp_path, trained_moe, corrupt_files, files_read, change
 ):
-    output, fresh = tmp_path / "predictions.csv", tmp_path / "fresh.csv"
+    output = tmp_path / "predictions.csv"
     interrupt(arguments(trained_moe, corrupt_files, output))
     times = corrupt_files[1].stat()
     if change == "order":
@@ -200,12 +211,7 @@ def test_input_files_that_changed_since_the_stop_are_predicted_again(
         os.utime(corrupt_files[1], ns=(times.st_atime_ns, times.st_mtime_ns))
     else:
         os.utime(corrupt_files[1], ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))
-    files_read.clear()
-    for path in (output, fresh):
-        given = arguments(trained_moe, corrupt_files, path)
-        programs.run("inference", *given, "--skip_corrupt_records=2")
-    assert files_read[:-3] == ["test1.tfrecord", "test2.tfrecord"]
-    assert output.read_bytes() == fresh.read_bytes()
+    assert_second_file_is_predicted_again(trained_moe, corrupt_files, files_read, output)
 
 
 @pytest.mark.slow
@@ -217,18 +223,13 @@ def test_input_files_that_changed_since_the_stop_are_predicted_again(
 def test_a_damaged_part_is_predicted_again(
     tmp_path, trained_moe, corrupt_files, files_read, name, content
 ):
-    output, fresh = tmp_path / "predictions.csv", tmp_path / "fresh.csv"
+    output = tmp_path / "predictions.csv"
     interrupt(arguments(trained_moe, corrupt_files, output))
     path = pathlib.Path(f"{output}.parts", name)
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    files_read.clear()
-    for path in (output, fresh):
-        given = arguments(trained_moe, corrupt_files, path)
-        programs.run("inference", *given, "--skip_corrupt_records=2")
-    assert files_read[:-3] == ["test1.tfrecord", "test2.tfrecord"]
-    assert output.read_bytes() == fresh.read_bytes()
+    assert_second_file_is_predicted_again(trained_moe, corrupt_files, files_read, output)
 
 
 def test_one_process_at_a_time_writes_an_output(tmp_path, trained_moe, video_data):
