@@ -177,7 +177,7 @@ def select(options: AverageOptions) -> list[str]:
 
 
 def _best_steps(train_dir, count, steps):
-    path = os.path.join(train_dir, "eval", "metrics.json")
+    path = checkpoints.metrics_path(train_dir, "eval")
     if not files.gfile.exists(path):
         raise InputError(f"--best needs {path}, which eval.py writes for each checkpoint.")
     gaps = {entry["step"]: entry["gap"] for entry in checkpoints.read_evaluations(path)}

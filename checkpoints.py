@@ -373,6 +373,11 @@ def restore_weights(model: keras.Model, path: str, use_ema: bool = False) -> Non
             raise InputError(f"{name} in {path} is not finite. Choose another checkpoint.")
 
 
+def metrics_path(train_dir: str, kind: str) -> str:
+    """Returns the path of the metrics.json of a kind of evaluation, `eval` or `eval_ema`."""
+    return os.path.join(train_dir, kind, "metrics.json")
+
+
 def read_evaluations(path: str) -> list[dict]:
     """Reads the metrics.json of eval.py: one dict per evaluated step; none if there is no file.
 

@@ -81,11 +81,6 @@ class EvalOptions(PredictorOptions):
         return bool(self.train_dir) and not ends
 
 
-def metrics_path(train_dir: str, kind: str) -> str:
-    """Returns the path of metrics.json in a train directory."""
-    return os.path.join(train_dir, kind, "metrics.json")
-
-
 # Names of metrics in TensorBoard, equal to those of training, so that curves share a chart.
 _TAGS = {"hit_at_one": "Hit@1", "perr": "PERR", "gap": "GAP", "map": "mAP", "loss": "loss"}
 
@@ -101,7 +96,7 @@ def save_summary(
         kind: name of the subdirectory for evaluations.
         tensorboard_dir: directory for TensorBoard logs instead of `train_dir`.
     """
-    path = metrics_path(train_dir, kind)
+    path = checkpoints.metrics_path(train_dir, kind)
     # Several evaluations of one run may end at the same time.
     with files.lock(f"{path}.lock", wait=True):
         history = checkpoints.read_evaluations(path)
@@ -123,7 +118,7 @@ def check_can_save(train_dir: str, kind: str) -> None:
     # Without a config, the directory has no run, which is an error of its own.
     if files.gfile.exists(os.path.join(train_dir, CONFIG_FILE)):
         try:
-            files.check_writable(metrics_path(train_dir, kind))
+            files.check_writable(checkpoints.metrics_path(train_dir, kind))
         except InputError as error:
             raise InputError(
                 f"{error}. To evaluate a run without saving anything there, give --train_dirs "
