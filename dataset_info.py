@@ -33,8 +33,8 @@ class Feature(Options):
         name: its name in the records.
         size: number of values, per frame or per video.
         dtype: type of the stored values.
-        quantization: `min` and `max` of the range that the bytes cover, as in `utils.dequantize`;
-            None for numbers stored as they are.
+        quantization: `min` and `max` of the range that the bytes cover, as in
+            `quantization.Quantization`; None for numbers stored as they are.
     """
 
     name: str = option(group="data")

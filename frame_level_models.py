@@ -2,7 +2,7 @@
 
 The frames of a video are stored as uint8, sampled, dequantized, L2-normalized and encoded into one
 vector, which a video-level model classifies. `FrameLevelModel` does everything but the encoding,
-which each model adds. Models that only multiply frames by matrices take them as `QuantizedFrames`,
+which each model adds. Models that only multiply frames by matrices take them as `StoredFrames`,
 which dequantize and normalize around the product.
 
 Every training step draws a new sampling of each video's frames. A prediction uses every frame
@@ -50,8 +50,8 @@ class FrameLevelModel(registry.Model):
     """
 
     frame_level = True
-    # Whether `encode` takes `layers.QuantizedFrames` instead of float frames.
-    takes_quantized_frames = False
+    # Whether `encode` takes `layers.StoredFrames` instead of float frames.
+    takes_stored_frames = False
     # Whether sampled frames are counted instead of copied. For a model that ignores their order the
     # result is the same, and it is cheaper unless few frames are drawn. `encode` must then also
     # take the counts of several samplings, `[B, N, T]`.
@@ -105,7 +105,7 @@ class FrameLevelModel(registry.Model):
             inputs["frames"],
             "uint8",
             ("videos", "frames"),
-            "utils.quantize returns the bytes that stand for float features.",
+            "quantization.YOUTUBE8M.quantize returns the bytes that stand for float features.",
         )
         frames, num_frames = inputs["frames"], ops.cast(inputs["num_frames"], "int32")
         shape = utils.static_shape(num_frames)
@@ -123,7 +123,7 @@ class FrameLevelModel(registry.Model):
             inverse_norms, _ = self.sample(inverse_norms, num_frames, frame_indices)
         frames, frame_weights = self.sample(frames, num_frames, frame_indices)
         frames = normalize(frames, frame_weights, inverse_norms)
-        if not self.takes_quantized_frames:
+        if not self.takes_stored_frames:
             frames = frames.to_float()
         encoding = self.encode(frames, frame_weights, training)
         probabilities = self.classifier(encoding, training=training)
@@ -136,8 +136,8 @@ class FrameLevelModel(registry.Model):
         """Encodes each video into one vector.
 
         Args:
-            frames: float32 `[B, T, D]`, of L2 norm 1 each, with 0 for padding; `QuantizedFrames` if
-                the model has `takes_quantized_frames`. Samplings that copy the frames arrive as
+            frames: float32 `[B, T, D]`, of L2 norm 1 each, with 0 for padding; `StoredFrames` if
+                the model has `takes_stored_frames`. Samplings that copy the frames arrive as
                 separate videos.
             frame_weights: float32 `[B, T]`, how often each frame counts: 0 for padding, otherwise
                 1. With `sample_by_count`, how often each frame was sampled, and `[B, N, T]` for
@@ -323,7 +323,7 @@ def count_frames(frame_indices, weights, length):
 
 
 def normalize(frames, frame_weights, inverse_norms=None):
-    """Returns `QuantizedFrames` of L2 norm 1; frames of weight 0 become 0.
+    """Returns `StoredFrames` of L2 norm 1; frames of weight 0 become 0.
 
     Args:
         frames: uint8 `[B, T, D]`.
@@ -334,7 +334,7 @@ def normalize(frames, frame_weights, inverse_norms=None):
         frame_weights = ops.max(frame_weights, axis=1)
     if inverse_norms is None:
         inverse_norms = layers.inverse_norms(frames)
-    return layers.QuantizedFrames(frames, inverse_norms * ops.cast(frame_weights > 0, "float32"))
+    return layers.StoredFrames(frames, inverse_norms * ops.cast(frame_weights > 0, "float32"))
 
 
 # --- Encoder of streams ---------------------------------------------------------------------------
@@ -356,7 +356,7 @@ class StreamEncoder(layers.Float32Layer):
         hidden_fan_in: int. V is initialized with standard deviation `1 / sqrt(hidden_fan_in)`.
         gating: bool. Whether context gating follows.
 
-    Input shape: `QuantizedFrames` and their weights `[B, T]`; in prediction also `[B, N, T]` for N
+    Input shape: `StoredFrames` and their weights `[B, T]`; in prediction also `[B, N, T]` for N
     samplings. Output shape: `[B, hidden_size]` or `[B * N, hidden_size]`.
     """
 
@@ -482,7 +482,7 @@ class DbofModel(FrameLevelModel):
     Reference: [Abu-El-Haija et al., 2016](https://arxiv.org/abs/1609.08675).
     """
 
-    takes_quantized_frames = True
+    takes_stored_frames = True
 
     def __init__(
         self,
@@ -577,7 +577,7 @@ class GruModel(FrameLevelModel):
     matches the model size in its Table 1, 243 MB.
     """
 
-    takes_quantized_frames = True
+    takes_stored_frames = True
     default_samplings = 5
 
     def __init__(self, *, gru_cells=1200, gru_layers=2, moe_l2=1e-6, **kwargs):
@@ -614,7 +614,7 @@ class SoftBoFModel(FrameLevelModel):
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
 
-    takes_quantized_frames = True
+    takes_stored_frames = True
     sample_by_count = True
 
     def __init__(
@@ -687,7 +687,7 @@ class LFNLNetVLADModel(FrameLevelModel):
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
 
-    takes_quantized_frames = True
+    takes_stored_frames = True
     sample_by_count = True
 
     def __init__(

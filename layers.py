@@ -15,7 +15,7 @@ import keras
 from absl import logging
 from keras import ops
 
-import utils
+import quantization
 
 # --- Matmul precision -----------------------------------------------------------------------------
 #
@@ -159,10 +159,10 @@ class SeedGenerator(keras.random.SeedGenerator):
 
 # The byte that would stand for 0, 127 + 1/512. Bfloat16 rounds it to 127, a difference of 1/130560
 # of the range that the bytes cover, and represents every byte minus 127 exactly.
-_ZERO = -utils.QUANTIZATION_OFFSET / utils.QUANTIZATION_SCALE
+_ZERO = -quantization.YOUTUBE8M.offset / quantization.YOUTUBE8M.step
 
 
-class QuantizedFrames(NamedTuple):
+class StoredFrames(NamedTuple):
     """Frames of videos, stored as bytes.
 
         x_td = inverse_norm_t * scale_d * (q_td - zero) + offset_d
@@ -194,12 +194,12 @@ class QuantizedFrames(NamedTuple):
 
     def normalized(self):
         """Returns the frames before any `affine`, of L2 norm 1."""
-        return QuantizedFrames(self.q, self.inverse_norms)
+        return StoredFrames(self.q, self.inverse_norms)
 
     def entries(self, start, size):
         """Returns the part of every frame that holds one feature."""
         stop = start + size
-        return QuantizedFrames(
+        return StoredFrames(
             self.q[..., start:stop],
             self.inverse_norms,
             None if self.scale is None else self.scale[start:stop],
@@ -320,13 +320,13 @@ class MatmulLayer(keras.layers.Layer):
         return ops.reshape(rows, (-1, length, matrix.shape[-1]))
 
     def project(self, x, kernel):
-        """Multiplies rows, or `QuantizedFrames`, by a matrix `[D, K]`.
+        """Multiplies rows, or `StoredFrames`, by a matrix `[D, K]`.
 
         Returns:
             `(rows, offset)`: float32 rows, and an offset still to add to them, `[K]` or None. It
             is separate because batch normalization does not need it in every row.
         """
-        if not isinstance(x, QuantizedFrames):
+        if not isinstance(x, StoredFrames):
             return self.matmul(x, kernel), None
         project, offset = x.projection(kernel, self)
         return project(x.q, x.inverse_norms), offset
@@ -335,14 +335,14 @@ class MatmulLayer(keras.layers.Layer):
         """Sums frames, or their residuals to centers: v_k = sum_t weights_tk (x_t - c_k).
 
         Args:
-            x: frames `[B, T, D]`, or `QuantizedFrames`.
+            x: frames `[B, T, D]`, or `StoredFrames`.
             weights: `[B, T, K]`.
             centers: the c_k, `[K, D]`; None for 0.
 
         Returns:
             float32 `[B, K, D]`.
         """
-        if isinstance(x, QuantizedFrames):
+        if isinstance(x, StoredFrames):
             sums, offset = x.pool(weights, self), x.offset
         else:
             sums, offset = self.einsum("BTK,BTD->BKD", weights, x), None
@@ -356,8 +356,8 @@ class MatmulLayer(keras.layers.Layer):
 
 
 def row_size(shape):
-    """Returns D from the shape of rows `[B, D]` or `[B, T, D]`, or of `QuantizedFrames`."""
-    return (shape.q if isinstance(shape, QuantizedFrames) else shape)[-1]
+    """Returns D from the shape of rows `[B, D]` or `[B, T, D]`, or of `StoredFrames`."""
+    return (shape.q if isinstance(shape, StoredFrames) else shape)[-1]
 
 
 class BatchNorm(Float32Layer):
@@ -384,7 +384,7 @@ class BatchNorm(Float32Layer):
             plain mean over the updates.
         folded: bool. Whether `fold` has moved all but an offset into the matrix before.
 
-    Input shape: `[B, D]`, `[B, T, D]` or `QuantizedFrames`, with `row_weights` of `[B]` or
+    Input shape: `[B, D]`, `[B, T, D]` or `StoredFrames`, with `row_weights` of `[B]` or
     `[B, T]`. Output shape: the same as the input.
 
     Reference: [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
@@ -422,11 +422,11 @@ class BatchNorm(Float32Layer):
             return x + (self.beta + offset)
         if not (training and self.trainable):
             scale, shift = self.affine()
-            if isinstance(x, QuantizedFrames):
+            if isinstance(x, StoredFrames):
                 return x.affine(scale, shift)
             return x * scale + (shift + scale * offset)
         weights = normalized_row_weights(row_weights, x)
-        if isinstance(x, QuantizedFrames):
+        if isinstance(x, StoredFrames):
             mean, variance = x.moments(weights)
             self._update(mean, variance)
             return x.affine(*self._affine(mean, variance))
@@ -471,7 +471,7 @@ def normalized_row_weights(row_weights, x):
 
     Args:
         row_weights: `[B]` or `[B, T]`; None for equal weights.
-        x: rows `[B, D]` or `[B, T, D]`, or `QuantizedFrames`.
+        x: rows `[B, D]` or `[B, T, D]`, or `StoredFrames`.
     """
     if row_weights is None:
         row_weights = ops.ones(ops.shape(x)[:-1])
@@ -548,7 +548,7 @@ class Linear(MatmulLayer):
         bias_initializer: Keras initializer of b.
         regularizer: Keras regularizer of W.
 
-    Input shape: `[B, D]`, `[B, T, D]` or `QuantizedFrames`, for batch normalization with
+    Input shape: `[B, D]`, `[B, T, D]` or `StoredFrames`, for batch normalization with
     `row_weights` of `[B]` or `[B, T]`. Output shape: `[B, units]` or `[B, T, units]`.
     """
 

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-import utils
+import quantization
 from dataset_info import FILE, STORAGE, DatasetInfo, Feature
 from files import atomic_path, atomic_write, gfile
 from options import Options, option, same_option
@@ -302,7 +302,7 @@ def _serialize_means(video):
     example = tf.train.Example()
     _set_context(example.features, video)
     for name, frames in video.features.items():
-        mean = utils.dequantize(frames.mean(axis=0))
+        mean = quantization.YOUTUBE8M.dequantize(frames.mean(axis=0))
         example.features.feature[f"mean_{name}"].float_list.value.extend(mean)
     return example.SerializeToString(deterministic=True)
 

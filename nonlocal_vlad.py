@@ -27,7 +27,7 @@ class SoftAssignment(Linear):
     Args:
         clusters: int. K.
 
-    Input shape: frames `[B, T, D]` or `QuantizedFrames`, and their weights `[B, T]`, needed for the
+    Input shape: frames `[B, T, D]` or `StoredFrames`, and their weights `[B, T]`, needed for the
     statistics of the batch. Output shape: `[B, T, K]`.
     """
 
@@ -48,7 +48,7 @@ class SoftAssignment(Linear):
         return ops.softmax(super().call(frames, frame_weights, training=training), axis=-1)
 
     def fold_input(self, scale, offset):
-        """Absorbs `scale * x + offset` of `QuantizedFrames` into the weights, for prediction."""
+        """Absorbs `scale * x + offset` of `StoredFrames` into the weights, for prediction."""
         self.norm.moving_mean.assign_sub(ops.einsum("D,DK->K", offset, self.kernel))
         self.kernel.assign(scale[:, None] * self.kernel)
         self.input_folded = True
@@ -69,7 +69,7 @@ class NetVLAD(MatmulLayer):
         centers: bool. Whether to subtract the centers c_k.
         nonlocal_block: `NonLocalBlock` or `None`.
 
-    Input shape: frames `[B, T, D]` or `QuantizedFrames`, and their weights `[B, T]`; in prediction
+    Input shape: frames `[B, T, D]` or `StoredFrames`, and their weights `[B, T]`; in prediction
     also `[B, N, T]` for N samplings of the same frames. Output shape: `[B, K * D]` or
     `[B * N, K * D]`.
 
@@ -113,7 +113,7 @@ class NetVLAD(MatmulLayer):
         columns of one product.
 
         Args:
-            frames: `[B, T, D]` or `QuantizedFrames`.
+            frames: `[B, T, D]` or `StoredFrames`.
             assignments: `[B, T, K]`.
             weights: `[B, N, T]`.
         """
@@ -208,7 +208,7 @@ class SoftBagOfFeatures(MatmulLayer):
     Args:
         clusters: int. K.
 
-    Input shape: frames `[B, T, D]` or `QuantizedFrames`, and their weights `[B, T]`; in prediction
+    Input shape: frames `[B, T, D]` or `StoredFrames`, and their weights `[B, T]`; in prediction
     also `[B, N, T]` for N samplings of the same frames. Output shape: `[B, K]` or `[B * N, K]`.
 
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).

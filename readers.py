@@ -25,7 +25,8 @@ from google.protobuf.message import DecodeError
 
 import files
 import records
-from utils import InputError, comma_separated, quantize
+from quantization import YOUTUBE8M
+from utils import InputError, comma_separated
 
 # Records that show whether the data fit the settings at all, and videos of which one must have a
 # label.
@@ -38,7 +39,7 @@ SEGMENT_FEATURES = {
     "segment_scores",
 }
 # The byte that stands for the value 0.
-_ZERO = quantize(0.0)
+_ZERO = YOUTUBE8M.quantize(0.0)
 # Bytes are taken for floats if nearly all values that are not 0 are within such bounds.
 _PLAUSIBLE_FLOATS = {"float16": (2**-14, 2**8), "float32": (1e-8, 1e8), "float64": (1e-8, 1e8)}
 _PLAUSIBLE_SHARE, _BYTE_RATIO = 0.99, 1.5
@@ -50,7 +51,8 @@ _EMPTY_BYTES = 2
 _OTHER_SIZES = "Use data that fit the model, or train with other --feature_sizes."
 _QUANTIZE = (
     "Frames of floats are not read: store one byte per value, for example "
-    "utils.quantize(np.frombuffer(frame, np.float32)).tobytes() for values of -2 to 2."
+    "quantization.YOUTUBE8M.quantize(np.frombuffer(frame, np.float32)).tobytes() for values of "
+    "-2 to 2."
 )
 _ONE_STRING = "Store each frame as one string with one byte per value."
 # Files read in turn, one video from each, so that neighbors in a file do not stay neighbors.

@@ -20,7 +20,7 @@ class GRU(layers.MatmulLayer):
     Args:
         units: int. Size of the state h.
 
-    Input shape: frames `[B, T, D]` or `QuantizedFrames`, and bool `[B, T]`, true for real frames
+    Input shape: frames `[B, T, D]` or `StoredFrames`, and bool `[B, T]`, true for real frames
     and false for padding. Output shape: the states at all frames, `[B, T, units]`, and the last
     state, `[B, units]`.
 
@@ -157,7 +157,7 @@ class GRUStack(layers.Float32Layer):
         units: int. Size of the state of each layer.
         num_layers: int. Number of layers.
 
-    Input shape: `QuantizedFrames` `[B, T, D]`, and bool `[B, T]`, true for real frames and false
+    Input shape: `StoredFrames` `[B, T, D]`, and bool `[B, T]`, true for real frames and false
     for padding. Output shape: `[B, num_layers * units]`.
     """
 

@@ -30,7 +30,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-import utils
+import quantization
 
 SPLITS = ("train", "validate", "test")
 
@@ -308,4 +308,4 @@ def _add_noise(rng, means):
     values = rng.standard_normal(means.shape, dtype=np.float32)
     values *= NOISE_SCALE
     values += means
-    return utils.quantize(values)
+    return quantization.YOUTUBE8M.quantize(values)

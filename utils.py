@@ -1,4 +1,4 @@
-"""Shared base: `InputError`, feature quantization, CSV lines, tables and checks of arguments.
+"""Shared base: `InputError`, CSV lines, tables and checks of arguments.
 
 Needs neither TensorFlow nor Keras.
 """
@@ -8,11 +8,6 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
-
-# A stored byte q represents the feature value q * SCALE + OFFSET; the 256 values cover -2..2.
-QUANTIZATION_SCALE = 4.0 / 255.0
-QUANTIZATION_OFFSET = 4.0 / 512.0 - 2.0
 
 # The package under which Keras finds the classes of saved models.
 KERAS_PACKAGE = "youtube8m"
@@ -27,23 +22,6 @@ class InputError(ValueError):
     The message names the culprit, what was expected and the remedy. Programs print it without a
     traceback.
     """
-
-
-def dequantize(values: Any) -> Any:
-    """Returns the feature values (about -2..2) of stored bytes (0..255) cast to a float type."""
-    return values * QUANTIZATION_SCALE + QUANTIZATION_OFFSET
-
-
-def quantize(values: ArrayLike) -> np.ndarray:
-    """Returns the nearest bytes to feature values, uint8: the inverse of `dequantize`, clipped.
-
-    Raises:
-        InputError: if a value is NaN.
-    """
-    if np.isnan(values).any():
-        raise InputError("feature values must be numbers, because no byte stands for NaN.")
-    steps = np.rint((np.asarray(values) - QUANTIZATION_OFFSET) / QUANTIZATION_SCALE)
-    return np.clip(steps, 0, 255).astype(np.uint8)
 
 
 def static_shape(tensor: Any) -> list[int | None] | None:

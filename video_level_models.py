@@ -41,7 +41,10 @@ class VideoLevelModel(registry.Model):
         if isinstance(inputs, dict):
             raise utils.InputError(f"{self.name} takes one vector per video, not frames.")
         self.check_input(
-            inputs, "float32", ("videos",), "utils.dequantize returns the features of stored bytes."
+            inputs,
+            "float32",
+            ("videos",),
+            "quantization.YOUTUBE8M.dequantize returns the features of stored bytes.",
         )
         if self.l2_normalize_input:
             inputs = layers.l2_normalize(inputs)

@@ -22,8 +22,8 @@ import program
 
 import comparison
 import files
+import quantization
 import readers
-import utils
 from options import option, same_option
 from run_config import ReadOptions
 
@@ -63,7 +63,9 @@ def baseline_dataset(paths, batch_size, num_readers):
     """Returns the usual reader, which parses, dequantizes and pads each video separately."""
 
     def frames_of(feature):
-        values = utils.dequantize(tf.cast(tf.io.decode_raw(feature, tf.uint8), tf.float32))
+        values = quantization.YOUTUBE8M.dequantize(
+            tf.cast(tf.io.decode_raw(feature, tf.uint8), tf.float32)
+        )
         values = values[:MAX_FRAMES]
         return tf.pad(values, [[0, MAX_FRAMES - tf.shape(values)[0]], [0, 0]])
 

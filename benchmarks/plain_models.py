@@ -9,6 +9,7 @@ import keras
 from keras import layers, ops
 
 import frame_level_models
+import quantization
 import utils
 import video_level_models
 from nonlocal_vlad import l2_normalize
@@ -158,7 +159,7 @@ class PlainModel(keras.Model):
     def call(self, inputs, training=False):
         """Returns probabilities, float32 `[B, C]`, for the input of a `FrameLevelModel`."""
         num_frames = ops.cast(inputs["num_frames"], "int32")
-        frames = utils.dequantize(ops.cast(inputs["frames"], "float32"))
+        frames = quantization.YOUTUBE8M.dequantize(ops.cast(inputs["frames"], "float32"))
         frame_indices = ops.arange(ops.shape(frames)[1], dtype="int32")[None]
         if self.iterations:
             shape = (ops.shape(frames)[0], self.iterations)

@@ -15,6 +15,7 @@ WITHOUT_TENSORFLOW = {
     "recurrent",
     "registry",
     "run_config",
+    "quantization",
     "utils",
     *(path.stem for path in ROOT.glob("*_models.py")),
 }

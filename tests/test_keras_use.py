@@ -251,7 +251,7 @@ VECTORS_EXPECTED = rf"takes float32 \[videos, {D}\]\. Received: "
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        (FRAMES.astype(np.float32), FRAMES_EXPECTED + r"float32 .*utils\.quantize"),
+        (FRAMES.astype(np.float32), FRAMES_EXPECTED + r"float32 .*YOUTUBE8M\.quantize"),
         (FRAMES.astype(np.float64), FRAMES_EXPECTED + "float32 "),
         (FRAMES.astype(np.int64), FRAMES_EXPECTED + "int64 "),
         (FRAMES[..., 1:], FRAMES_EXPECTED + rf"uint8 \[2, 3, {D - 1}\]"),
@@ -269,7 +269,7 @@ def test_frames_that_are_not_the_stored_bytes_are_refused(frames, message, metho
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [
-        (FRAMES[:, 0], VECTORS_EXPECTED + r"uint8 .*utils\.dequantize"),
+        (FRAMES[:, 0], VECTORS_EXPECTED + r"uint8 .*YOUTUBE8M\.dequantize"),
         (np.zeros((2, D + 1)), VECTORS_EXPECTED + rf"float32 \[2, {D + 1}\]"),
         (np.zeros((2, 3, D)), VECTORS_EXPECTED + rf"float32 \[2, 3, {D}\]"),
         ({"frames": FRAMES, "num_frames": np.array([3, 3])}, "one vector per video, not frames"),

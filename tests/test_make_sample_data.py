@@ -12,8 +12,8 @@ import eval_util
 import files
 import make_sample_data
 import programs
+import quantization
 import sample_world
-import utils
 from dataset_info import DatasetInfo, Feature
 from utils import InputError
 
@@ -89,7 +89,7 @@ def test_frame_records_hold_one_byte_string_per_frame_and_feature(frame_examples
 def test_feature_values_are_centered_and_rarely_clipped():
     _, videos = generated(300)
     stored = np.concatenate([video.features["rgb"] for video in videos])
-    values = utils.dequantize(stored.astype(np.float32))
+    values = quantization.YOUTUBE8M.dequantize(stored.astype(np.float32))
     assert abs(values.mean()) < 0.1
     assert 0.5 < values.std() < 0.9
     assert np.mean((stored == 0) | (stored == 255)) < 0.02
@@ -169,7 +169,7 @@ def test_about_half_of_the_runs_have_the_sound_of_their_class():
     classes = np.full(2000, 7)
     rng = np.random.default_rng(0)
     sound = sample_world._sample_frames(world, rng, classes, np.ones(2000, int))[1]
-    values = utils.dequantize(sound.astype(np.float32))
+    values = quantization.YOUTUBE8M.dequantize(sound.astype(np.float32))
     distances = np.linalg.norm(values[:, None] - world.words[1], axis=2)
     fraction = np.mean(distances.argmin(axis=1) == world.sounds[0][7])
     assert 0.4 < fraction < 0.6
@@ -190,7 +190,7 @@ def test_frames_are_more_informative_than_their_mean_and_the_mean_more_than_the_
     words = np.zeros((3000, len(table)))
     for index, video in enumerate(videos):
         labels[index, video.labels] = 1
-        values = utils.dequantize(video.features["rgb"].astype(np.float32))
+        values = quantization.YOUTUBE8M.dequantize(video.features["rgb"].astype(np.float32))
         means[index] = values.mean(axis=0)
         nearness = values @ table.T - 0.5 * np.sum(table**2, axis=1)
         words[index, nearness.argmax(axis=1)] = 1
@@ -226,7 +226,9 @@ def test_video_level_is_the_mean_of_the_frame_level(frame_examples, tmp_path):
             assert set(features.feature) == {"id", "labels", "mean_rgb", "mean_audio"}
             assert context(features) == context(frame_level.context)
             for name in ("rgb", "audio"):
-                values = utils.dequantize(frames(frame_level, name).astype(np.float32))
+                values = quantization.YOUTUBE8M.dequantize(
+                    frames(frame_level, name).astype(np.float32)
+                )
                 actual = features.feature[f"mean_{name}"].float_list.value
                 np.testing.assert_allclose(actual, values.mean(axis=0), atol=1e-5)
 
@@ -408,7 +410,7 @@ def sample_runs(world, label, runs=400, length=9):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sample_world, "NOISE_SCALE", 0.0)
         features = sample_world._sample_frames(world, rng, classes, lengths)
-    values = [utils.dequantize(feature.astype(np.float32)) for feature in features]
+    values = [quantization.YOUTUBE8M.dequantize(feature.astype(np.float32)) for feature in features]
     nearest = [
         np.argmin(((value[:, None] - table) ** 2).sum(-1), axis=1).reshape(runs, length)
         for value, table in zip(values, world.words, strict=True)

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import files
+import quantization
 import readers
-import utils
 from record_readers import (
     NUM_CLASSES,
     RECORD_HEADER_BYTES,
@@ -239,7 +239,7 @@ def test_the_bytes_of_floats_are_recognized_by_their_number_and_by_their_values(
     message = error_of(frame_reader(path, {"rgb": 16}))
     assert f"its frames are 16 {float_type} values instead of bytes" in message
     assert "--feature_sizes" not in message
-    assert f"utils.quantize(np.frombuffer(frame, np.{float_type}))" in message
+    assert f"quantization.YOUTUBE8M.quantize(np.frombuffer(frame, np.{float_type}))" in message
     size = 16 * np.dtype(float_type).itemsize
     with pytest.raises(InputError, match=f"its bytes are those of 16 {float_type} values"):
         frame_reader(path, {"rgb": size}).check_first_records()
@@ -256,8 +256,8 @@ def quantized(kind, size):
     rng = np.random.default_rng(1)
     shape = (40, size)
     return {
-        "normal": utils.quantize(rng.normal(size=shape)),
-        "narrow": utils.quantize(rng.normal(0, 0.05, shape)),
+        "normal": quantization.YOUTUBE8M.quantize(rng.normal(size=shape)),
+        "narrow": quantization.YOUTUBE8M.quantize(rng.normal(0, 0.05, shape)),
         "uniform": rng.integers(0, 256, shape),
         "sparse": rng.integers(0, 256, shape) * (rng.random(shape) < 0.05),
         "low": rng.integers(50, 70, shape),
@@ -283,7 +283,7 @@ def quantized(kind, size):
         "zero",
     ],
 )
-def test_quantized_frames_are_not_taken_for_floats(tmp_path, kind, size):
+def test_stored_frames_are_not_taken_for_floats(tmp_path, kind, size):
     path = one_record(tmp_path, frame_record("a", [1], rgb=quantized(kind, size)))
     frame_reader(path, {"rgb": size}, max_frames=300).check_first_records()
 
@@ -302,7 +302,7 @@ def test_a_missing_feature_can_be_replaced_by_zeros(tmp_path, silent, logged_war
     (batch,) = frame_reader(path, missing_features="zeros").batches(4)
     np.testing.assert_array_equal(batch.inputs["num_frames"], [2, 3, 3, 2])
     audio = batch.inputs["frames"][1, :, 8:]
-    assert (audio == utils.quantize(0.0)).all()
+    assert (audio == quantization.YOUTUBE8M.quantize(0.0)).all()
     assert bytes(batch.inputs["frames"][1, 2, :8]) == b"12345678"
     assert len(logged_warnings) == 1
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import layers
-import utils
-from layers import QuantizedFrames, inverse_norms
+import quantization
+from layers import StoredFrames, inverse_norms
 
 B, T, D, K = 3, 5, 7, 4
 RNG = np.random.default_rng(6)
@@ -19,12 +19,12 @@ REAL = (np.arange(T) < T - 1).astype(np.float32) * np.ones((B, 1), np.float32)
 
 def unit_frames():
     """Returns frames of norm 1 in float64; padding is 0."""
-    values = utils.dequantize(BYTES.astype(np.float64))
+    values = quantization.YOUTUBE8M.dequantize(BYTES.astype(np.float64))
     return values / np.linalg.norm(values, axis=-1, keepdims=True) * REAL[..., None]
 
 
 def quantized():
-    return QuantizedFrames(BYTES, np.asarray(inverse_norms(BYTES)) * REAL)
+    return StoredFrames(BYTES, np.asarray(inverse_norms(BYTES)) * REAL)
 
 
 CASES = {
@@ -97,7 +97,7 @@ def test_bfloat16_products_round_no_byte():
     with layers.matmul_policy("mixed_bfloat16"):
         layer = layers.MatmulLayer()
     eye = np.eye(D, dtype=np.float32)
-    frames = QuantizedFrames(BYTES, np.ones((B, T), np.float32))
+    frames = StoredFrames(BYTES, np.ones((B, T), np.float32))
     exact, _ = layers.MatmulLayer().project(frames, eye)
     rounded, _ = layer.project(frames, eye)
     # The byte that stands for 0 is rounded, so all differ by the same 1/512 of a step.
