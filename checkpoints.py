@@ -17,7 +17,7 @@ import tensorflow as tf
 import distribution
 import files
 from run_config import CONFIG_FILE, RunConfig
-from utils import InputError, check_at_least, check_finite, comma_separated
+from utils import InputError, check_at_least, check_finite, comma_separated, shortened
 
 FILE_PREFIX = "model.ckpt"
 LOCK_FILE = "training.lock"
@@ -87,7 +87,8 @@ def prepare_train_dir(train_dir: str, config: RunConfig, start_new_model: bool) 
         differences = RunConfig.load(train_dir).differences(config)
         if differences:
             changes = "; ".join(
-                f"{key}: {a!r} there, {b!r} now" for key, (a, b) in differences.items()
+                f"{key}: {shortened(a)} there, {shortened(b)} now"
+                for key, (a, b) in differences.items()
             )
             raise InputError(
                 f"{train_dir} holds a run with other settings ({changes}). Give the same flags to "

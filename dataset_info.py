@@ -5,24 +5,21 @@ settings of a run that no flag gives. docs/sample_data.md describes the format.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import pandas as pd
 from absl import logging
 
 import files
 from options import Options, option
+from quantization import FeatureScale, FrameStorage, Quantization
 from run_config import RunConfig
 from utils import InputError, comma_separated
 
 FILE = "dataset.json"
-# How features are stored that this version can read, by level: dtype and quantization.
-STORAGE: dict[str, tuple[str, dict[str, float] | None]] = {
-    "frame": ("uint8", {"min": -2, "max": 2}),
-    "video": ("float32", None),
-}
+LEVELS = ("frame", "video")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,21 +29,35 @@ class Feature(Options):
     Attributes:
         name: its name in the records.
         size: number of values, per frame or per video.
-        dtype: type of the stored values.
-        quantization: `min` and `max` of the range that the bytes cover, as in
-            `quantization.Quantization`; None for numbers stored as they are.
+        dtype: how the values are stored, one of `quantization.DTYPES`; float32 at video level.
+        quantization: range of bytes, as in `quantization.Quantization.as_json`; None for floats.
     """
 
     name: str = option(group="data")
     size: int = option(group="data", above=0)
     dtype: str = option(group="data")
-    quantization: dict[str, float] | None = None
+    quantization: dict[str, Any] | None = None
 
     def __post_init__(self):
         """Checks every value."""
         super().__post_init__()
         if not self.name or not self.name.isprintable():
             raise InputError(f"--name must be printable text. Received: {self.name!r}")
+        ranges = self.storage.quantization
+        if ranges is not None and ranges.size not in (None, self.size):
+            raise InputError(
+                f"--quantization of {self.name} must have one range, or {self.size}. "
+                f"Received: {ranges.size}"
+            )
+
+    @property
+    def storage(self) -> FrameStorage:
+        """How frames of the feature are stored."""
+        try:
+            ranges = self.quantization
+            return FrameStorage(self.dtype, Quantization.from_json(ranges) if ranges else None)
+        except InputError as error:
+            raise InputError(f"--quantization of {self.name}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +79,7 @@ class DatasetInfo(Options):
     """
 
     made_by: str | None = option(None, group="data")
-    level: str = option(group="data", choices=tuple(STORAGE))
+    level: str = option(group="data", choices=LEVELS)
     features: tuple[Feature, ...]
     num_classes: int = option(group="data", above=0)
     max_frames: int | None = option(None, group="data", above=0)
@@ -82,14 +93,16 @@ class DatasetInfo(Options):
         names = [feature.name for feature in self.features]
         if not names or len(set(names)) < len(names):
             raise InputError(f"--features must have distinct names. Received: {names}")
-        for feature in self.features:
-            if (feature.dtype, feature.quantization) != STORAGE[self.level]:
-                dtype, quantization = STORAGE[self.level]
-                raise InputError(
-                    f"--features: this version reads {self.level}-level features of dtype {dtype} "
-                    f"with quantization {json.dumps(quantization)}. Received: {feature.name} of "
-                    f"dtype {feature.dtype!r} with quantization {json.dumps(feature.quantization)}"
-                )
+        others = [
+            f"{feature.name} of {feature.dtype}"
+            for feature in self.features
+            if (feature.dtype != "float32")
+        ]
+        if self.level == "video" and others:
+            raise InputError(
+                "--features of video-level records must be of dtype float32. Received: "
+                f"{comma_separated(others)}"
+            )
         counts = {} if self.videos is None else self.videos
         if not isinstance(counts, dict) or not all(
             type(count) is int and count >= 0 for count in counts.values()
@@ -178,18 +191,10 @@ def complete(config: RunConfig, given: Collection[str], paths: Sequence[str]) ->
             f"{config.model} is a {_level(config)}-level model, but {path} describes "
             f"{info.level}-level records. Choose another model or other records."
         )
-    sizes = {feature.name: feature.size for feature in info.features}
-    names = config.feature_names if "feature_names" in given else tuple(sizes)
-    if not set(names or ()) <= set(sizes):
-        raise _contradiction("feature_names", names, path, tuple(sizes))
-    settings: dict[str, Any] = {
-        "feature_names": names,
-        "feature_sizes": tuple(sizes[name] for name in names or ()),
-        "num_classes": info.num_classes,
-    }
+    settings = _settings(info, config.feature_names if "feature_names" in given else None, path)
     for name, expected in settings.items():
-        if name in given and getattr(config, name) != expected:
-            raise _contradiction(name, getattr(config, name), path, expected)
+        if name in given and _value(config, name) != expected:
+            raise _contradiction(name, _value(config, name), path, expected)
     if "max_frames" not in given and info.level == "frame":
         limits = [info.max_frames or config.max_frames for info in infos.values()]
         settings["max_frames"] = max(limits)
@@ -197,7 +202,37 @@ def complete(config: RunConfig, given: Collection[str], paths: Sequence[str]) ->
     logging.info(
         "%s %s", path, f"describes the data: {taken}" if taken else "agrees with the flags"
     )
-    return dataclasses.replace(config, **settings)
+    return dataclasses.replace(config, **settings, **_quantization(info))
+
+
+def _settings(info, names, path):
+    """Returns the settings that follow from the description of the features with some names."""
+    known = {feature.name: feature for feature in info.features}
+    names = names or tuple(known)
+    if not set(names) <= set(known):
+        raise _contradiction("feature_names", names, path, tuple(known))
+    features = [known[name] for name in names]
+    settings = {
+        "feature_names": names,
+        "feature_sizes": tuple(feature.size for feature in features),
+        "num_classes": info.num_classes,
+    }
+    if info.level == "frame":
+        settings["feature_dtypes"] = tuple(feature.dtype for feature in features)
+    return settings
+
+
+def _quantization(info):
+    ranges = {
+        feature.name: feature.quantization for feature in info.features if feature.quantization
+    }
+    return {"quantization": ranges} if ranges else {}
+
+
+def _value(config, name):
+    if name == "feature_dtypes":
+        return tuple(storage.dtype for storage in config.data.storages)
+    return getattr(config, name)
 
 
 def _load_all(paths):
@@ -241,10 +276,40 @@ def _flag(name, value):
     return f"--{name}={_text(value)}"
 
 
+def _described(feature):
+    """Returns a feature as text, for example `rgb:1024 (uint8, min -2, max 2)`."""
+    ranges = feature.storage.quantization
+    if ranges is None:
+        return f"{feature.name}:{feature.size} ({feature.dtype})"
+    if ranges.size is None:
+        return f"{feature.name}:{feature.size} (uint8, min {ranges.min:g}, max {ranges.max:g})"
+    low, high = min(ranges.min), max(ranges.max)
+    return f"{feature.name}:{feature.size} (uint8, a range per dimension, {low:g} to {high:g})"
+
+
 def _text(value):
     if not isinstance(value, tuple):
         return str(value)
     return ",".join(
-        f"{entry.name}:{entry.size}" if isinstance(entry, Feature) else str(entry)
-        for entry in value
+        _described(entry) if isinstance(entry, Feature) else str(entry) for entry in value
     )
+
+
+def read_feature_scale(path: str) -> FeatureScale:
+    """Reads a CSV file with the columns `factor` and `offset`, one row per value of a frame.
+
+    Without the column `offset`, all offsets are 0.
+
+    Raises:
+        InputError: naming the file, if it has other columns, or entries that are no numbers.
+    """
+    try:
+        with files.open_binary(path) as file:
+            table = pd.read_csv(file)
+        if "factor" not in table or not set(table) <= {"factor", "offset"}:
+            raise InputError(f"it must have the columns factor and offset. It has: {list(table)}")
+        values = table.astype(float)
+        offset = values.get("offset", pd.Series(0.0, values.index))
+        return FeatureScale(tuple(values["factor"]), tuple(offset))
+    except (OSError, ValueError, *files.REMOTE_ERRORS) as error:
+        raise InputError(f"cannot read the feature scale in {path}: {error}") from error

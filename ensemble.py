@@ -72,8 +72,8 @@ def _not_trainable(create, **options):
 class Ensemble:
     """Weighted mean of the predictions of several models, in one graph.
 
-    The norms of the frames are computed once for all models. The prediction for a video depends on
-    the seed, but not on its batch.
+    The norms of the frames are computed once for all models that take the same values. The
+    prediction for a video depends on the seed, but not on its batch.
 
     Args:
         models: models with the same input and classes.
@@ -135,19 +135,16 @@ class Ensemble:
             "frames": inputs["frames"],
             "num_frames": tf.cast(inputs["num_frames"], tf.int32),
         }
-        count, length, size = tf.unstack(tf.shape(videos["frames"]))
-        norms = in_chunks(
-            lambda chunk: layers.inverse_norms(chunk["frames"]),
-            videos,
-            2 * length * size,
-            _MAX_FLOATS_OF_NORMS,
-        )
-        videos["inverse_norms"] = tf.reshape(norms, [count, length])
+        norms = {}
         predictions = []
         for number, model in enumerate(self.models):
+            values = (model.normalize_frames, model.frame_format)
             # One model after another, so that only one needs memory at a time.
             with tf.control_dependencies(predictions[-1:]):
-                predictions.append(self._predict(model, number, videos))
+                if values not in norms:
+                    norms[values] = _inverse_norms(model, videos)
+                inputs = {**videos, "inverse_norms": norms[values]}
+                predictions.append(self._predict(model, number, inputs))
         return predictions
 
     def _predict(self, model, number, videos):
@@ -157,6 +154,17 @@ class Ensemble:
         return in_chunks(
             lambda chunk: model(chunk, training=False, **options), videos, floats, self.max_floats
         )
+
+
+def _inverse_norms(model, videos):
+    count, length, size = tf.unstack(tf.shape(videos["frames"]))
+    norms = in_chunks(
+        lambda chunk: model.inverse_norms(chunk["frames"]),
+        videos,
+        2 * length * size,
+        _MAX_FLOATS_OF_NORMS,
+    )
+    return tf.reshape(norms, [count, length])
 
 
 def in_chunks(

@@ -44,6 +44,8 @@ PATH_ERRORS = (*REMOTE_ERRORS, tf.errors.InvalidArgumentError)
 
 # Size of the blocks that `fingerprint` reads.
 _BLOCK_BYTES = 2**16
+# Entries of a list in indented JSON, if none of them is a list or an object, or has brackets.
+_INNERMOST_LIST = re.compile(r"\[\n +([^][{}]*)\n *\]")
 
 
 def is_remote(path: str) -> bool:
@@ -458,10 +460,11 @@ def _open_no_link(path, flags):
 
 
 def write_json(path: str, value: Any) -> None:
-    """Writes a value as indented JSON, completely or not at all."""
+    """Writes a value as indented JSON, lists on one line, completely or not at all."""
+    text = json.dumps(value, indent=2)
+    text = _INNERMOST_LIST.sub(lambda found: re.sub(r",\n *", ", ", f"[{found[1]}]"), text)
     with atomic_write(path) as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
+        file.write(f"{text}\n")
 
 
 def read_description(folder: str, name: str, program: str, flag: str) -> tuple[str, Any]:

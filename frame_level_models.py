@@ -1,9 +1,9 @@
 """Models that classify videos by their frames.
 
-The frames of a video are stored as uint8, sampled, dequantized, L2-normalized and encoded into one
-vector, which a video-level model classifies. `FrameLevelModel` does everything but the encoding,
-which each model adds. Models that only multiply frames by matrices take them as `StoredFrames`,
-which dequantize and normalize around the product.
+The frames of a video, stored as bytes or floats, are sampled, dequantized, L2-normalized and
+encoded into one vector, which a video-level model classifies. `FrameLevelModel` does everything but
+the encoding, which each model adds. Models that only multiply frames by matrices take them as
+`StoredFrames`, which dequantize and normalize around the product.
 
 Every training step draws a new sampling of each video's frames. A prediction uses every frame
 once, or averages over samplings that depend only on a seed and the video. A model that counts how
@@ -20,6 +20,7 @@ import nonlocal_vlad
 import recurrent
 import registry
 import utils
+from quantization import YOUTUBE8M, FrameFormat
 
 # Sets of random numbers that samplings in prediction choose from. With a single set for all videos,
 # GAP would vary several times as much between seeds as with independent numbers.
@@ -33,15 +34,20 @@ class FrameLevelModel(registry.Model):
 
     Input: a dict of
 
-    - `frames`: uint8 `[B, T, D]`, all features of a frame concatenated;
+    - `frames`: uint8 `[B, T, D]`, all features of a frame concatenated; float16 or float32 if that
+      is the `frame_format`;
     - `num_frames`: int `[B]`; frames beyond that number are padding and are ignored;
-    - `inverse_norms`: optional, float32 `[B, T]`, `layers.inverse_norms` of the frames.
+    - `inverse_norms`: optional, float32 `[B, T]`, the result of the method of that name.
 
     Output: probabilities, float32 `[B, C]`, the mean over the samplings.
 
     Args:
         num_classes: int. C.
         feature_sizes: sequence of int. Sizes of the features; their sum is D.
+        frame_format: dict. The numbers stored for a frame, from `FrameFormat.as_json`; `None`
+            stands for YouTube-8M's bytes.
+        normalize_frames: str. Normalization of each frame, over all features together: l2 scales it
+            to L2 norm 1; none takes the values as they are.
         iterations: int. Frames per sampling of a video; 0 uses all frames, in training too.
         sample_random_frames: bool. Whether to draw each frame independently, uniformly and with
             replacement; otherwise a run of consecutive frames is drawn.
@@ -65,6 +71,8 @@ class FrameLevelModel(registry.Model):
         *,
         num_classes,
         feature_sizes,
+        frame_format=None,
+        normalize_frames="l2",
         iterations=0,
         sample_random_frames=True,
         video_level_classifier_model="MoeModel",
@@ -73,8 +81,13 @@ class FrameLevelModel(registry.Model):
     ):
         super().__init__(name=name)
         utils.check_at_least(0, iterations=iterations)
+        utils.check_one_of(("l2", "none"), normalize_frames=normalize_frames)
         self.num_classes = num_classes
         self.feature_sizes = tuple(feature_sizes)
+        self.normalize_frames = normalize_frames
+        self.frame_format = FrameFormat.from_json(frame_format) if frame_format else FrameFormat()
+        # Float16 frames stay as they are until the first product.
+        self.autocast = self.frame_format.is_quantized
         self.iterations = iterations
         self.sample_random_frames = sample_random_frames
         self.sampling_seed = layers.SeedGenerator(name="sampling_seed")
@@ -85,7 +98,9 @@ class FrameLevelModel(registry.Model):
     def input_spec_tensors(self):
         """Returns symbolic inputs, with which `registry.build_model` creates the weights."""
         return {
-            "frames": keras.Input([None, sum(self.feature_sizes)], dtype="uint8", name="frames"),
+            "frames": keras.Input(
+                [None, sum(self.feature_sizes)], dtype=self.frame_format.dtype, name="frames"
+            ),
             "num_frames": keras.Input([], dtype="int32", name="num_frames"),
         }
 
@@ -101,12 +116,7 @@ class FrameLevelModel(registry.Model):
         """
         if not isinstance(inputs, dict) or not {"frames", "num_frames"} <= inputs.keys():
             raise utils.InputError(f"{self.name} takes a dict of frames and num_frames.")
-        self.check_input(
-            inputs["frames"],
-            "uint8",
-            ("videos", "frames"),
-            "quantization.YOUTUBE8M.quantize returns the bytes that stand for float features.",
-        )
+        self._check_frames(inputs["frames"])
         frames, num_frames = inputs["frames"], ops.cast(inputs["num_frames"], "int32")
         shape = utils.static_shape(num_frames)
         if shape is not None and len(shape) != 1:
@@ -122,7 +132,7 @@ class FrameLevelModel(registry.Model):
         if inverse_norms is not None and not self.sample_by_count:
             inverse_norms, _ = self.sample(inverse_norms, num_frames, frame_indices)
         frames, frame_weights = self.sample(frames, num_frames, frame_indices)
-        frames = normalize(frames, frame_weights, inverse_norms)
+        frames = self.stored_frames(frames, frame_weights, inverse_norms)
         if not self.takes_stored_frames:
             frames = frames.to_float()
         encoding = self.encode(frames, frame_weights, training)
@@ -131,6 +141,47 @@ class FrameLevelModel(registry.Model):
             return probabilities
         samplings = ops.reshape(probabilities, (-1, num_samplings, self.num_classes))
         return ops.mean(samplings, axis=1)
+
+    def _check_frames(self, frames):
+        if self.frame_format.is_quantized:
+            dtypes = ("uint8",)
+            hint = (
+                "quantization.YOUTUBE8M.quantize returns the bytes that stand for float features."
+            )
+        else:
+            dtypes = ("float32", "float16", "float64")
+            hint = "The model was built for frames that are stored as floats."
+        self.check_input(frames, dtypes, ("videos", "frames"), hint)
+
+    def stored_frames(self, frames, frame_weights, inverse_norms=None):
+        """Returns normalized `StoredFrames`; frames of weight 0 become 0.
+
+        Args:
+            frames: `[B, T, D]`, as stored.
+            frame_weights: float32 `[B, T]` or `[B, N, T]`.
+            inverse_norms: those of the frames; computed if None.
+        """
+        if len(frame_weights.shape) == 3:
+            frame_weights = ops.max(frame_weights, axis=1)
+        if inverse_norms is None:
+            inverse_norms = self.inverse_norms(frames)
+        is_real = ops.cast(frame_weights > 0, "float32")
+        return self._unnormalized(frames).with_norms(inverse_norms * is_real)
+
+    def inverse_norms(self, frames):
+        """Returns what each frame is multiplied by: 1 / L2 norm, or 1, float32 `[B, T]`.
+
+        Args:
+            frames: `[B, T, D]`, as stored.
+        """
+        unnormalized = self._unnormalized(frames)
+        if self.normalize_frames == "none":
+            return unnormalized.inverse_norms
+        return unnormalized.norms_inverted()
+
+    def _unnormalized(self, frames):
+        normalized = self.normalize_frames == "l2"
+        return layers.StoredFrames.of_format(frames, self.frame_format, normalized)
 
     def encode(self, frames, frame_weights, training):
         """Encodes each video into one vector.
@@ -181,7 +232,7 @@ class FrameLevelModel(registry.Model):
         else:
             shape = (_NUM_SETS, num_samplings, count)
             sets = np.random.default_rng(seed).random(shape, np.float32)
-            keys = num_frames + ops.sum(ops.cast(frames[:, :1], "int32"), axis=(1, 2))
+            keys = num_frames + ops.sum(_bytes(frames[:, :1]), axis=(1, 2))
             uniform = ops.take(sets, keys % _NUM_SETS, axis=0)
         if self.sample_random_frames:
             return random_frame_indices(uniform, num_frames)
@@ -322,19 +373,13 @@ def count_frames(frame_indices, weights, length):
     return ops.reshape(sums, (batch, length))
 
 
-def normalize(frames, frame_weights, inverse_norms=None):
-    """Returns `StoredFrames` of L2 norm 1; frames of weight 0 become 0.
-
-    Args:
-        frames: uint8 `[B, T, D]`.
-        frame_weights: float32 `[B, T]` or `[B, N, T]`.
-        inverse_norms: `layers.inverse_norms` of the frames; computed if None.
-    """
-    if len(frame_weights.shape) == 3:
-        frame_weights = ops.max(frame_weights, axis=1)
-    if inverse_norms is None:
-        inverse_norms = layers.inverse_norms(frames)
-    return layers.StoredFrames(frames, inverse_norms * ops.cast(frame_weights > 0, "float32"))
+def _bytes(frames):
+    """Returns stored numbers as integers 0..255: floats as the bytes of YouTube-8M next to them."""
+    if keras.backend.standardize_dtype(frames.dtype) != "uint8":
+        step, offset = YOUTUBE8M.step, YOUTUBE8M.offset
+        steps = ops.round((ops.cast(frames, "float32") - offset) / step)
+        frames = ops.clip(steps, 0, 255)
+    return ops.cast(frames, "int32")
 
 
 # --- Encoder of streams ---------------------------------------------------------------------------

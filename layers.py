@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from absl import logging
 from keras import ops
 
@@ -151,82 +152,133 @@ class SeedGenerator(keras.random.SeedGenerator):
         return seed + ops.cast(ops.stack([replica.index, 0]), seed.dtype)
 
 
-# --- Quantized frames -----------------------------------------------------------------------------
+# --- Stored frames --------------------------------------------------------------------------------
 #
 # Dequantizing, L2 normalization and batch normalization are affine for each frame and entry. They
 # can therefore be applied around a matrix product instead of to the frames before it, and a tensor
 # of float frames, four times the size of the bytes, is never needed.
 
-# The byte that would stand for 0, 127 + 1/512. Bfloat16 rounds it to 127, a difference of 1/130560
-# of the range that the bytes cover, and represents every byte minus 127 exactly.
+# The byte that would stand for 0 in YouTube-8M's frames, 127 + 1/512. Bfloat16 rounds it to 127, a
+# difference of 1/130560 of the range that the bytes cover, and represents every byte minus 127
+# exactly.
 _ZERO = -quantization.YOUTUBE8M.offset / quantization.YOUTUBE8M.step
 
 
 class StoredFrames(NamedTuple):
-    """Frames of videos, stored as bytes.
+    """Frames of videos, as bytes or floats, and how the input of a layer follows from them.
 
-        x_td = inverse_norm_t * scale_d * (q_td - zero) + offset_d
+        v_td = unit_d * (q_td - zero_d - rest_d)           values of the features
+        x_td = scale_d * inverse_norm_t * v_td + offset_d  input of a layer
 
-    with B videos of T frames of D entries, and the zero of the quantization.
+    with B videos of T frames of D entries.
 
     Attributes:
-        q: stored bytes, uint8 `[B, T, D]`.
-        inverse_norms: float32 `[B, T]`, 1 / L2 norm of each frame; 0 for padding.
+        q: stored numbers, uint8 or float `[B, T, D]`.
+        inverse_norms: float32 `[B, T]`, 1 / L2 norm of each v_t, or 1 without normalization; 0 for
+            padding.
         scale: float32 `[D]`, or None for 1.
         offset: float32 `[D]`, or None for 0.
+        zero: float32 `[D]`, for bytes integers, so that bfloat16 represents the differences to them
+            exactly. None stands for 0, or for bytes as in YouTube-8M.
+        rest: float32 `[D]`, or None for 0.
+        unit: float32 `[D]`, or None for 1.
     """
 
     q: Any
     inverse_norms: Any
     scale: Any = None
     offset: Any = None
+    zero: Any = None
+    rest: Any = None
+    unit: Any = None
+
+    @classmethod
+    def of_format(cls, q, frame_format, normalized=True):
+        """Returns frames with inverse norms of 1.
+
+        Args:
+            q: stored numbers, uint8 or float `[B, T, D]`.
+            frame_format: `quantization.FrameFormat` of the numbers.
+            normalized: whether L2 normalization follows, so that a common factor of all values has
+                no effect.
+        """
+        frames = cls(q, ops.ones(ops.shape(q)[:2]))
+        zero, unit = frame_format.zero_and_unit(q.shape[-1])
+        if frame_format.feature_scale is None:
+            if frame_format.quantization is None:
+                return frames
+            if frame_format.quantization == quantization.YOUTUBE8M:
+                return frames if normalized else frames._replace(unit=unit.astype(np.float32))
+        rest = None
+        if frame_format.is_quantized:
+            rest = (zero - np.rint(zero)).astype(np.float32)
+            zero = np.rint(zero)
+        return frames._replace(
+            zero=zero.astype(np.float32), rest=rest, unit=unit.astype(np.float32)
+        )
 
     @property
     def shape(self):
         """`(B, T, D)`."""
         return self.q.shape
 
+    def with_norms(self, inverse_norms):
+        """Returns the frames with other `inverse_norms`."""
+        return self._replace(inverse_norms=inverse_norms)
+
+    def norms_inverted(self):
+        """Returns 1 / L2 norm of the values of each frame, float32 `[B, T]`, at most 1e6."""
+        values = _product(self.unit, self._differences("float32"))
+        return inverse_sqrt(ops.sum(ops.square(values), axis=-1))
+
     def affine(self, scale, offset):
         """Returns the frames `scale * x + offset`."""
         if self.offset is not None:
             offset = self.offset * scale + offset
-        return self._replace(scale=self._scaled(scale), offset=offset)
+        return self._replace(scale=_product(self.scale, scale), offset=offset)
 
     def normalized(self):
-        """Returns the frames before any `affine`, of L2 norm 1."""
-        return StoredFrames(self.q, self.inverse_norms)
+        """Returns the frames before any `affine`."""
+        return self._replace(scale=None, offset=None)
 
     def entries(self, start, size):
         """Returns the part of every frame that holds one feature."""
         stop = start + size
-        return StoredFrames(
-            self.q[..., start:stop],
-            self.inverse_norms,
-            None if self.scale is None else self.scale[start:stop],
-            None if self.offset is None else self.offset[start:stop],
-        )
+        vectors = {
+            name: getattr(self, name)[start:stop]
+            for name in ("scale", "offset", "zero", "rest", "unit")
+            if getattr(self, name) is not None
+        }
+        return self._replace(q=self.q[..., start:stop], **vectors)
 
     def to_float(self):
         """Returns the frames as float32 `[B, T, D]`."""
-        values = self.inverse_norms[..., None] * self._scaled(_centered(self.q, "float32"))
+        values = self.inverse_norms[..., None] * self._scaled(self._differences("float32"))
         return values if self.offset is None else values + self.offset
 
     def projection(self, kernel, layer):
         """Prepares the product of frames and a matrix `[D, K]` by a `MatmulLayer`.
 
         Returns:
-            `(project, offset)`: a function of bytes, `[B, T, D]` or `[B, D]`, and inverse norms,
-            to float32 `[B, T, K]` or `[B, K]`; and the offset to add afterwards, `[K]` or None.
+            `(project, offset)`: a function of stored numbers, `[B, T, D]` or `[B, D]`, and inverse
+            norms, to float32 `[B, T, K]` or `[B, K]`; and the offset to add afterwards, `[K]` or
+            None.
         """
-        matrix, offset = kernel, None
-        if self.scale is not None:
-            matrix = self.scale[:, None] * ops.cast(kernel, "float32")
+        matrix, offset, rest = kernel, None, None
+        factor = self._factor
+        if factor is not None:
+            matrix = factor[:, None] * ops.cast(kernel, "float32")
         if self.offset is not None:
             offset = ops.sum(self.offset[:, None] * ops.cast(kernel, "float32"), axis=0)
+        if self.rest is not None:
+            rest = ops.sum(self.rest[:, None] * ops.cast(matrix, "float32"), axis=0)
         matrix = ops.cast(matrix, layer.compute_dtype)
 
         def project(q, inverse_norms):
-            products = layer.matmul(_centered(q, layer.compute_dtype), matrix)
+            centered = self._replace(q=q)._centered(layer.compute_dtype)
+            products = layer.matmul(centered, matrix)
+            if rest is not None:
+                products -= rest
             return inverse_norms[..., None] * products
 
         return project, offset
@@ -238,8 +290,10 @@ class StoredFrames(NamedTuple):
             float32 `[B, K, D]`.
         """
         weights = weights * self.inverse_norms[..., None]
-        centered = _centered(self.q, layer.compute_dtype)
-        return self._scaled(layer.einsum("BTK,BTD->BKD", weights, centered))
+        sums = layer.einsum("BTK,BTD->BKD", weights, self._centered(layer.compute_dtype))
+        if self.rest is not None:
+            sums -= ops.sum(weights, axis=1)[..., None] * self.rest
+        return self._scaled(sums)
 
     def moments(self, weights):
         """Returns mean and variance of the frames, `[D]` each.
@@ -247,7 +301,7 @@ class StoredFrames(NamedTuple):
         Args:
             weights: `[B, T]`. They sum to 1 over all frames of all replicas.
         """
-        values = _centered(self.q, "float32")
+        values = self._differences("float32")
         mean = ops.einsum("BT,BTD->D", weights * self.inverse_norms, values)
         square = ops.einsum(
             "BT,BTD->D", weights * ops.square(self.inverse_norms), ops.square(values)
@@ -257,17 +311,36 @@ class StoredFrames(NamedTuple):
         mean = self._scaled(mean)
         return mean if self.offset is None else mean + self.offset, variance
 
+    def _centered(self, dtype):
+        """Returns `q - zero` in a dtype."""
+        is_quantized = keras.backend.standardize_dtype(self.q.dtype) == "uint8"
+        if self.zero is None and not is_quantized:
+            return ops.cast(self.q, dtype)
+        zero = _ZERO if self.zero is None else self.zero
+        if is_quantized:
+            return ops.cast(self.q, dtype) - ops.cast(zero, dtype)
+        return ops.cast(ops.cast(self.q, "float32") - zero, dtype)
+
+    def _differences(self, dtype):
+        """Returns `q - zero - rest`."""
+        centered = self._centered(dtype)
+        return centered if self.rest is None else centered - self.rest
+
+    @property
+    def _factor(self):
+        """`scale * unit`, `[D]`, or None for 1."""
+        return _product(self.scale, self.unit)
+
     def _scaled(self, values):
-        return values if self.scale is None else self.scale * values
+        """Returns `scale * unit * values`."""
+        return _product(self._factor, values)
 
 
-def _centered(q, dtype):
-    return ops.cast(q, dtype) - ops.cast(_ZERO, dtype)
-
-
-def inverse_norms(q):
-    """Returns 1 / L2 norm `[B, T]` of frames `[B, T, D]`, in units of the quantization step."""
-    return ops.rsqrt(ops.sum(ops.square(_centered(q, "float32")), axis=-1))
+def _product(first, second):
+    """Returns the product of two arrays, where None stands for 1."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first * second
 
 
 # --- Layers ---------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import tensorflow as tf
 from absl import logging
 
 import quantization
-from dataset_info import FILE, STORAGE, DatasetInfo, Feature
+from dataset_info import FILE, DatasetInfo, Feature
 from files import atomic_path, atomic_write, gfile
 from options import Options, option, same_option
 from run_config import RunConfig
@@ -183,12 +183,16 @@ def _describe(options):
     """Returns the `DatasetInfo` of the data that the options generate."""
     is_frame_level = options.level == "frame"
     prefix = "" if is_frame_level else "mean_"
-    dtype, quantization = STORAGE[options.level]
+    storage = (
+        {"dtype": "uint8", "quantization": quantization.YOUTUBE8M.as_json()}
+        if is_frame_level
+        else {"dtype": "float32"}
+    )
     return DatasetInfo(
         made_by=_command(options),
         level=options.level,
         features=tuple(
-            Feature(name=f"{prefix}{name}", size=size, dtype=dtype, quantization=quantization)
+            Feature(name=f"{prefix}{name}", size=size, **storage)
             for name, size in zip(options.feature_names, options.feature_sizes, strict=True)
         ),
         num_classes=options.num_classes,

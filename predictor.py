@@ -26,7 +26,7 @@ from options import Options, option, same_option
 from readers import RecordReader
 from run_config import DataConfig, ReadOptions, RunConfig, TrainOptions
 from serving import MANIFEST
-from utils import InputError, check_at_least, check_one_of, comma_separated
+from utils import InputError, check_at_least, check_one_of, comma_separated, shortened
 
 # --- Options --------------------------------------------------------------------------------------
 
@@ -338,7 +338,9 @@ def load_configs(train_dirs: Sequence[str]) -> list[RunConfig]:
     for train_dir, config in zip(train_dirs, configs, strict=True):
         differences = configs[0].data.differences(config.data)
         if differences:
-            changes = "; ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in differences.items())
+            changes = "; ".join(
+                f"{key}: {shortened(a)} and {shortened(b)}" for key, (a, b) in differences.items()
+            )
             raise InputError(
                 "models of an ensemble must take the same data and classes, but "
                 f"{train_dirs[0]} and {train_dir} differ ({changes})."

@@ -252,7 +252,7 @@ def _define(name, default, kind, metadata, flag_values):
         str: flags.DEFINE_string,
     }[kind.base]
     settings = {"flag_values": flag_values}
-    if metadata["choices"]:
+    if metadata["choices"] and not kind.is_list:
         define = flags.DEFINE_enum
         settings["enum_values"] = list(metadata["choices"])
     if kind.is_list:

@@ -1,8 +1,8 @@
 """Reads YouTube-8M records into batches.
 
-Frames stay uint8, as stored; models dequantize and normalize them. The order of the videos depends
-only on the files, the seed and the epoch, never on the timing of threads, so a run can resume where
-it stopped.
+Frames stay bytes or floats, as stored; models dequantize and normalize them. The order of the
+videos depends only on the files, the seed and the epoch, never on the timing of threads, so a run
+can resume where it stopped.
 """
 
 import collections
@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 
 import files
 import records
-from quantization import YOUTUBE8M
+from quantization import DTYPES, FrameFormat, FrameStorage
 from utils import InputError, comma_separated
 
 # Records that show whether the data fit the settings at all, and videos of which one must have a
@@ -38,8 +38,6 @@ SEGMENT_FEATURES = {
     "segment_end_times",
     "segment_scores",
 }
-# The byte that stands for the value 0.
-_ZERO = YOUTUBE8M.quantize(0.0)
 # Bytes are taken for floats if nearly all values that are not 0 are within such bounds.
 _PLAUSIBLE_FLOATS = {"float16": (2**-14, 2**8), "float32": (1e-8, 1e8), "float64": (1e-8, 1e8)}
 _PLAUSIBLE_SHARE, _BYTE_RATIO = 0.99, 1.5
@@ -49,12 +47,9 @@ _NO_LABELS = np.zeros(0, np.int64)
 _EMPTY_BYTES = 2
 # Remedies for data of which all records are like this.
 _OTHER_SIZES = "Use data that fit the model, or train with other --feature_sizes."
-_QUANTIZE = (
-    "Frames of floats are not read: store one byte per value, for example "
-    "quantization.YOUTUBE8M.quantize(np.frombuffer(frame, np.float32)).tobytes() for values of "
-    "-2 to 2."
-)
-_ONE_STRING = "Store each frame as one string with one byte per value."
+_ONE_STRING = "Store each frame as one string of equal size, or as a list of floats."
+# Sizes of the numbers in frames, in bytes. Float64 is recognized, but not read.
+_FLOAT_TYPES = {2: "float16", 4: "float32", 8: "float64"}
 # Files read in turn, one video from each, so that neighbors in a file do not stay neighbors.
 _OPEN_FILES = 8
 # A file is read ahead in portions of at most this many records and about this many bytes.
@@ -72,8 +67,8 @@ class Batch(NamedTuple):
 
     Attributes:
         video_ids: B ids.
-        inputs: inputs of the model. Frame level: a dict of `frames`, uint8 `[B, T, D]`, and
-            `num_frames`, int32 `[B]`. Video level: float32 `[B, D]`.
+        inputs: inputs of the model. Frame level: a dict of `frames`, `[B, T, D]`, uint8, float16
+            or float32, and `num_frames`, int32 `[B]`. Video level: float32 `[B, D]`.
         labels: float32 `[B, C]`, 1 for each label of the video; `[B, 0]` without `with_labels`.
     """
 
@@ -89,8 +84,8 @@ class Video:
     Attributes:
         video_id: id of the video.
         labels: class numbers, int64 `[n]`.
-        features: one array per feature, a view into the record where possible. Frame level: uint8
-            `[T, size]`. Video level: float32 `[size]`.
+        features: one array per feature, a view into the record where possible. Frame level:
+            `[T, size]`, uint8, float16 or float32. Video level: float32 `[size]`.
     """
 
     video_id: str
@@ -499,7 +494,24 @@ class RecordReader:
 
 
 class YT8MFrameFeatureReader(RecordReader):
-    """Reads frame-level records: SequenceExamples with one uint8 vector per frame and feature."""
+    """Reads frame-level records: SequenceExamples with one vector per frame and feature.
+
+    Args:
+        paths: TFRecord files.
+        storages: how the frames of each feature are stored; None for YouTube-8M's bytes.
+        **options: as for `RecordReader`.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        storages: Sequence[FrameStorage] | None = None,
+        **options: Any,
+    ):
+        super().__init__(paths, **options)
+        self.storages = storages or [FrameStorage()] * len(self.feature_names)
+        self._dtype = np.dtype(FrameFormat.of_features(self.storages, self.feature_sizes).dtype)
 
     def _parse(self, location, context, feature_lists):
         if not feature_lists:
@@ -510,8 +522,8 @@ class YT8MFrameFeatureReader(RecordReader):
             )
         video_id = self._video_id(context)
         features = [
-            self._frames(location, video_id, name, size, feature_lists)
-            for name, size in zip(self.feature_names, self.feature_sizes, strict=True)
+            self._frames(location, video_id, name, size, storage, feature_lists)
+            for name, size, storage in self._features()
         ]
         counts = {
             name: len(frames)
@@ -529,37 +541,93 @@ class YT8MFrameFeatureReader(RecordReader):
             )
         num_frames = min(num_frames, self.max_frames)
         used = [
-            np.full((num_frames, size), _ZERO) if frames is None else frames[:num_frames]
-            for frames, size in zip(features, self.feature_sizes, strict=True)
+            np.broadcast_to(storage.zero, (num_frames, size))
+            if frames is None
+            else frames[:num_frames]
+            for frames, (_, size, storage) in zip(features, self._features(), strict=True)
         ]
         return Video(video_id, self._labels(location, video_id, context), used)
 
-    def _frames(self, location, video_id, name, size, feature_lists):
+    def _features(self):
+        """Returns triples of name, size and storage."""
+        return zip(self.feature_names, self.feature_sizes, self.storages, strict=True)
+
+    def _frames(self, location, video_id, name, size, storage, feature_lists):
         """Returns the frames of a feature; None if zeros are to be used."""
         if name not in feature_lists:
             found = records.describe_feature_lists(feature_lists)
             reason = f"it has no feature {name!r}. It has: {found}"
             return self._missing(location, name, feature_lists, reason)
         content = feature_lists[name]
-        frames = records.frame_bytes(content)
+        is_list = storage.dtype == "float_list"
+        frames = records.frame_floats(content) if is_list else records.frame_bytes(content)
         if frames is None:
             found = records.describe_feature_lists({name: content})
+            kind = "lists of floats" if is_list else "bytes"
             raise CorruptVideoError(
-                f"video {video_id!r} has frames of {name!r} that differ in size or are not bytes: "
+                f"video {video_id!r} has frames of {name!r} that differ in size or are not {kind}: "
                 f"{found}",
-                remedy_for_all=_QUANTIZE if "float" in found else _ONE_STRING,
+                remedy_for_all=self._other_storage(name, content),
             )
         if not len(frames):
             reason = f"video {video_id!r} has no frame of {name!r}"
             return self._missing(location, name, feature_lists, reason)
-        if frames.shape[1] != size:
-            raise _wrong_frame_size(name, size, frames)
+        width = size if is_list else size * storage.type.itemsize
+        if frames.shape[1] != width:
+            raise self._wrong_frame_size(name, size, storage, frames)
+        if storage.quantization is not None:
+            return frames
+        frames = frames.view(storage.type)
+        if not np.isfinite(frames).all():
+            raise CorruptVideoError(f"feature {name!r} of video {video_id!r} has NaN or infinity")
         return frames
 
+    def _other_storage(self, name, content):
+        """Returns a remedy for frames that are not stored in the expected way."""
+        if records.frame_floats(content) is not None:
+            return self._set_dtype(name, "float_list")
+        if records.frame_bytes(content) is None:
+            return _ONE_STRING
+        (size,) = (size for other, size, _ in self._features() if other == name)
+        itemsize = records.frame_bytes(content).shape[1] / size
+        return self._set_dtype(name, _FLOAT_TYPES.get(itemsize, "uint8"))
+
+    def _set_dtype(self, name, dtype):
+        """Returns the sentence that names the flag for another dtype of a feature."""
+        if dtype not in DTYPES:
+            return "Store the values of frames as float32, float16 or uint8."
+        dtypes = [
+            dtype if other == name else storage.dtype for other, _, storage in self._features()
+        ]
+        return f"Train with --feature_dtypes={','.join(dtypes)}, which reads such frames."
+
+    def _wrong_frame_size(self, name, size, storage, frames):
+        """Returns the error for frames, bytes or floats `[T, width]`, of an unexpected width."""
+        found = frames.shape[1]
+        reason = f"feature {name!r} has size {found}, but the model takes size {size}"
+        if storage.dtype in ("float16", "float32"):
+            bytes_taken = size * storage.type.itemsize
+            reason = (
+                f"feature {name!r} has {found} bytes, but the model takes {size} {storage.dtype} "
+                f"values, which are {bytes_taken} bytes"
+            )
+        dtype = "uint8" if found == size else _FLOAT_TYPES.get(found / size)
+        if dtype is None or storage.dtype == "float_list":
+            return CorruptVideoError(reason, remedy_for_all=_OTHER_SIZES)
+        if dtype != "uint8" and stored_float_type(frames) == dtype:
+            return CorruptVideoError(
+                f"{reason}: its frames are {size} {dtype} values",
+                remedy_for_all=self._set_dtype(name, dtype),
+            )
+        return CorruptVideoError(
+            f"{reason}: that is the size of {size} {dtype} values",
+            remedy_for_all=f"{self._set_dtype(name, dtype)} {_OTHER_SIZES}",
+        )
+
     def _check_values(self, videos):
-        for index, (name, size) in enumerate(
-            zip(self.feature_names, self.feature_sizes, strict=True)
-        ):
+        for index, (name, size, storage) in enumerate(self._features()):
+            if storage.quantization is None:
+                continue
             frames = [video.features[index] for video in videos]
             float_type = stored_float_type(np.concatenate(frames)) if frames else None
             if float_type:
@@ -567,17 +635,19 @@ class YT8MFrameFeatureReader(RecordReader):
                 raise InputError(
                     f"feature {name!r} has size {size}, but in the first {len(videos)} videos its "
                     f"bytes are those of {values} {float_type} values, not one byte per value. "
-                    f"{_QUANTIZE.replace('float32', float_type)} Then set its size in "
-                    f"--feature_sizes to {values}."
+                    f"{self._set_dtype(name, float_type)} Set its size in --feature_sizes to "
+                    f"{values}."
                 )
 
     def _inputs(self, videos, pad_to_max_frames):
         num_frames = np.array([len(video.features[0]) for video in videos], np.int32)
         longest = self.max_frames if pad_to_max_frames else num_frames.max()
-        frames = _aligned_empty((len(videos), longest, sum(self.feature_sizes)), np.uint8)
+        frames = _aligned_empty((len(videos), longest, sum(self.feature_sizes)), self._dtype)
         for row, video in enumerate(videos):
             column = 0
-            for feature in video.features:
+            for feature, storage in zip(video.features, self.storages, strict=True):
+                if feature.dtype != self._dtype:
+                    feature = storage.to_float(feature)
                 frames[row, : len(feature), column : column + feature.shape[1]] = feature
                 column += feature.shape[1]
             frames[row, num_frames[row] :] = 0
@@ -585,7 +655,7 @@ class YT8MFrameFeatureReader(RecordReader):
 
     def _input_signature(self, batch_dim, num_frames):
         return {
-            "frames": tf.TensorSpec([batch_dim, num_frames, sum(self.feature_sizes)], tf.uint8),
+            "frames": tf.TensorSpec([batch_dim, num_frames, sum(self.feature_sizes)], self._dtype),
             "num_frames": tf.TensorSpec([batch_dim], tf.int32),
         }
 
@@ -677,25 +747,6 @@ class _FirstRecords:
                     return 0
             return count
         return 0
-
-
-def _wrong_frame_size(name, size, frames):
-    """Returns the error for frames, uint8 `[T, D]`, that do not have the expected size."""
-    found = frames.shape[1]
-    float_type = {2: "float16", 4: "float32", 8: "float64"}.get(found / size)
-    reason = f"feature {name!r} has size {found}, but the model takes size {size}"
-    if not float_type:
-        return CorruptVideoError(reason, remedy_for_all=_OTHER_SIZES)
-    quantize_frames = _QUANTIZE.replace("float32", float_type)
-    if stored_float_type(frames) == float_type:
-        return CorruptVideoError(
-            f"{reason}: its frames are {size} {float_type} values instead of bytes",
-            remedy_for_all=quantize_frames,
-        )
-    return CorruptVideoError(
-        f"{reason}: that is the size of {size} {float_type} values",
-        remedy_for_all=f"{_OTHER_SIZES} {quantize_frames}",
-    )
 
 
 def stored_float_type(frames: np.ndarray) -> str | None:

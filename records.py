@@ -399,7 +399,7 @@ def frame_bytes(feature_list: Serialized) -> np.ndarray | None:
         uint8 `[num_frames, size]`, which is `[0, 0]` without frames; None if the frames differ in
         size or are not one bytes value each.
     """
-    frames = _equal_frames(feature_list)
+    frames = _equal_frames(feature_list, _FIELD_1)
     if frames is not None:
         return frames
     values = [feature.bytes_list.value for feature in FeatureList.FromString(feature_list).feature]
@@ -409,6 +409,25 @@ def frame_bytes(feature_list: Serialized) -> np.ndarray | None:
         return None
     content = b"".join(value[0] for value in values)
     return np.frombuffer(content, np.uint8).reshape(len(values), len(values[0][0]))
+
+
+def frame_floats(feature_list: Serialized) -> np.ndarray | None:
+    """Returns the frames of a serialized `FeatureList` that stores one list of floats per feature.
+
+    Returns:
+        float32 `[num_frames, size]`, which is `[0, 0]` without frames; None if the frames differ in
+        size or are not floats.
+    """
+    frames = _equal_frames(feature_list, _FIELD_2)
+    if frames is not None and frames.shape[1] % 4 == 0:
+        return frames.view("<f4")
+    features = FeatureList.FromString(feature_list).feature
+    if not features:
+        return np.zeros((0, 0), np.float32)
+    rows = [feature.float_list.value for feature in features]
+    if any(feature.WhichOneof("kind") != "float_list" for feature in features):
+        return None
+    return np.array(rows, np.float32) if len(set(map(len, rows))) == 1 else None
 
 
 def describe_features(features: Mapping[str, Serialized]) -> str:
@@ -463,15 +482,19 @@ def _parse_with_protobuf(payload):
     )
 
 
-def _equal_frames(feature_list):
+def _equal_frames(feature_list, kind):
     """Returns the frames as a strided view if all have the same header, otherwise None.
 
     A feature consists of a header (tags and lengths) and the frame. Features of equal size have
     equal headers, so the list is a table whose first columns are constant.
+
+    Args:
+        feature_list: serialized `FeatureList`.
+        kind: field of `Feature` that holds the frame: that of its bytes_list or its float_list.
     """
     # The nested messages FeatureList.feature, Feature.bytes_list and BytesList.value.
     feature = _first_field(feature_list, 0, len(feature_list), _FIELD_1)
-    inner = feature and _only_field(feature_list, *feature, _FIELD_1)
+    inner = feature and _only_field(feature_list, *feature, kind)
     value = inner and _only_field(feature_list, *inner, _FIELD_1)
     if not value or len(feature_list) % value[1]:
         return None

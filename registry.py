@@ -26,13 +26,14 @@ import keras
 
 import layers
 import private_api
+from quantization import FrameFormat
 from utils import KERAS_PACKAGE, InputError, check_finite, comma_separated, static_shape
 
 MODULES_VARIABLE = "YOUTUBE8M_MODELS"
 _OWN_MODULES = ("frame_level_models", "video_level_models")
 
 # Constructor arguments that every model gets from the data or from Keras; not hyperparameters.
-DATA_ARGUMENTS = ("num_classes", "feature_sizes", "l2_normalize_input", "name")
+DATA_ARGUMENTS = ("num_classes", "feature_sizes", "frame_format", "l2_normalize_input", "name")
 
 # The hyperparameter that names the video-level model inside a frame-level model.
 CLASSIFIER_ARGUMENT = "video_level_classifier_model"
@@ -136,12 +137,14 @@ class Model(private_api.NoSaveSignature, keras.Model):
             layer.trainable = value
         return model
 
-    def check_input(self, tensor: Any, dtype: str, axes: tuple[str, ...], hint: str) -> None:
-        """Rejects a tensor that the model would misread; Keras has cast any floats to float32.
+    def check_input(
+        self, tensor: Any, dtypes: tuple[str, ...], axes: tuple[str, ...], hint: str
+    ) -> None:
+        """Rejects a tensor that the model would misread.
 
         Args:
             tensor: tensor to check.
-            dtype: dtype that the model takes.
+            dtypes: dtypes that the model takes.
             axes: names of all axes but the last, which holds the features.
             hint: sentence on how to convert the tensor.
 
@@ -152,9 +155,9 @@ class Model(private_api.NoSaveSignature, keras.Model):
         received = keras.backend.standardize_dtype(tensor.dtype)
         shape: list = static_shape(tensor) or ["of another rank"]
         right_shape = len(shape) == len(axes) + 1 and (not size or shape[-1] in (size, None))
-        if received != dtype or not right_shape:
+        if received not in dtypes or not right_shape:
             raise InputError(
-                f"{self.name} takes {dtype} [{comma_separated((*axes, size))}]. "
+                f"{self.name} takes {' or '.join(dtypes)} [{comma_separated((*axes, size))}]. "
                 f"Received: {received} [{comma_separated(shape)}]. {hint}"
             )
 
@@ -364,6 +367,7 @@ def build_model(
     feature_sizes: Sequence[int],
     matmul_policy: str = "float32",
     model_name: str | None = None,
+    frame_format: FrameFormat | None = None,
     **given: Any,
 ) -> keras.Model:
     """Builds a registered model with its weights.
@@ -375,6 +379,8 @@ def build_model(
         matmul_policy: Keras dtype policy of the matrix products; see `layers.matmul_policy`.
         model_name: name of the `keras.Model`, with which the paths of its weights begin; by default
             its class name.
+        frame_format: the numbers stored for a frame; None for YouTube-8M's bytes, or for a
+            video-level model.
         **given: hyperparameters that override the model's defaults.
 
     Raises:
@@ -384,7 +390,9 @@ def build_model(
     # weights by these names. Numbering starts over here, so names do not depend on the process.
     private_api.reset_layer_numbers()
     cls = model_class(name)
-    arguments = resolve(name, given)
+    arguments: dict[str, Any] = resolve(name, given)
+    if frame_format is not None and frame_format != FrameFormat():
+        arguments["frame_format"] = frame_format.as_json()
     _check_positive_integers("num_classes", [num_classes])
     _check_positive_integers("feature_sizes", feature_sizes)
     with layers.matmul_policy(matmul_policy):

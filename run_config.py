@@ -10,10 +10,11 @@ imported where they are used.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -22,6 +23,14 @@ import layers
 import losses
 import registry
 from options import Options, option
+from quantization import (
+    DTYPES,
+    YOUTUBE8M,
+    FeatureScale,
+    FrameFormat,
+    FrameStorage,
+    Quantization,
+)
 from utils import InputError, comma_separated
 
 if TYPE_CHECKING:
@@ -82,6 +91,9 @@ class DataConfig(Options):
         feature_sizes: their sizes.
         num_classes: size of the vocabulary.
         max_frames: largest number of frames of a video to use.
+        feature_dtypes: how frames are stored, for each feature; None for bytes.
+        quantization: range of the bytes as in `Quantization.as_json`, by feature; None, or a
+            feature that is not there, stands for YouTube-8M's.
     """
 
     frame_level: bool = option(group="data")
@@ -89,6 +101,28 @@ class DataConfig(Options):
     feature_sizes: tuple[int, ...] = option(group="data", above=0)
     num_classes: int = option(group="data", above=0)
     max_frames: int = option(group="data", above=0)
+    feature_dtypes: tuple[str, ...] | None = option(None, group="data")
+    quantization: dict[str, dict] | None = None
+
+    @property
+    def storages(self) -> list[FrameStorage]:
+        """How the frames of each feature are stored; video-level features are floats."""
+        dtypes = self.feature_dtypes or ("uint8",) * len(self.feature_names)
+        ranges = self.quantization or {}
+        return [
+            FrameStorage(
+                dtype,
+                (Quantization.from_json(ranges[name]) if name in ranges else YOUTUBE8M)
+                if dtype == "uint8"
+                else None,
+            )
+            for name, dtype in zip(self.feature_names, dtypes, strict=True)
+        ]
+
+    @property
+    def frame_format(self) -> FrameFormat:
+        """The numbers in a batch of frames."""
+        return FrameFormat.of_features(self.storages, self.feature_sizes)
 
     def reader(
         self,
@@ -110,11 +144,9 @@ class DataConfig(Options):
         import files
         import readers
 
-        reader = (
-            readers.YT8MFrameFeatureReader
-            if self.frame_level
-            else readers.YT8MAggregatedFeatureReader
-        )
+        reader: Callable = readers.YT8MAggregatedFeatureReader
+        if self.frame_level:
+            reader = functools.partial(readers.YT8MFrameFeatureReader, storages=self.storages)
         return reader(
             files.expand_patterns(paths) if isinstance(paths, str) else paths,
             feature_names=self.feature_names,
@@ -139,6 +171,8 @@ class RunConfig(Options):
 
     Attributes:
         hyperparameters: value of every hyperparameter of the model, by name.
+        quantization: range of the bytes of features, as in `DataConfig`.
+        feature_scale: `factor` and `offset` of a `FeatureScale`; None for the values as they are.
 
     Raises:
         InputError: if a name or value is not valid.
@@ -167,6 +201,15 @@ class RunConfig(Options):
         group="data",
         above=0,
     )
+    feature_dtypes: tuple[str, ...] | None = option(
+        None,
+        "How frames are stored, for each of --feature_names, or once for all: uint8 (quantized), "
+        "float16, float32 (raw, little-endian) or float_list. Default: uint8.",
+        group="data",
+        choices=tuple(DTYPES),
+    )
+    quantization: dict[str, dict] | None = None
+    feature_scale: dict[str, Any] | None = None
     max_frames: int = option(
         300, "Largest number of frames of a video to use.", group="data", above=0
     )
@@ -228,6 +271,50 @@ class RunConfig(Options):
         if not self.feature_names:
             object.__setattr__(self, "feature_names", _DEFAULT_FEATURE_NAMES[self.frame_level])
         super().__post_init__()
+        self._resolve_frames()
+
+    def _resolve_frames(self):
+        """Checks what concerns frames, and gives what is YouTube-8M's the value None."""
+        if not self.frame_level:
+            for name in ("feature_dtypes", "quantization", "feature_scale"):
+                if getattr(self, name):
+                    raise InputError(
+                        f"--{name} is about frames, but {self.model} takes video-level features."
+                    )
+            return
+        names = self.feature_names or ()
+        dtypes = self.feature_dtypes or ("uint8",)
+        if len(dtypes) == 1:
+            dtypes *= len(names)
+        if len(dtypes) != len(names):
+            raise InputError(
+                "--feature_dtypes must have one entry for all features, or one for each of "
+                f"--feature_names={','.join(names)}. Received: {comma_separated(dtypes)}"
+            )
+        ranges = {
+            name: values
+            for name, values in (self.quantization or {}).items()
+            if name in names and Quantization.from_json(values) != YOUTUBE8M
+        }
+        object.__setattr__(self, "feature_dtypes", dtypes if set(dtypes) != {"uint8"} else None)
+        object.__setattr__(self, "quantization", ranges or None)
+        if len(self.feature_sizes) == len(names):  # Otherwise the reader rejects the sizes.
+            self._check_sizes()
+
+    def _check_sizes(self):
+        """Checks that there is one range, factor and offset for each dimension."""
+        for name, size, storage in zip(
+            self.data.feature_names, self.feature_sizes, self.data.storages, strict=True
+        ):
+            count = storage.quantization and storage.quantization.size
+            if count not in (None, size):
+                raise InputError(f"feature {name} has size {size}, but {count} ranges of bytes.")
+        count = self.feature_scale and len(FeatureScale(**self.feature_scale).factor)
+        if count not in (None, sum(self.feature_sizes)):
+            raise InputError(
+                f"--feature_scale must have one row for each of the {sum(self.feature_sizes)} "
+                f"values of a frame. Received: {count}"
+            )
 
     @property
     def data(self) -> DataConfig:
@@ -238,7 +325,15 @@ class RunConfig(Options):
             feature_sizes=self.feature_sizes,
             num_classes=self.num_classes,
             max_frames=self.max_frames,
+            feature_dtypes=self.feature_dtypes,
+            quantization=self.quantization,
         )
+
+    @property
+    def frame_format(self) -> FrameFormat:
+        """The numbers in a batch of frames, and the values that the model uses."""
+        scale = self.feature_scale and FeatureScale(**self.feature_scale)
+        return dataclasses.replace(self.data.frame_format, feature_scale=scale or None)
 
     @property
     def frame_level(self) -> bool:
@@ -255,6 +350,7 @@ class RunConfig(Options):
             feature_sizes=self.feature_sizes,
             matmul_policy=matmul_policy,
             model_name=model_name,
+            frame_format=self.frame_format if self.frame_level else None,
             **self.hyperparameters,
         )
 
@@ -386,6 +482,13 @@ class TrainOptions(RecipeOptions, ReadOptions):
         group="data",
         required=True,
         repeats=True,
+    )
+    feature_scale: str | None = option(
+        None,
+        "CSV file with the columns factor and, if needed, offset: one row for each value of a "
+        "frame, in the order of --feature_names. Each value is multiplied by its factor, then the "
+        "offset is added, before normalization. The run keeps a copy of the numbers.",
+        group="data",
     )
     train_dir: str = option(
         help="Directory of the run: model_flags.json, checkpoints, TensorBoard logs, eval/.",

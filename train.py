@@ -290,6 +290,9 @@ def main(config: RunConfig, options: TrainOptions, given: program.GivenFlags) ->
     """Runs the program."""
     paths = files.expand_patterns(options.train_data_pattern)
     config = dataset_info.complete(config, given, paths)
+    if options.feature_scale:
+        scale = dataset_info.read_feature_scale(options.feature_scale)
+        config = dataclasses.replace(config, feature_scale=dataclasses.asdict(scale))
     train(config, options, paths=paths, stop_requests=distribution.termination_requests)
 
 

@@ -68,6 +68,12 @@ def aligned_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
+def shortened(value: Any, width: int = 100) -> str:
+    """Returns the representation of a value for an error message, cut in the middle if long."""
+    text = repr(value)
+    return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
+
+
 def comma_separated(names: Iterable) -> str:
     """Returns names for an error message: `a, b, c`, or `none`."""
     return ", ".join(str(name) for name in names) or "none"

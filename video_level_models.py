@@ -42,7 +42,7 @@ class VideoLevelModel(registry.Model):
             raise utils.InputError(f"{self.name} takes one vector per video, not frames.")
         self.check_input(
             inputs,
-            "float32",
+            ("float32",),
             ("videos",),
             "quantization.YOUTUBE8M.dequantize returns the features of stored bytes.",
         )

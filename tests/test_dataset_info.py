@@ -95,16 +95,20 @@ def feature(**changes):
         (changed(features=feature(size=0)), ": features[0]: size must be above 0. Received: 0"),
         (changed(features=feature(name="\x1b")), r": features[0]: name must be printable text. "),
         (
-            changed(features=feature(dtype="float16", quantization=None)),
-            ": features: this version reads frame-level features of dtype uint8 with quantization "
-            '{"min": -2, "max": 2}. Received: rgb of dtype \'float16\' with quantization null',
+            changed(features=feature(dtype="float16")),
+            ": features[0]: quantization of rgb: features of dtype uint8, and no others, have a "
+            "quantization. Received: float16 with Quantization(min=-2, max=2)",
         ),
-        (changed(features=feature(quantization={"min": -1, "max": 1})), 'with quantization {"min"'),
-        (changed(features=feature(quantization="none")), "dtype 'uint8' with quantization null"),
+        (changed(features=feature(quantization="none")), "Received: uint8 with None"),
+        (changed(features=feature(dtype="int8")), "dtype must be one of uint8, float16, float32"),
+        (
+            changed(features=feature(quantization={"min": [0, 0], "max": [1, 1]})),
+            ": features[0]: quantization of rgb must have one range, or 8. Received: 2",
+        ),
         (
             changed(level="video"),
-            ": features: this version reads video-level features of dtype float32 with "
-            "quantization null. Received: rgb",
+            ": features of video-level records must be of dtype float32. Received: rgb of uint8, "
+            "audio of uint8",
         ),
     ],
 )
@@ -182,7 +186,11 @@ def test_directories_must_agree_and_the_longest_video_counts(tmp_path):
     assert completed(first, second).max_frames == RunConfig.max_frames
     for changes, message in (
         ({"num_classes": 11}, "num_classes is 10 and 11."),
-        ({"features": FRAMES.features[:1]}, "features is rgb:8,audio:4 and rgb:8."),
+        (
+            {"features": FRAMES.features[:1]},
+            "features is rgb:8 (uint8, min -2, max 2),audio:4 (uint8, min -2, max 2) and rgb:8 "
+            "(uint8, min -2, max 2).",
+        ),
     ):
         saved(second, **changes)
         with pytest.raises(InputError) as caught:

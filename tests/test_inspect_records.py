@@ -301,7 +301,7 @@ def test_the_command_reads_all_records_that_can_be_read(tmp_path, capsys, record
         ([], "the files have no intact record."),
         (
             [with_lists(r, rgb=float_frames()) for r in videos(rgb=None, audio=None)],
-            "Frames of floats are not read: store one byte per value",
+            "Train with --feature_dtypes=float_list, which reads such frames.",
         ),
         ([with_context(r, labels=None) for r in videos()], "none of the first 20 videos has a"),
         (
@@ -376,9 +376,10 @@ def test_the_printed_command_trains_on_damaged_and_mixed_files(tmp_path, capsys)
 
 def test_the_command_leaves_out_what_dataset_json_says(tmp_path, capsys):
     path = write_records(tmp_path / "part", videos())
-    dtype, quantization = dataset_info.STORAGE["frame"]
     features = [
-        dataset_info.Feature(name=name, size=size, dtype=dtype, quantization=quantization)
+        dataset_info.Feature(
+            name=name, size=size, dtype="uint8", quantization={"min": -2, "max": 2}
+        )
         for name, size in {"audio": 4, "rgb": 8}.items()
     ]
     info = dataset_info.DatasetInfo(level="frame", features=features, num_classes=9, max_frames=6)

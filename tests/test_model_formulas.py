@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import frame_level_models
 import layer_references as references
 import model_references
 import video_level_models
@@ -29,7 +28,7 @@ BOTH_MODES = pytest.mark.parametrize("training", [False, True])
 def test_frames_are_dequantized_to_norm_one_and_padding_is_zero():
     frames, num_frames = make_videos()
     weights = (np.arange(frames.shape[1]) < num_frames[:, None]).astype(np.float32)
-    actual = np.asarray(frame_level_models.normalize(frames, weights).to_float())
+    actual = np.asarray(build("DbofModel").stored_frames(frames, weights).to_float())
     assert actual.dtype == np.float32
     for row, video in enumerate(reference_frames(frames, num_frames)):
         assert_close(actual[row, : len(video)], video)

@@ -81,7 +81,7 @@ MISFITS = [
     (
         *(frame_reader, {"rgb": 8}, INTEGER_FRAMES),
         "video 'a' has frames of 'rgb' that differ in size or are not bytes: rgb (1 frame of 2 "
-        f"integers). {ALL} Store each frame as one string with one byte per value.",
+        f"integers). {ALL} Store each frame as one string of equal size, or as a list of floats.",
     ),
     (
         *(video_reader, {"mean_rgb": 5}, FRAMES),
@@ -237,9 +237,10 @@ def test_the_bytes_of_floats_are_recognized_by_their_number_and_by_their_values(
     records = [frame_record("a", [1], rgb=[frame.tobytes() for frame in video]) for video in frames]
     path = write_records(tmp_path / "a", records)
     message = error_of(frame_reader(path, {"rgb": 16}))
-    assert f"its frames are 16 {float_type} values instead of bytes" in message
+    assert f"its frames are 16 {float_type} values" in message
     assert "--feature_sizes" not in message
-    assert f"quantization.YOUTUBE8M.quantize(np.frombuffer(frame, np.{float_type}))" in message
+    remedy = f"--feature_dtypes={float_type}" if float_type != "float64" else "Store the values"
+    assert remedy in message
     size = 16 * np.dtype(float_type).itemsize
     with pytest.raises(InputError, match=f"its bytes are those of 16 {float_type} values"):
         frame_reader(path, {"rgb": size}).check_first_records()
@@ -249,7 +250,7 @@ def test_bytes_of_a_multiple_of_the_size_may_be_floats_or_another_feature(tmp_pa
     path = one_record(tmp_path, frame_record("a", [1], rgb=quantized("normal", 64)))
     message = error_of(frame_reader(path, {"rgb": 32}))
     assert "size 64, but the model takes size 32: that is the size of 32 float16 values" in message
-    assert "train with other --feature_sizes. Frames of floats are not read: " in message
+    assert "Train with --feature_dtypes=float16, which reads such frames. Use data" in message
 
 
 def quantized(kind, size):

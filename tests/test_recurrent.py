@@ -7,7 +7,7 @@ import tensorflow as tf
 import layer_references as references
 import layers
 import recurrent
-from layers import StoredFrames, inverse_norms
+from layers import StoredFrames
 
 LENGTHS = (5, 1, 3)
 REAL = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
@@ -114,7 +114,8 @@ def test_matrices_in_bfloat16_change_states_and_gradients_little():
 def test_a_stack_returns_the_same_final_states_in_prediction(layers):
     rng = np.random.default_rng(5)
     q = tf.constant(rng.integers(0, 256, (*REAL.shape, 4), dtype=np.uint8))
-    frames = StoredFrames(q, inverse_norms(q)).affine(*rng.normal(size=(2, 4)))
+    frames = StoredFrames(q, None)
+    frames = frames.with_norms(frames.norms_inverted()).affine(*rng.normal(size=(2, 4)))
     stack = recurrent.GRUStack(6, layers)
     stack.build(frames.shape)
     references.randomize(stack)

@@ -12,7 +12,12 @@ import video_level_models
 from utils import InputError
 
 SIZES = {"num_classes": 3, "feature_sizes": (4, 2)}
-FRAME_LEVEL_ARGUMENTS = {"iterations", "sample_random_frames", "video_level_classifier_model"}
+FRAME_LEVEL_ARGUMENTS = {
+    "iterations",
+    "normalize_frames",
+    "sample_random_frames",
+    "video_level_classifier_model",
+}
 MOE_ARGUMENTS = {"moe_num_mixtures", "moe_l2", "moe_prob_gating"}
 
 

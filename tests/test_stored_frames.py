@@ -5,7 +5,7 @@ import pytest
 
 import layers
 import quantization
-from layers import StoredFrames, inverse_norms
+from layers import StoredFrames
 
 B, T, D, K = 3, 5, 7, 4
 RNG = np.random.default_rng(6)
@@ -24,7 +24,8 @@ def unit_frames():
 
 
 def quantized():
-    return StoredFrames(BYTES, np.asarray(inverse_norms(BYTES)) * REAL)
+    frames = StoredFrames(BYTES, None)
+    return frames.with_norms(np.asarray(frames.norms_inverted()) * REAL)
 
 
 CASES = {
