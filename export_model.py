@@ -78,6 +78,13 @@ class ExportOptions(ModelOptions, ReadOptions):
     class_names: str | None = option(
         None, "vocabulary.csv of the data set, to save along with the model.", group="output"
     )
+    mediapipe: bool = option(
+        False,
+        "Make the default signature the one that MediaPipe's YouTube-8M inference graph calls: "
+        "rgb_and_audio, float32 values of frames, and num_frames. The signature for records is "
+        "then called records.",
+        group="output",
+    )
     fit_weights: bool = option(
         False,
         "Fit the weights of --train_dirs to --eval_data_pattern; prints the metrics of each model "
@@ -120,6 +127,8 @@ def export(options: ExportOptions) -> dict:
         InputError: if the runs do not fit together, or the directory cannot be written.
     """
     data = load_configs(options.run_dirs)[0].data
+    if options.mediapipe and not data.frame_level:
+        raise InputError("--mediapipe is for frame-level models, but the run has another.")
     if options.class_names:
         files.read_class_names(options.class_names, data.num_classes)
     train_dirs, weights = with_weight(
@@ -145,7 +154,9 @@ def export(options: ExportOptions) -> dict:
         )
         num_weights = sum(model.count_params() for model in models)
         logging.info("tracing the graph, with %s weights", f"{num_weights:,}")
-        module = serving.make_module(ensemble, data, options.top_k, options.class_names)
+        module = serving.make_module(
+            ensemble, data, options.top_k, options.class_names, options.mediapipe
+        )
         logging.info("writing %s", files.absolute(options.output_dir))
         with _without_info():
             tf.saved_model.save(module, partial, signatures=module.served)

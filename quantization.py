@@ -34,18 +34,21 @@ class Quantization:
     as YouTube-8M defines it.
 
     Attributes:
-        min: lower end of the range: one number for all dimensions of a feature, or one for each.
+        min: lower end of the range: a float for all dimensions of a feature, or a tuple of floats.
         max: upper end.
 
     Raises:
         InputError: if an end is not finite, or no lower end is below its upper end.
     """
 
-    min: float | tuple[float, ...]
-    max: float | tuple[float, ...]
+    min: Any
+    max: Any
 
     def __post_init__(self):
-        """Checks the range."""
+        """Checks the range, and converts arrays to tuples of Python's floats."""
+        for name in ("min", "max"):
+            end = np.asarray(getattr(self, name)).tolist()
+            object.__setattr__(self, name, tuple(end) if isinstance(end, list) else end)
         low, high = np.asarray(self.min, np.float64), np.asarray(self.max, np.float64)
         if low.shape != high.shape or low.ndim > 1:
             raise InputError(

@@ -23,18 +23,24 @@ MANIFEST = "manifest.json"
 
 
 def make_module(
-    ensemble: Ensemble, data: DataConfig, top_k: int, class_names: str | None = None
+    ensemble: Ensemble,
+    data: DataConfig,
+    top_k: int,
+    class_names: str | None = None,
+    mediapipe: bool = False,
 ) -> tf.Module:
     """Returns a `tf.Module` to save, with only what its signatures use.
 
-    Its attribute `served` is a dict of the functions `serving_default` and `predict`, and
-    `kept_variables` a list of the `tf.Variable`s that they use.
+    Its attribute `served` is a dict of the functions `serving_default` and `predict`, for frames
+    also `predict_floats`, and `kept_variables` a list of the `tf.Variable`s that they use.
 
     Args:
         ensemble: models that predict.
         data: data that they take.
         top_k: number of classes that `serving_default` returns per video.
         class_names: path of a file to save along, as an asset.
+        mediapipe: whether `serving_default` is the signature that MediaPipe calls. The one that
+            takes records is then called `records`.
     """
     parse = _parse_frames if data.frame_level else _parse_vectors
     top_k = min(top_k, data.num_classes)
@@ -52,12 +58,15 @@ def make_module(
 
     module = tf.Module()
     records = tf.TensorSpec([None], tf.string, name="example_bytes")
-    module.served = {
-        "serving_default": tf.function(serve_records, autograph=False).get_concrete_function(
-            records
-        ),
-        "predict": predict,
-    }
+    serve_records = tf.function(serve_records, autograph=False).get_concrete_function(records)
+    module.served = {"serving_default": serve_records, "predict": predict}
+    if data.frame_level:
+        module.served["predict_floats"] = _predict_floats(predict, data)
+    if mediapipe:
+        module.served |= {
+            "serving_default": _mediapipe(module.served["predict_floats"], data),
+            "records": serve_records,
+        }
     used = {
         id(tensor) for function in module.served.values() for tensor in function.captured_inputs
     }
@@ -70,6 +79,40 @@ def make_module(
     if class_names is not None:
         module.class_names = tf.saved_model.Asset(class_names)
     return module
+
+
+def _predict_floats(predict, data):
+    """Returns `predict` for frames of float32 values, which it stores as the records do."""
+    frame_format = data.frame_format
+
+    def predict_floats(frames, num_frames):
+        with tf.control_dependencies([_assert_finite(frames)]):
+            frames = tf.identity(frames)
+        if frame_format.quantization is not None:
+            # As in `Quantization.quantize`.
+            step = tf.constant(frame_format.quantization.step, tf.float32)
+            offset = tf.constant(frame_format.quantization.offset, tf.float32)
+            frames = tf.clip_by_value(tf.round((frames - offset) / step), 0.0, 255.0)
+        stored = tf.cast(frames, frame_format.dtype)
+        return predict(frames=stored, num_frames=num_frames)
+
+    specs = _input_specs(data)
+    specs["frames"] = tf.TensorSpec(specs["frames"].shape, tf.float32, name="frames")
+    return tf.function(predict_floats, autograph=False).get_concrete_function(**specs)
+
+
+def _mediapipe(predict_floats, data):
+    """Returns the signature that MediaPipe's inference graph calls."""
+
+    def predict(rgb_and_audio, num_frames):
+        return predict_floats(frames=rgb_and_audio, num_frames=tf.reshape(num_frames, [-1]))
+
+    return tf.function(predict, autograph=False).get_concrete_function(
+        rgb_and_audio=tf.TensorSpec(
+            [None, None, sum(data.feature_sizes)], tf.float32, name="rgb_and_audio"
+        ),
+        num_frames=tf.TensorSpec([None, 1], tf.int32, name="num_frames"),
+    )
 
 
 def digest(export_dir: str, manifest: dict) -> str:
@@ -129,7 +172,7 @@ def _input_specs(data):
     if not data.frame_level:
         return {"features": tf.TensorSpec([None, size], tf.float32, name="features")}
     return {
-        "frames": tf.TensorSpec([None, None, size], tf.uint8, name="frames"),
+        "frames": tf.TensorSpec([None, None, size], data.frame_format.dtype, name="frames"),
         "num_frames": tf.TensorSpec([None], tf.int32, name="num_frames"),
     }
 
@@ -159,14 +202,22 @@ def _checked(inputs, data):
             num_frames <= tf.shape(frames)[1], "num_frames must be at most the frames given"
         ),
     ]
+    if not data.frame_format.quantization:
+        numbers.append(_assert_finite(frames))
     with tf.control_dependencies(numbers):
         return {name: tf.identity(tensor) for name, tensor in inputs.items()}
 
 
 def _checked_vectors(features):
-    finite = tf.reduce_all(tf.math.is_finite(features), axis=1)
-    with tf.control_dependencies([_assert_every_video(finite, "features must be finite")]):
+    with tf.control_dependencies([_assert_finite(features)]):
         return tf.identity(features)
+
+
+def _assert_finite(features):
+    """Asserts that vectors `[B, D]` or frames `[B, T, D]` are finite."""
+    axes = range(1, features.shape.rank)
+    finite = tf.reduce_all(tf.math.is_finite(features), axis=list(axes))
+    return _assert_every_video(finite, "features must be finite")
 
 
 def _assert_every_video(holds, requirement):
@@ -183,39 +234,71 @@ def _assert_every_video(holds, requirement):
 def _parse_frames(records, data):
     """Returns ids and padded frames of SequenceExamples, equal to those of the readers."""
     video_ids, records, places = _checked_records(records)
+    described = list(zip(data.feature_names, data.feature_sizes, data.storages, strict=True))
     _, sequences, lengths = tf.io.parse_sequence_example(
         records,
         sequence_features={
-            name: tf.io.FixedLenSequenceFeature([], tf.string) for name in data.feature_names
+            name: tf.io.FixedLenSequenceFeature(
+                *(([size], tf.float32) if storage.dtype == "float_list" else ([], tf.string))
+            )
+            for name, size, storage in described
         },
         example_names=places,
     )
     num_frames = tf.cast(lengths[data.feature_names[0]], tf.int32)
     features = []
-    for name, size in zip(data.feature_names, data.feature_sizes, strict=True):
-        # Empty frames pad shorter videos.
-        strings = sequences[name]
-        sizes = tf.strings.length(strings)
-        real = tf.sequence_mask(lengths[name], tf.shape(strings)[1])
-        with tf.control_dependencies(
-            [
-                _assert_every_video(
-                    tf.cast(lengths[name], tf.int32) == num_frames,
-                    f"all features of a video must have the same number of frames ({name} differs)",
-                ),
-                _assert_every_video(
-                    tf.reduce_all(sizes == tf.where(real, size, 0), axis=1),
-                    f"every frame of {name} must have {size} bytes",
-                ),
-            ]
-        ):
-            strings = tf.identity(strings)[:, : data.max_frames]
-        features.append(tf.io.decode_raw(strings, tf.uint8, fixed_length=size))
+    for name, size, storage in described:
+        equal_numbers = _assert_every_video(
+            tf.cast(lengths[name], tf.int32) == num_frames,
+            f"all features of a video must have the same number of frames ({name} differs)",
+        )
+        with tf.control_dependencies([equal_numbers]):
+            frames = tf.identity(sequences[name])
+        if storage.dtype != "float_list":
+            num_bytes = size * storage.type.itemsize
+            right_size = _assert_every_video(
+                _have_size(frames, lengths[name], num_bytes),
+                f"every frame of {name} must have {num_bytes} bytes",
+            )
+            with tf.control_dependencies([right_size]):
+                frames = tf.identity(frames)[:, : data.max_frames]
+            frames = _decoded(frames, storage.type.name, num_bytes)
+        frames = frames[:, : data.max_frames]
+        if storage.type != data.frame_format.dtype:
+            frames = _to_float(frames, storage.quantization)
+        features.append(frames)
     inputs = {
         "frames": tf.concat(features, axis=-1),
         "num_frames": tf.minimum(num_frames, data.max_frames),
     }
     return video_ids, inputs
+
+
+def _have_size(strings, lengths, size):
+    """Returns whether the frames of each video, strings `[B, T]`, have `size` bytes: bool `[B]`.
+
+    Empty frames pad shorter videos.
+    """
+    real = tf.sequence_mask(lengths, tf.shape(strings)[1])
+    return tf.reduce_all(tf.strings.length(strings) == tf.where(real, size, 0), axis=1)
+
+
+def _decoded(strings, dtype, num_bytes):
+    """Returns the numbers in strings of equal size; empty strings become 0."""
+    if dtype != "float16":
+        return tf.io.decode_raw(strings, dtype, fixed_length=num_bytes)
+    # TensorFlow decodes no padded float16.
+    return tf.bitcast(tf.io.decode_raw(strings, tf.uint16, fixed_length=num_bytes), tf.float16)
+
+
+def _to_float(frames, quantization):
+    """Returns the values of stored frames as float32."""
+    frames = tf.cast(frames, tf.float32)
+    if quantization is None:
+        return frames
+    return frames * tf.constant(quantization.step, tf.float32) + tf.constant(
+        quantization.offset, tf.float32
+    )
 
 
 def _parse_vectors(records, data):

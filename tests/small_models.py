@@ -43,7 +43,11 @@ SMALL = {
 }
 
 CHANGED_MOE = {"moe_num_mixtures": 3, "moe_l2": 0.5, "moe_prob_gating": True}
-CHANGED_SAMPLING = {"iterations": 3, "sample_random_frames": False}
+CHANGED_SAMPLING = {
+    "normalize_frames": "none",
+    "iterations": 3,
+    "sample_random_frames": False,
+}
 CHANGED_FRAMES = {
     **CHANGED_SAMPLING,
     "video_level_classifier_model": "LogisticModel",
