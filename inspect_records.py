@@ -23,13 +23,14 @@ import dataset_info
 import files
 import records
 from options import Options, option
+from quantization import DTYPES
 from record_statistics import RecordStatistics
 from run_config import ReadOptions, RunConfig
 from utils import InputError, aligned_table, comma_separated
 
-# The model in the command and the kind of features that training reads, by level.
+# The model in the command and the kinds of features that training reads, by level.
 _MODELS = {"frame": "DbofModel", "video": "MoeModel"}
-_READABLE = {"frame": "frames of bytes", "video": "floats"}
+_READABLE = {"frame": ("frames of bytes", "frames of floats"), "video": ("floats",)}
 # Sizes of a feature that a table lists; of more, it shows the smallest and the largest.
 _NUM_SIZES = 3
 _DEFAULT_NAMES = ("rgb", "audio", "mean_rgb", "mean_audio")
@@ -159,32 +160,50 @@ def _config(statistics, num_classes):
         raise InputError("the files have no intact record.")
     level, num_records = statistics.levels.most_common(1)[0]
     common = {
-        key: values.common_size
+        key: values
         for key, values in statistics.features.items()
         if 2 * values.records > num_records
     }
-    sizes = {name: size for (name, kind), size in common.items() if kind == _READABLE[level]}
-    # Single numbers, such as times, are no features, unless there are no others.
-    sizes = {name: size for name, size in sizes.items() if size > 1} or sizes
-    # The reader says why it does not take other frames.
-    sizes = sizes or {
-        name: size or 1 for (name, kind), size in common.items() if kind.startswith("frames of")
+    features = {
+        name: _size_and_dtype(kind, values)
+        for (name, kind), values in common.items()
+        if kind in _READABLE[level] and values.common_size is not None
     }
-    if not sizes:
+    # Single numbers, such as times, are no features, unless there are no others.
+    features = {name: found for name, found in features.items() if found[0] > 1} or features
+    # The reader says why it does not take other frames.
+    features = features or {
+        name: (values.common_size or 1, "uint8")
+        for (name, kind), values in common.items()
+        if kind.startswith("frames of")
+    }
+    if not features:
         found = comma_separated(f"{name} ({kind})" for name, kind in statistics.features)
         raise InputError(
             "most records have neither frames (feature lists of a SequenceExample) nor a vector "
             f"of floats (in an Example). They have: {found}. docs/sample_data.md describes the "
             "formats."
         )
-    names = sorted(sizes, key=lambda name: (_order(name), name))
+    names = sorted(features, key=lambda name: (_order(name), name))
     return RunConfig(
         _MODELS[level],
         num_classes=max(num_classes, 1),
         feature_names=tuple(names),
-        feature_sizes=tuple(sizes[name] for name in names),
+        feature_sizes=tuple(features[name][0] for name in names),
+        feature_dtypes=tuple(features[name][1] for name in names) if level == "frame" else None,
         max_frames=max([RunConfig.max_frames, *statistics.num_frames]),
     )
+
+
+def _size_and_dtype(kind, values):
+    """Returns number and dtype of the values per frame."""
+    size = values.common_size
+    if kind == "frames of floats":
+        return size, "float_list"
+    float_type = values.float_type
+    if float_type in DTYPES:
+        return size // DTYPES[float_type].itemsize, float_type
+    return size, "uint8"
 
 
 def _order(name):
@@ -194,7 +213,10 @@ def _order(name):
 def _read_options(statistics, config):
     """Returns the options that let training read videos that lack features or frames."""
     level = "frame" if config.frame_level else "video"
-    counts = [statistics.features[name, _READABLE[level]].records for name in config.feature_names]
+    counts = [
+        max(statistics.features[name, kind].records for kind in _READABLE[level])
+        for name in config.feature_names
+    ]
     return ReadOptions(
         missing_features="zeros" if min(counts) < statistics.levels[level] else "error",
         trim_features=statistics.unequal_frames > 0,

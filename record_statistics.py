@@ -57,6 +57,15 @@ class FeatureValues:
         """The most common size."""
         return self.sizes.most_common(1)[0][0]
 
+    @property
+    def float_type(self) -> str | None:
+        """The type of floats that bytes of the most common size hold; None if they are bytes."""
+        frames = self._frames()
+        return stored_float_type(np.concatenate(frames)) if frames else None
+
+    def _frames(self):
+        return [values for values in self._sample if values.shape[1] == self.common_size]
+
     def add(self, size: int | None, values: np.ndarray | None) -> None:
         """Adds the values of a record: numbers of any shape, or None for strings."""
         self.records += 1
@@ -80,8 +89,7 @@ class FeatureValues:
 
     def describe(self) -> dict[str, Any]:
         """Returns the statistics as a dict for JSON; bytes of floats are described as floats."""
-        frames = [values for values in self._sample if values.shape[1] == self.common_size]
-        float_type = stored_float_type(np.concatenate(frames)) if frames else None
+        float_type, frames = self.float_type, self._frames()
         numbers = self
         if float_type:
             numbers = FeatureValues()
@@ -206,7 +214,11 @@ class RecordStatistics:
         """Returns whether the features have unequal numbers of frames."""
         if frames:
             self.num_frames[max(number for *_, number in frames.values())] += 1
-        numbers = {number for kind, *_, number in frames.values() if kind == "frames of bytes"}
+        numbers = {
+            number
+            for kind, *_, number in frames.values()
+            if kind in ("frames of bytes", "frames of floats")
+        }
         self.unequal_frames += len(numbers) > 1
         return len(numbers) > 1
 
