@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from program import Progress
@@ -22,8 +22,8 @@ import layers
 import losses
 import serving
 from ensemble import Ensemble, frozen_model, normalized_weights, restore_frozen, with_weight
-from options import Options, option, same_option
-from readers import RecordReader
+from options import Options, option, options_of, same_option
+from readers import RecordReader, Video
 from run_config import DataConfig, ReadOptions, RunConfig, TrainOptions
 from serving import MANIFEST
 from utils import InputError, check_at_least, check_one_of, comma_separated, shortened
@@ -380,6 +380,168 @@ def compiled(function: Callable) -> Callable:
         return tf.nest.map_structure(lambda tensor: tensor.numpy(), run(tensors))
 
     return call
+
+
+# --- Prediction from Python -----------------------------------------------------------------------
+
+
+class LoadedModel:
+    """A model that predicts from arrays; `load` returns it.
+
+    Args:
+        predictor: restored predictor.
+
+    Attributes:
+        data: `DataConfig` of the arrays.
+        class_names: names by class; None if the model has none.
+    """
+
+    def __init__(self, predictor: Predictor | ExportedPredictor):
+        self.data = predictor.data
+        self.class_names = predictor.class_names()
+        self._predictor = predictor
+        # Makes batches exactly as from records.
+        self._reader = self.data.reader([], with_labels=False)
+
+    def predict(
+        self,
+        arrays: Sequence[np.ndarray | Mapping[str, np.ndarray]],
+        *,
+        ids: Sequence[Any] | None = None,
+        top_k: int = 20,
+        batch_size: int = 128,
+    ) -> pd.DataFrame:
+        """Predicts the best classes of videos.
+
+        Args:
+            arrays: features of each video: an array with all features side by side, or one array by
+                name of the feature. Frame level: `[T, D]`, any T; frames beyond the model's
+                `max_frames` are ignored. Video level: `[D]`. Floats are values, which are rounded
+                to the numbers that records would store; uint8 arrays are bytes, as stored.
+            ids: id of each video; their numbers by default.
+            top_k: classes per video.
+            batch_size: videos per batch.
+
+        Returns:
+            A table with the columns `id`, `class`, `name` and `score`, with `top_k` rows per video,
+            best first.
+
+        Raises:
+            InputError: naming the video, if its features do not fit the model.
+        """
+        if isinstance(arrays, Mapping) or getattr(arrays, "ndim", 3) < 2 + self.data.frame_level:
+            raise InputError(
+                "predict takes a list with the features of each video. Put those of a single video "
+                "into a list, too."
+            )
+        ids = list(range(len(arrays)) if ids is None else ids)
+        if len(ids) != len(arrays):
+            raise InputError(f"there are {len(ids)} ids for {len(arrays)} videos.")
+        parts = [
+            self._table(ids[start : start + batch_size], arrays[start : start + batch_size], top_k)
+            for start in range(0, len(arrays), batch_size)
+        ]
+        columns = ("id", "class", "name", "score")
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+    def _table(self, ids, arrays, top_k):
+        videos = [self._video(*pair) for pair in zip(ids, arrays, strict=True)]
+        batch = self._reader.assemble(videos)
+        scores = predict_videos(self._predictor, batch.video_ids, batch.inputs)
+        classes = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        names = self.class_names or {}
+        return pd.DataFrame(
+            {
+                "id": np.repeat(np.array(ids, object), classes.shape[1]),
+                "class": classes.ravel(),
+                "name": [names.get(label, "") for label in classes.ravel().tolist()],
+                "score": np.take_along_axis(scores, classes, axis=1).ravel(),
+            }
+        ).infer_objects()
+
+    def _video(self, video_id, features):
+        """Returns the `Video` that a record with the features would hold."""
+        place = f"video {video_id!r}"
+        if isinstance(features, Mapping):
+            missing = set(self.data.feature_names) - set(features)
+            if missing:
+                raise InputError(
+                    f"{place} lacks features: {comma_separated(sorted(missing))}. It has: "
+                    f"{comma_separated(features)}"
+                )
+            features = [np.asarray(features[name]) for name in self.data.feature_names]
+        else:
+            features = self._split(place, np.asarray(features))
+        for name, size, values in zip(
+            self.data.feature_names, self.data.feature_sizes, features, strict=True
+        ):
+            self._check(f"{name} of {place}", size, values)
+        if len({values.shape[:-1] for values in features}) > 1:
+            lengths = comma_separated(len(values) for values in features)
+            raise InputError(f"the features of {place} have unequal numbers of frames: {lengths}")
+        if self.data.frame_level:
+            features = [
+                values[: self.data.max_frames]
+                if values.dtype == storage.type == np.uint8
+                else storage.store(values[: self.data.max_frames].astype(np.float32))
+                for values, storage in zip(features, self.data.storages, strict=True)
+            ]
+        else:
+            features = [values.astype(np.float32) for values in features]
+        return Video(str(video_id), np.zeros(0, np.int64), features)
+
+    def _split(self, place, array):
+        """Returns one array per feature of an array with all of them side by side."""
+        self._check(place, sum(self.data.feature_sizes), array)
+        return np.split(array, np.cumsum(self.data.feature_sizes)[:-1], axis=-1)
+
+    def _check(self, place, size, array):
+        """Rejects an array that has another shape than `[T, size]` or `[size]`, or other values."""
+        shape = f"[frames, {size}]" if self.data.frame_level else f"[{size}]"
+        if array.ndim != 1 + self.data.frame_level or array.shape[-1] != size or not array.size:
+            hint = ""
+            if array.ndim == 2 and array.shape[0] == size:
+                hint = " Transpose the array: rows are frames."
+            raise InputError(f"{place} must be {shape}. Received: {list(array.shape)}.{hint}")
+        if array.dtype.kind != "f" and (array.dtype != np.uint8 or not self._takes_bytes):
+            raise InputError(f"{place} must have float values. Received: {array.dtype}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(f"{place} has NaN or infinity.")
+
+    @property
+    def _takes_bytes(self):
+        return self.data.frame_level and self.data.frame_format.is_quantized
+
+
+def load(folder: Any, **options: Any) -> LoadedModel:
+    """Returns a trained or exported model that predicts from arrays.
+
+        model = predictor.load("run")
+        table = model.predict([frames, more_frames])
+
+    Args:
+        folder: directory of a training run, or one that export_model.py wrote; or the directories
+            of several runs, whose predictions are averaged.
+        **options: other fields of `PredictorOptions`, for example `checkpoint=1000` or
+            `num_samplings=5`. An exported model fixes most of them.
+
+    Raises:
+        InputError: if there is no such model, or it does not take an option.
+    """
+    if isinstance(folder, str | os.PathLike):
+        folder = os.fspath(folder)
+        has_manifest = files.gfile.exists(os.path.join(folder, MANIFEST))
+        kind = "exported_model" if has_manifest else "train_dir"
+    else:
+        kind, folder = "train_dirs", tuple(map(os.fspath, folder))
+    fixed_by = {field.name: field.metadata["fixed_by"] for field, _ in options_of(PredictorOptions)}
+    wrong = [name for name in options if fixed_by.get(name, kind) == kind]
+    if wrong:
+        raise InputError(f"{folder} takes no {comma_separated(wrong)}.")
+    settings = PredictorOptions(**{kind: folder, **options})
+    predictor = load_predictor(settings)
+    predictor.restore(settings.checkpoint)
+    return LoadedModel(predictor)
 
 
 # --- Evaluation -----------------------------------------------------------------------------------

@@ -271,7 +271,7 @@ class RecordReader:
             while group := list(itertools.islice(videos, batch_size)):
                 if len(group) < batch_size and drop_remainder:
                     break
-                pending.append(pool.submit(self._assemble, group, pad_to_max_frames))
+                pending.append(pool.submit(self.assemble, group, pad_to_max_frames))
                 if len(pending) > 1:
                     yield pending.popleft().result()
             for batch in pending:
@@ -484,7 +484,13 @@ class RecordReader:
     def _check_values(self, videos):
         """Rejects values of videos that cannot be right."""
 
-    def _assemble(self, videos, pad_to_max_frames):
+    def assemble(self, videos: Sequence[Video], pad_to_max_frames: bool = False) -> Batch:
+        """Returns a batch of videos.
+
+        Args:
+            videos: parsed videos.
+            pad_to_max_frames: whether T is `max_frames`, instead of the largest number of frames.
+        """
         labels = _aligned_empty((len(videos), self._num_label_columns), np.float32)
         labels[...] = 0.0
         for row, video in enumerate(videos):
