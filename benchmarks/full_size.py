@@ -60,5 +60,9 @@ def random_batch(config):
     labels = (rng.random((size, config.num_classes)) < 3 / config.num_classes).astype(np.float32)
     if not config.frame_level:
         return rng.standard_normal((size, width), dtype=np.float32), labels
-    frames = rng.integers(0, 256, (size, config.max_frames, width), dtype=np.uint8)
+    if config.frame_format.is_quantized:
+        frames = rng.integers(0, 256, (size, config.max_frames, width), dtype=np.uint8)
+    else:
+        frames = rng.standard_normal((size, config.max_frames, width), dtype=np.float32)
+        frames = frames.astype(config.frame_format.dtype)
     return {"frames": frames, "num_frames": np.full(size, config.max_frames, np.int32)}, labels

@@ -55,6 +55,14 @@ def test_model_benchmarks_compare_with_plain_keras(run_benchmark, name):
     assert "peak GiB" in table
 
 
+@pytest.mark.parametrize("more", [[], pytest.param(["--train"], marks=pytest.mark.slow)])
+def test_ways_to_store_frames_are_compared(run_benchmark, more):
+    output = run_benchmark(
+        "frame_storage", *TINY_MODEL, "--rounds=1", "--steps=1", "--format=json", *more
+    )
+    assert len(ratios(output)) == 4
+
+
 def test_operations_of_matrix_products_in_loops_are_counted_every_time(benchmark_module):
     jax = pytest.importorskip("jax")
     ones = jax.numpy.ones
