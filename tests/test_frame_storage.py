@@ -13,7 +13,14 @@ from frame_level_models import FrameLevelModel
 from programs import predictions, run, train
 from quantization import FrameFormat, FrameStorage, Quantization
 from readers import YT8MFrameFeatureReader
-from sample_records import bytes_feature, float_feature, int64_feature, write_records
+from sample_records import (
+    bytes_feature,
+    float_feature,
+    int64_feature,
+    write_frame_files,
+    write_records,
+    write_video_files,
+)
 from small_models import FRAME_LEVEL_MODELS, D, build, make_inputs, marked
 from utils import InputError
 
@@ -394,3 +401,46 @@ def test_a_bad_feature_scale_is_rejected_before_training(tmp_path, content, mess
 def test_flags_about_frames_are_checked(tmp_path, flags, message):
     with pytest.raises(InputError, match=message):
         train(tmp_path / "run", write_records(tmp_path / "data", []), "--model=DbofModel", *flags)
+
+
+def test_an_export_for_mediapipe_takes_what_its_inference_graph_sends(tmp_path):
+    path = write_frame_files(tmp_path, 1, 16)
+    programs.train_mean(tmp_path / "run", path, "--max_steps=1", "--compute_dtype=float32")
+    flags = (f"--train_dir={tmp_path / 'run'}", "--dtype=float32", "--mediapipe")
+    run("export_model", *flags, f"--output_dir={tmp_path / 'exported'}")
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    values = np.random.default_rng(0).normal(size=(3, 5, 12)).astype(np.float32)
+    num_frames = np.array([[5], [2], [1]], np.int32)
+    # The names of tensors and their types and shapes are part of MediaPipe's graph.
+    found = loaded.signatures["serving_default"](
+        rgb_and_audio=tf.constant(values), num_frames=tf.constant(num_frames)
+    )
+    expected = loaded.signatures["predict"](
+        frames=tf.constant(YOUTUBE8M.quantize(values)), num_frames=tf.constant(num_frames[:, 0])
+    )
+    assert list(found) == ["predictions"]
+    np.testing.assert_allclose(found["predictions"], expected["predictions"], atol=1e-6)
+    record = next(tf.data.TFRecordDataset(tf.io.gfile.glob(path)).as_numpy_iterator())
+    served = loaded.signatures["records"](example_bytes=tf.constant([record]))
+    assert served["video_id"] == [b"v0_0"]
+    # The other programs use the model as any other.
+    assert (
+        len(
+            predictions(
+                tmp_path / "a.csv",
+                CLASSES,
+                exported_model=tmp_path / "exported",
+                input_data_pattern=path,
+            )
+        )
+        == 16
+    )
+
+
+def test_an_export_for_mediapipe_needs_frames(tmp_path):
+    data = write_video_files(tmp_path, 1, 16)
+    programs.train_logistic(tmp_path / "run", data, "--max_steps=1")
+    flags = (f"--train_dir={tmp_path / 'run'}", f"--output_dir={tmp_path / 'exported'}")
+    with pytest.raises(InputError, match="--mediapipe is for frame-level models"):
+        run("export_model", *flags, "--mediapipe")
+    assert not (tmp_path / "exported").exists()
