@@ -59,14 +59,13 @@ def make_module(
     module = tf.Module()
     records = tf.TensorSpec([None], tf.string, name="example_bytes")
     serve_records = tf.function(serve_records, autograph=False).get_concrete_function(records)
-    module.served = {"serving_default": serve_records, "predict": predict}
+    served = {"serving_default": serve_records, "predict": predict}
     if data.frame_level:
-        module.served["predict_floats"] = _predict_floats(predict, data)
+        served["predict_floats"] = _predict_floats(predict, data)
     if mediapipe:
-        module.served |= {
-            "serving_default": _mediapipe(module.served["predict_floats"], data),
-            "records": serve_records,
-        }
+        served["records"] = serve_records
+        served["serving_default"] = _mediapipe(served["predict_floats"], data)
+    module.served = served
     used = {
         id(tensor) for function in module.served.values() for tensor in function.captured_inputs
     }

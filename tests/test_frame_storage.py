@@ -11,7 +11,7 @@ import records
 from dataset_info import DatasetInfo, Feature
 from frame_level_models import FrameLevelModel
 from programs import predictions, run, train
-from quantization import FrameFormat, FrameStorage, Quantization
+from quantization import YOUTUBE8M, FrameFormat, FrameStorage, Quantization
 from readers import YT8MFrameFeatureReader
 from sample_records import (
     bytes_feature,
