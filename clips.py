@@ -1,14 +1,21 @@
-"""Clips: the frame features of one video each, with their checks.
+"""Clips: the frame features of one video each, with their checks and the base of their sources.
 
 A source of features (`feature_sources`) yields clips as it finds them; `ClipChecker` says which
-ones can become records. Needs neither TensorFlow nor Keras.
+ones can become records.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import contextlib
+import dataclasses
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+import files
+from options import Options, option
 from utils import InputError, comma_separated
 
 
@@ -35,49 +42,6 @@ class ClipError(InputError):
 
 class EmptyClipError(ClipError):
     """A clip without frames."""
-
-
-class FeatureSource:
-    """Base of the sources: yields clips in a fixed order.
-
-    A subclass implements `_list` and `_read`.
-    """
-
-    def ids(self) -> list[str]:
-        """Returns the ids of all videos, in the order of `clips`, without reading features.
-
-        Raises:
-            InputError: if an id occurs twice, naming both places, or a file cannot be read.
-        """
-        found: dict[str, None] = {}
-        for video_id, origin in self._list():
-            if video_id in found:
-                first = next(place for other, place in self._list() if other == video_id)
-                raise InputError(
-                    f"the id {video_id!r} occurs twice: {first} and {origin}. Each video must have "
-                    "its own id; leave one of the two out."
-                )
-            found[video_id] = None
-        return list(found)
-
-    def clips(self, wanted: Collection[str] | None = None) -> Iterator[Clip]:
-        """Yields the clips, unchecked; memory holds about one at a time.
-
-        Args:
-            wanted: ids of the videos to read; None reads all.
-
-        Raises:
-            InputError: if a file cannot be read.
-        """
-        return self._read(None if wanted is None else frozenset(wanted))
-
-    def _list(self) -> Iterable[tuple[str, str]]:
-        """Yields `(video_id, origin)` of each video."""
-        raise NotImplementedError
-
-    def _read(self, wanted: frozenset[str] | None) -> Iterator[Clip]:
-        """Yields the wanted clips."""
-        raise NotImplementedError
 
 
 class ClipChecker:
@@ -150,6 +114,11 @@ class ClipChecker:
 
 def _check_type(place, values):
     """Rejects arrays that are not `[T, D]` of uint8 or floats."""
+    if values.dtype == object:
+        raise ClipError(
+            f"{place} must be [frames, values] of numbers, but its frames differ in size or are no "
+            "numbers. Correct the features, or leave them out with --feature_names."
+        )
     if values.ndim != 2:
         raise ClipError(
             f"{place} must be [frames, values]. Received: shape {list(values.shape)}. If this is "
@@ -184,3 +153,202 @@ def _check_finite(place, values):
             f"(not finite in float32: {np.sum(~finite)} of {finite.size} values). Correct the "
             "features, or leave the video out."
         )
+
+
+# --- Sources --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceOptions(Options):
+    """Options of the sources."""
+
+    feature_names: tuple[str, ...] | None = option(
+        None,
+        "Features to read, in this order, named as after --rename. Default: all in the files.",
+        group="data",
+    )
+    rename: tuple[str, ...] | None = option(
+        None,
+        "Other names for features: STORED:NAME, for example RGB/feature/floats:rgb.",
+        group="data",
+    )
+    id_name: str | None = option(
+        None,
+        "Column of Parquet files, or feature of records, with the id of the video. Default: "
+        "video_id or id.",
+        group="data",
+    )
+    frame_column: str | None = option(
+        None,
+        "Column of Parquet files with a row per frame that orders the frames of a video, such as "
+        "a time. Default: the order of the rows.",
+        group="data",
+    )
+    bytes_dtype: str | None = option(
+        None,
+        "Type of the numbers in frames that records store as bytes. Default: uint8, unless they "
+        "look like floats.",
+        group="data",
+        choices=("uint8", "float16", "float32", "float64"),
+    )
+
+    def __post_init__(self):
+        """Checks every value."""
+        super().__post_init__()
+        if not all(stored and name for stored, name in self._pairs):
+            raise InputError(
+                "--rename must be pairs STORED:NAME, separated by commas. Received: "
+                f"{comma_separated(self.rename or ())}"
+            )
+        for names in zip(*self._pairs, strict=True):
+            if len(set(names)) < len(names):
+                raise InputError(
+                    "--rename must rename each feature once, to different names. Received: "
+                    f"{comma_separated(self.rename or ())}"
+                )
+
+    @property
+    def unnamed(self) -> str:
+        """Stored name of a feature whose file does not name it."""
+        names = self.feature_names or ()
+        return self.stored_name(names[0]) if len(names) == 1 else "features"
+
+    def stored_name(self, name: str) -> str:
+        """Returns the name of a feature in the files."""
+        return next((stored for stored, other in self._pairs if other == name), name)
+
+    def select(self, stored: Iterable[str], origin: str) -> dict[str, str]:
+        """Selects features of a video.
+
+        Args:
+            stored: names of all its features in the files.
+            origin: place of the video, for the error.
+
+        Returns:
+            Stored names by feature name. It lacks features that the video lacks.
+
+        Raises:
+            InputError: if the video has none of the features, or two of the same name.
+        """
+        new_names = dict(self._pairs)
+        stored = list(stored)
+        found = {new_names.get(name, name): name for name in stored}
+        names = found if self.feature_names is None else self.feature_names
+        selected = {name: found[name] for name in names if name in found}
+        if not selected or len(found) < len(stored):
+            raise InputError(
+                f"{origin} has {'two features of one name' if selected else 'no such feature'}. "
+                f"Expected: {comma_separated(names)}. It has: {comma_separated(stored)}. Select "
+                "features with --feature_names, or rename them with --rename=STORED:NAME."
+            )
+        return selected
+
+    @property
+    def _pairs(self):
+        """The pairs of stored and new name."""
+        return [
+            (stored, name)
+            for stored, _, name in (pair.rpartition(":") for pair in self.rename or ())
+        ]
+
+
+class FeatureSource:
+    """Base of the sources: yields the clips of files in a fixed order.
+
+    A subclass implements `_list_file` and `_read_file`.
+
+    Args:
+        paths: files to read, in this order.
+        options: how to read them.
+    """
+
+    _remedy_for_repeated_ids = "Each video must have its own id: leave one of the two out."
+
+    def __init__(self, paths: Sequence[str], options: SourceOptions):
+        self._paths = paths
+        self._options = options
+
+    def ids(self) -> list[str]:
+        """Returns the ids of all videos, in the order of `clips`, without reading features.
+
+        Raises:
+            InputError: if an id occurs twice, naming both places, or a file cannot be read.
+        """
+        found: dict[str, None] = {}
+        for video_id, origin in self._list():
+            if video_id in found:
+                first = next(place for other, place in self._list() if other == video_id)
+                raise self._repeated(video_id, first, origin)
+            found[video_id] = None
+        return list(found)
+
+    def clips(self, wanted: Collection[str] | None = None) -> Iterator[Clip]:
+        """Yields the clips, unchecked; memory holds about one at a time.
+
+        Args:
+            wanted: ids of the videos to read; None reads all.
+
+        Raises:
+            InputError: if a file cannot be read.
+        """
+        return self._read(_Everything() if wanted is None else frozenset(wanted))
+
+    def _repeated(self, video_id, first, second):
+        return InputError(
+            f"the id {video_id!r} occurs twice: {first} and {second}. "
+            f"{self._remedy_for_repeated_ids}"
+        )
+
+    def _list(self) -> Iterator[tuple[str, str]]:
+        """Yields `(video_id, origin)` of each video."""
+        for path in self._paths:
+            yield from self._list_file(path)
+
+    def _read(self, wanted: Container[str]) -> Iterator[Clip]:
+        """Yields the wanted clips."""
+        for path in self._paths:
+            yield from self._read_file(path, wanted)
+
+    def _list_file(self, path: str) -> Iterator[tuple[str, str]]:
+        raise NotImplementedError
+
+    def _read_file(self, path: str, wanted: Container[str]) -> Iterator[Clip]:
+        raise NotImplementedError
+
+
+class _Everything:
+    def __contains__(self, _):
+        return True
+
+
+@contextlib.contextmanager
+def reading(place: str, expected: str) -> Iterator[None]:
+    """Turns errors of the libraries that read files into an `InputError`.
+
+    Args:
+        place: file, and part of it, that is read.
+        expected: what it should be, for the message.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (*_READ_ERRORS, *files.REMOTE_ERRORS) as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(
+            f"cannot read {place}: {reason.rstrip('.')}. Expected: {expected}."
+        ) from error
+
+
+# PyArrow's errors are subclasses of these.
+_READ_ERRORS = (
+    EOFError,
+    KeyError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)

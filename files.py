@@ -201,6 +201,36 @@ def open_binary(path: str, mode: str = "rb", buffering: int = -1) -> IO[bytes]:
     return gfile.GFile(path, mode) if is_remote(path) else open(path, mode, buffering)
 
 
+def open_for_library(path: str) -> IO[bytes]:
+    """Opens a file for reading by a library, which may use all of the `io` module's interface."""
+    return io.BufferedReader(_RemoteFile(path)) if is_remote(path) else open(path, "rb")
+
+
+class _RemoteFile(io.RawIOBase):
+    """Reads a remote file with the interface of the `io` module, of which TensorFlow has a part."""
+
+    def __init__(self, path):
+        self._file = gfile.GFile(path, "rb")
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def readinto(self, buffer):
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        self._file.seek(offset, whence)
+        return self._file.tell()
+
+    def tell(self):
+        return self._file.tell()
+
+
 def file_size(path: str) -> int:
     """Returns the size of a file in bytes."""
     return gfile.stat(path).length

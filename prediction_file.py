@@ -19,7 +19,7 @@ from absl import logging
 import eval_util
 import files
 from records import CorruptRecordLog, RecordLocation
-from utils import InputError, comma_separated, csv_line
+from utils import InputError, comma_separated, csv_line, import_optional
 
 # --- Formats --------------------------------------------------------------------------------------
 
@@ -124,14 +124,8 @@ class _PyArrowFile(io.RawIOBase):
 
 
 def _import_pyarrow():
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(
-            f"--output_format=parquet needs PyArrow: {error}. Run: pip install '.[parquet]'"
-        ) from error
-    return pyarrow, pyarrow.parquet
+    need = "--output_format=parquet needs PyArrow"
+    return [import_optional(name, need, "parquet") for name in ("pyarrow", "pyarrow.parquet")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -334,6 +334,13 @@ def _has_compressed_start(start):
     return is_zlib or start.startswith(b"\x1f\x8b\x08")
 
 
+def is_tfrecord_file(path: str) -> bool:
+    """Returns whether a file starts like a TFRecord file, which may be compressed."""
+    with files.open_binary(path) as file:
+        start = file.read(_HEADER.size)
+    return _is_header(start) or _has_compressed_start(start)
+
+
 def masked_crc32c(data: bytes) -> int:
     """Returns the checksum that TFRecord files store for `data`."""
     crc = google_crc32c.value(data)

@@ -3,8 +3,10 @@
 Needs neither TensorFlow nor Keras.
 """
 
+import importlib
 import re
 from collections.abc import Collection, Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,23 @@ class InputError(ValueError):
     The message names the culprit, what was expected and the remedy. Programs print it without a
     traceback.
     """
+
+
+def import_optional(module: str, need: str, extra: str) -> ModuleType:
+    """Imports a module of a package that only some uses need.
+
+    Args:
+        module: name of the module.
+        need: what needs which package, for the error.
+        extra: the optional dependencies of this project that have the package.
+
+    Raises:
+        InputError: if the package is missing or broken.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"{need}: {error}. Run: pip install '.[{extra}]'") from error
 
 
 def static_shape(tensor: Any) -> list[int | None] | None:
