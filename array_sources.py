@@ -1,6 +1,7 @@
 """Sources of features in files of arrays: .npy, .npz, tar archives of these, HDF5."""
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -43,7 +44,7 @@ class NpyFiles(FeatureSource):
         """Returns the function that splits a path into video id and stored name of the feature."""
         names = [self._options.stored_name(name) for name in self._options.feature_names or ()]
         endings = {f"{mark}{name}": name for name in names for mark in "._"}
-        if len(names) > 1 or any(map(_stem(path).endswith, endings) for path in self._paths):
+        if len(names) > 1 or any(_stem(path).endswith(tuple(endings)) for path in self._paths):
             return lambda path: _split(path, endings)
         if not names:
             _check_no_names(self._paths)
@@ -164,7 +165,7 @@ class TarFiles(FeatureSource):
 
     def _features(self, archive, members, origin):
         if "npz" in members:
-            return _read_npz(archive.extractfile(members["npz"]), origin, self._options)
+            return _read_npz(_content(archive, members["npz"]), origin, self._options)
         arrays = {
             extension.removesuffix("npy").rstrip(".") or self._options.unnamed: member
             for extension, member in members.items()
@@ -172,8 +173,7 @@ class TarFiles(FeatureSource):
         }
         selected = self._options.select(arrays, origin)
         return {
-            name: _read_npy(archive.extractfile(arrays[stored]))
-            for name, stored in selected.items()
+            name: _read_npy(_content(archive, arrays[stored])) for name, stored in selected.items()
         }
 
 
@@ -215,11 +215,16 @@ def _members(archive):
         )
 
 
+def _content(archive, member):
+    # NumPy does not take the file that an archive returns.
+    return io.BytesIO(archive.extractfile(member).read())
+
+
 def _labels(archive, members):
     """Returns the labels of a video, or None."""
     if "cls" in members:
-        return [int(archive.extractfile(members["cls"]).read())]
-    content = json.load(archive.extractfile(members["json"])) if "json" in members else None
+        return [int(_content(archive, members["cls"]).read())]
+    content = json.load(_content(archive, members["json"])) if "json" in members else None
     labels = content.get("labels") if isinstance(content, dict) else None
     return labels if isinstance(labels, list) else None
 

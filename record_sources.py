@@ -38,7 +38,8 @@ class _RecordSource(FeatureSource):
                 f"{origin} has no feature lists, so it is no SequenceExample with frames. It has: "
                 f"{records.describe_features(context)}."
             )
-        stored = [name for name, frames in lists.items() if not _holds_integers(frames)]
+        # Sorted, because the order of the features differs between records.
+        stored = sorted(name for name in lists if not _holds_integers(lists[name]))
         selected = self._options.select(stored, origin)
         features = {name: self._frames(lists[old], old, origin) for name, old in selected.items()}
         return Clip(video_id, features, origin, _labels(context))
