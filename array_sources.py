@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import IO
 
@@ -105,9 +106,14 @@ def _read_npy(file: IO[bytes]) -> np.ndarray:
 
 
 def _read_npz(file: IO[bytes], origin: str, options: SourceOptions) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as arrays:
-        selected = options.select(arrays.files, origin)
-        return {name: arrays[stored] for name, stored in selected.items()}
+    # np.load would take files that are no zip archives for pickles.
+    with zipfile.ZipFile(file) as archive:
+        stored = [name.removesuffix(".npy") for name in archive.namelist()]
+        features = {}
+        for name, old in options.select(stored, origin).items():
+            with archive.open(f"{old}.npy") as member:
+                features[name] = _read_npy(member)
+    return features
 
 
 class NpzFiles(FeatureSource):

@@ -62,8 +62,8 @@ class ClipChecker:
     ):
         self.sizes: dict[str, int] = dict(sizes or {})
         self._names = None if feature_names is None else set(feature_names)
-        # Shape and origin of the first array of each feature.
-        self._first: dict[str, tuple[tuple[int, ...], str]] = {}
+        # The first array of each feature: whether it holds bytes, and its origin.
+        self._first: dict[str, tuple[bool, str]] = {}
 
     def check(self, clip: Clip) -> None:
         """Checks a clip.
@@ -71,22 +71,21 @@ class ClipChecker:
         Raises:
             EmptyClipError: if the clip has no frames.
             ClipError: naming origin and feature, if a feature is missing, is no array `[T, D]` of
-                uint8 or floats, differs in its size D from other clips or in its number of frames T
-                from other features, or has a value that is not finite in float32.
+                uint8 or floats, differs in its type or size D from other clips or in its number of
+                frames T from other features, or has a value that is not finite in float32.
         """
         self._check_names(clip)
         if not any(values.size for values in clip.features.values()):
             raise EmptyClipError(f"{clip.origin}: the video {clip.video_id!r} has no frames.")
         for name, values in clip.features.items():
             _check_type(f"{clip.origin}: {name}", values)
+            self._check_like_first(clip.origin, name, values)
         _check_num_frames(clip)
-        for name, values in clip.features.items():
-            self._check_size(clip.origin, name, values.shape)
         for name, values in clip.features.items():
             _check_finite(f"{clip.origin}: {name}", values)
         self._names = self._names or set(clip.features)
         for name, values in clip.features.items():
-            self._first.setdefault(name, (values.shape, clip.origin))
+            self._first.setdefault(name, (values.dtype == np.uint8, clip.origin))
             self.sizes.setdefault(name, values.shape[1])
 
     def _check_names(self, clip):
@@ -97,19 +96,29 @@ class ClipChecker:
                 "videos have with --feature_names."
             )
 
-    def _check_size(self, origin, name, shape):
-        expected = self.sizes.get(name, shape[1])
-        if shape[1] == expected:
-            return
-        first_shape, first_origin = self._first.get(name, (None, None))
-        like = f", as in {first_origin}," if first_origin else ""
-        problem = f"{origin}: {name} must be [frames, {expected}]{like} but is {list(shape)}"
-        if shape[0] == expected or (first_shape and shape[0] == first_shape[0]):
-            raise ClipError(
-                f"{problem}. Arrays seem to be transposed, [values, frames]: save them as [frames, "
-                "values], for example with array.T."
+    def _check_like_first(self, origin, name, values):
+        """Rejects an array unlike the one of the first clip in its type or size."""
+        num_frames, size = values.shape
+        expected = self.sizes.get(name, size)
+        is_bytes = values.dtype == np.uint8
+        first_is_bytes, first = self._first.get(name, (is_bytes, None))
+        as_in = f", as in {first}" if first else ""
+        if num_frames and size != expected:
+            remedy = (
+                "It seems to be transposed: save arrays as [frames, values], for example array.T."
+                if num_frames == expected
+                else "Frames of a feature must have one size in all videos; arrays of [values, "
+                "frames] must be transposed, for example array.T."
             )
-        raise ClipError(f"{problem}. Frames of a feature must have the same size in all videos.")
+            raise ClipError(
+                f"{origin}: {name} must be [frames, {expected}]{as_in}. Received: shape "
+                f"{list(values.shape)}. {remedy}"
+            )
+        if is_bytes != first_is_bytes:
+            raise ClipError(
+                f"{origin}: {name} must be {'uint8' if first_is_bytes else 'floats'}{as_in}. "
+                f"Received: {values.dtype}. Save all videos of a feature alike."
+            )
 
 
 def _check_type(place, values):
@@ -134,12 +143,13 @@ def _check_type(place, values):
 
 
 def _check_num_frames(clip):
-    counts = {name: len(values) for name, values in clip.features.items()}
-    if len(set(counts.values())) > 1:
-        received = comma_separated(f"{name} {count}" for name, count in counts.items())
+    if len(set(map(len, clip.features.values()))) > 1:
+        received = comma_separated(
+            f"{name} {list(values.shape)}" for name, values in clip.features.items()
+        )
         raise ClipError(
-            f"{clip.origin}: all features of a video must have equal numbers of frames. Received: "
-            f"{received}."
+            f"{clip.origin}: all features of a video must be [frames, values] with equal numbers "
+            f"of frames. Received: {received}."
         )
 
 
