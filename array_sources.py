@@ -81,14 +81,13 @@ def _check_no_names(paths):
     """Rejects files of one video whose names differ after the last dot, which may name features."""
     first = {}
     for path in paths:
-        video_id, dot, name = _stem(path).rpartition(".")
-        other = first.setdefault(video_id, path) if dot else path
-        if other != path and os.path.basename(other) != os.path.basename(path):
-            names = f"{os.path.splitext(_stem(other))[1][1:]},{name}"
+        video_id, _, name = _stem(path).rpartition(".")
+        first_name, first_path = first.setdefault(video_id, (name, path))
+        if video_id and name != first_name:
             raise InputError(
-                f"{other} and {path} may be two features of one video. If so, give "
-                f"--feature_names={names}. If they are two videos, give the name of their feature, "
-                "for example --feature_names=rgb."
+                f"{first_path} and {path} may be two features of one video. If so, give "
+                f"--feature_names={first_name},{name}. If they are two videos, give the name of "
+                "their feature, for example --feature_names=rgb."
             )
 
 

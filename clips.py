@@ -270,11 +270,19 @@ class FeatureSource:
     Args:
         paths: files to read, in this order.
         options: how to read them.
+
+    Raises:
+        InputError: if an option is given that does not apply to such files.
     """
 
+    # Options, among those that do not apply to all files, that apply to these.
+    _own_options: tuple[str, ...] = ()
     _remedy_for_repeated_ids = "Each video must have its own id: leave one of the two out."
 
     def __init__(self, paths: Sequence[str], options: SourceOptions):
+        for name in ("id_name", "frame_column", "bytes_dtype"):
+            if getattr(options, name) is not None and name not in self._own_options:
+                raise InputError(f"--{name} does not apply to files such as {paths[0]}.")
         self._paths = paths
         self._options = options
 

@@ -37,6 +37,7 @@ class ParquetFiles(FeatureSource):
     Lists may have a fixed size. Other columns are ignored.
     """
 
+    _own_options = ("id_name", "frame_column")
     _remedy_for_repeated_ids = (
         "Each video must have its own id. If each row is a frame, the rows of a video must follow "
         "each other in one file: sort the table by id."
@@ -86,26 +87,33 @@ class _Table:
         self._id = self._column(types, *([options.id_name] if options.id_name else _ID_NAMES))
         self._frame = options.frame_column and self._column(types, options.frame_column)
         self._labels = _LABELS if _LABELS in types else None
-        others = {
-            name: type_
-            for name, type_ in types.items()
-            if name not in (self._id, self._frame, self._labels)
-        }
-        depths = {name: self._depth(type_) for name, type_ in others.items()}
-        stored = {name: [name] for name, depth in depths.items() if depth == 2}
-        self.has_row_per_video = bool(stored)
-        if not stored:
-            stored = {name: [name] for name, depth in depths.items() if depth == 1}
-            stored |= _dimensions(options.unnamed, (n for n, depth in depths.items() if depth == 0))
-        if not stored:
-            raise InputError(
-                f"{path} has no feature: a column of lists of numbers, or columns NAME_0, NAME_1, "
-                f"... of numbers. Its columns: {_described(types)}."
-            )
+        stored = self._stored_features(types, options.unnamed)
         # Columns by feature name.
         self._features = {name: stored[old] for name, old in options.select(stored, path).items()}
         self.columns = [*itertools.chain(*self._features.values())]
         self.columns += filter(None, (self._frame, self._labels))
+
+    def _stored_features(self, types, unnamed):
+        """Sets `has_row_per_video`; returns the columns by stored name of the feature."""
+        taken = (self._id, self._frame, self._labels)
+        depths = {name: self._depth(types[name]) for name in types if name not in taken}
+        of_depth = {depth: [name for name in depths if depths[name] == depth] for depth in range(3)}
+        self.has_row_per_video = bool(of_depth[2])
+        if self.has_row_per_video and self._frame:
+            raise InputError(
+                f"--frame_column={self._frame} orders rows that are frames, but a row of "
+                f"{self._path} is a video, with its frames in {comma_separated(of_depth[2])}. Leave "
+                "the flag out."
+            )
+        stored = {name: [name] for name in of_depth[2] or of_depth[1]}
+        if not self.has_row_per_video:
+            stored |= _dimensions(unnamed, of_depth[0])
+        if not stored:
+            raise InputError(
+                f"{self._path} has no feature: a column of lists of numbers, or columns NAME_0, "
+                f"NAME_1, ... of numbers. Its columns: {_described(types)}."
+            )
+        return stored
 
     def _column(self, types, *names):
         """Returns the first of the names that is a column."""

@@ -26,6 +26,8 @@ _LABELS = "labels"
 class _RecordSource(FeatureSource):
     """Base of the sources of SequenceExamples."""
 
+    _own_options: tuple[str, ...] = ("bytes_dtype",)
+
     def __init__(self, paths: Sequence[str], options: SourceOptions):
         super().__init__(paths, options)
         self._checked: set[str] = set()
@@ -78,6 +80,8 @@ class TFRecordFiles(_RecordSource):
 
     The id is a string in the context: `id` or `video_id`, or the feature that `id_name` names.
     """
+
+    _own_options = ("bytes_dtype", "id_name")
 
     def _list_file(self, path):
         for video_id, _, origin in self._records(path):

@@ -590,3 +590,25 @@ def test_a_new_name_must_not_be_that_of_another_feature(tmp_path):
     feature_files.write_npz(tmp_path, random_clips(1))
     message = error_of(tmp_path, rename=("rgb:audio",))
     assert "has two features of one name" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        ("npz", "id_name"),
+        ("npz", "bytes_dtype"),
+        ("messages", "id_name"),
+        ("float_records", "frame_column"),
+        ("videos_as_rows", "bytes_dtype"),
+    ],
+)
+def test_an_option_of_other_files_is_refused(tmp_path, kind, option):
+    path = WRITERS[kind](tmp_path, random_clips(1))
+    message = error_of(path, **{option: "uint8"})
+    assert f"--{option} does not apply to files such as {tmp_path}/" in message
+
+
+def test_a_column_that_orders_frames_is_refused_where_rows_are_videos(tmp_path):
+    columns = {"id": ["a"], "second": [1], "rgb": [[[1.0]]]}
+    path = write_table(tmp_path / "a.parquet", columns)
+    assert f"a row of {path} is a video" in error_of(path, frame_column="second")
