@@ -102,8 +102,8 @@ class _Table:
         if self.has_row_per_video and self._frame:
             raise InputError(
                 f"--frame_column={self._frame} orders rows that are frames, but a row of "
-                f"{self._path} is a video, with its frames in {comma_separated(of_depth[2])}. Leave "
-                "the flag out."
+                f"{self._path} is a video with its frames in {comma_separated(of_depth[2])}. "
+                "Leave the flag out."
             )
         stored = {name: [name] for name in of_depth[2] or of_depth[1]}
         if not self.has_row_per_video:
