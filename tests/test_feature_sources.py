@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import feature_files
-from clips import SourceOptions
+from clips import ClipChecker, ClipError, EmptyClipError, SourceOptions
 from feature_files import (
     npy_bytes,
     npz_bytes,
@@ -488,6 +488,51 @@ def test_memory_does_not_grow_with_a_row_group(tmp_path):
     assert most < path.stat().st_size / 2
 
 
+NO_ARRAYS = [
+    ([[1.0, 2.0], [3.0]], "frames differ in size"),
+    ([[1.0, 2.0], None], "frames differ in size"),
+    ([[1.0, 2.0], [3.0, None]], "rgb has nan in frame 1, dimension 1"),
+]
+NO_FRAMES = [([], "has no frames"), (None, "has no frames")]
+
+
+def check_second(path):
+    """Checks the two clips of a file, of which the first must be usable."""
+    good, bad = source(path).clips()
+    checker = ClipChecker()
+    checker.check(good)
+    checker.check(bad)
+
+
+@pytest.mark.parametrize(("frames", "reason"), NO_ARRAYS + NO_FRAMES)
+def test_a_parquet_row_without_an_array_of_frames_is_refused_by_the_check(tmp_path, frames, reason):
+    columns = {"id": ["a", "b"], "rgb": [[[1.0, 2.0]], frames]}
+    path = write_table(tmp_path / "a.parquet", columns)
+    with pytest.raises(ClipError, match=reason):
+        check_second(path)
+
+
+@pytest.mark.parametrize(("frames", "reason"), NO_ARRAYS)
+def test_parquet_rows_that_make_no_array_are_refused_by_the_check(tmp_path, frames, reason):
+    columns = {"id": ["a", "b", "b"], "rgb": [[1.0, 2.0], *frames]}
+    path = write_table(tmp_path / "a.parquet", columns)
+    with pytest.raises(ClipError, match=reason):
+        check_second(path)
+
+
+@pytest.mark.parametrize("type_name", ["int64", "large_string", "binary", "dictionary"])
+def test_parquet_ids_are_text_of_any_type(tmp_path, type_name):
+    pyarrow = pytest.importorskip("pyarrow", reason="needs requirements/parquet.txt")
+    ids = [12, 12, 7] if type_name == "int64" else ["12", "12", "7"]
+    if type_name == "dictionary":
+        types = {"id": pyarrow.dictionary(pyarrow.int8(), pyarrow.string())}
+    else:
+        types = {"id": getattr(pyarrow, type_name)()}
+    columns = {"id": ids, "rgb": [[1.0], [2.0], [3.0]]}
+    path = write_table(tmp_path / "a.parquet", columns, types)
+    assert source(path).ids() == list(read(path)) == ["12", "7"]
+
+
 # --- Records --------------------------------------------------------------------------------------
 
 
@@ -524,6 +569,24 @@ def test_messages_of_mediapipe_are_read(tmp_path):
         }
         np.testing.assert_array_equal(read_clips["v1"]["rgb"], clips["v1"]["rgb"])
         assert [clip.labels for clip in found.clips()] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("frames", "error", "reason"),
+    [
+        ([bytes_feature(b"123"), bytes_feature(b"12")], ClipError, "frames differ in size"),
+        ([float_feature([1, 2]), float_feature([1])], ClipError, "frames differ in size"),
+        ([float_feature([1, np.nan])], ClipError, "not finite"),
+        ([], EmptyClipError, "no frames"),
+    ],
+)
+def test_frames_of_records_that_are_no_array_are_refused_by_the_check(
+    tmp_path, frames, error, reason
+):
+    record = sequence_example({"id": bytes_feature(b"v")}, rgb=frames)
+    (clip,) = source(write_records(tmp_path / "a.tfrecord", [record])).clips()
+    with pytest.raises(error, match=reason):
+        ClipChecker().check(clip)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
