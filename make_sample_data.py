@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import os
 import re
-import shlex
 import time
 
 import program
@@ -22,22 +21,21 @@ import tensorflow as tf
 from absl import logging
 
 import quantization
+import vocabulary
 from dataset_info import FILE, DatasetInfo, Feature
-from files import atomic_path, atomic_write, gfile
+from files import atomic_path, gfile
 from options import Options, option, same_option
+from record_writer import command, record_name, serialize_frames, set_context
 from run_config import RunConfig
 from sample_world import FACTORS, WORLDS, Generator, World
 from utils import InputError, comma_separated
 
 PROGRAM = "make_sample_data.py"
-VOCABULARY = "vocabulary.csv"
 # A text at the beginning of the files that distinguish sample data from other data sets.
-MARKS = {VOCABULARY: "/sample/0,", FILE: PROGRAM}
+MARKS = {vocabulary.FILE: "/sample/0,", FILE: PROGRAM}
 GENERATED_FILES = re.compile(r"(train|validate|test)\d{5,}\.tfrecord|vocabulary\.csv|dataset\.json")
-VOCABULARY_COLUMNS = (
-    "Index,TrainVideoCount,KnowledgeGraphId,Name,WikiUrl,"
-    "Vertical1,Vertical2,Vertical3,WikiDescription"
-)
+VOCABULARY_COLUMNS = """Index TrainVideoCount KnowledgeGraphId Name WikiUrl
+    Vertical1 Vertical2 Vertical3 WikiDescription"""
 ADJECTIVES = """alpine antique coastal desert electric garden giant midnight
     miniature northern paper silent street tropical winter wooden"""
 NOUNS = """boat bridge cake castle cat drum engine guitar
@@ -189,7 +187,7 @@ def _describe(options):
         else {"dtype": "float32"}
     )
     return DatasetInfo(
-        made_by=_command(options),
+        made_by=command(PROGRAM, dataclasses.asdict(options), ("output_dir", "overwrite")),
         level=options.level,
         features=tuple(
             Feature(name=f"{prefix}{name}", size=size, **storage)
@@ -198,24 +196,13 @@ def _describe(options):
         num_classes=options.num_classes,
         max_frames=options.max_frames if is_frame_level else None,
         frames_per_second=1 if is_frame_level else None,
-        vocabulary=VOCABULARY,
+        vocabulary=vocabulary.FILE,
         videos={
             "train": options.num_videos,
             "validate": options.num_eval_videos,
             "test": options.num_eval_videos,
         },
     )
-
-
-def _command(options):
-    """Returns the command that generates equal data, without the directory."""
-    values = dataclasses.asdict(options)
-    flags = [
-        f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for name, value in values.items()
-        if name not in ("output_dir", "overwrite")
-    ]
-    return shlex.join(["python", PROGRAM, *flags])
 
 
 def _prepare_directory(output_dir, overwrite):
@@ -251,7 +238,7 @@ def _plan_files(output_dir, num_videos, num_eval_videos, shards):
     sizes = {"train": (num_videos, shards), "validate": eval_size, "test": eval_size}
     plan = {}
     for split, (videos, files) in sizes.items():
-        paths = [os.path.join(output_dir, f"{split}{file:05d}.tfrecord") for file in range(files)]
+        paths = [os.path.join(output_dir, record_name(split, file)) for file in range(files)]
         bounds = [videos * file // files for file in range(files + 1)]
         plan[split] = list(zip(paths, np.diff(bounds).tolist(), strict=True))
     return plan
@@ -266,7 +253,7 @@ def _write_all(generator, plan, serialize, output_dir):
     with Progress(total, "video") as progress:
         for split, files in plan.items():
             label_counts[split] = _write_split(generator, split, files, serialize, progress)
-    _write_vocabulary(os.path.join(output_dir, VOCABULARY), label_counts["train"], generator.world)
+    _write_vocabulary(output_dir, label_counts["train"], generator.world)
     paths = [path for files in plan.values() for path, _ in files]
     return Summary(
         videos=videos,
@@ -291,42 +278,30 @@ def _write_split(generator, split, files, serialize, progress):
 
 
 def _serialize_frames(video):
-    """Serializes a `SequenceExample` with one byte string per frame and feature."""
-    example = tf.train.SequenceExample()
-    _set_context(example.context, video)
-    for name, frames in video.features.items():
-        stored = example.feature_lists.feature_list[name].feature
-        for frame in frames:
-            stored.add().bytes_list.value.append(frame.tobytes())
-    return example.SerializeToString(deterministic=True)
+    return serialize_frames(video.id, video.labels, video.features)
 
 
 def _serialize_means(video):
     """Serializes an `Example` with the mean over the dequantized frames of every feature."""
     example = tf.train.Example()
-    _set_context(example.features, video)
+    set_context(example.features, video.id, video.labels)
     for name, frames in video.features.items():
         mean = quantization.YOUTUBE8M.dequantize(frames.mean(axis=0))
         example.features.feature[f"mean_{name}"].float_list.value.extend(mean)
     return example.SerializeToString(deterministic=True)
 
 
-def _set_context(features, video):
-    features.feature["id"].bytes_list.value.append(video.id.encode())
-    features.feature["labels"].int64_list.value.extend(video.labels)
-
-
-def _write_vocabulary(path, train_counts, world):
+def _write_vocabulary(output_dir, train_counts, world):
     """Writes the classes with the columns of YouTube-8M's vocabulary.
 
     `WikiDescription` is the factor of the class. Columns without a counterpart are empty.
     """
-    with atomic_write(path) as file:
-        file.write(f"{VOCABULARY_COLUMNS}\n")
-        for index, count in enumerate(train_counts):
-            name, vertical = class_name(index)
-            factor = FACTORS[world.factors[index]]
-            file.write(f"{index},{count},/sample/{index},{name},,{vertical},,,{factor}\n")
+    rows = []
+    for index, count in enumerate(train_counts):
+        name, vertical = class_name(index)
+        factor = FACTORS[world.factors[index]]
+        rows.append((index, count, f"/sample/{index}", name, "", vertical, "", "", factor))
+    vocabulary.write(output_dir, VOCABULARY_COLUMNS.split(), rows)
 
 
 def class_name(index: int) -> tuple[str, str]:

@@ -21,6 +21,8 @@ from utils import InputError, check_finite, comma_separated
 # The order of the groups in `--help`.
 GROUPS = (
     "data",
+    "labels",
+    "storage",
     "model",
     "training",
     "optimizer",

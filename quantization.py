@@ -4,6 +4,7 @@ Needs neither TensorFlow nor Keras.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,12 +91,12 @@ class Quantization:
         """Number of dimensions, None if all have the same range."""
         return len(self.min) if isinstance(self.min, tuple) else None
 
-    @property
+    @functools.cached_property
     def step(self) -> Any:
         """Difference between the values of neighboring bytes: a float, or float64 `[D]`."""
         return self._width / (NUM_LEVELS - 1)
 
-    @property
+    @functools.cached_property
     def offset(self) -> Any:
         """Value of the byte 0: a float, or float64 `[D]`."""
         low = self.min if self.size is None else np.asarray(self.min)
@@ -121,6 +122,11 @@ class Quantization:
             raise InputError("feature values must be numbers, because no byte stands for NaN.")
         steps = np.rint((np.asarray(values) - self.offset) / self.step)
         return np.clip(steps, 0, NUM_LEVELS - 1).astype(np.uint8)
+
+    def num_clipped(self, values: ArrayLike) -> int:
+        """Returns how many feature values are beyond the bytes, by more than half a step."""
+        steps = (np.asarray(values) - self.offset) / self.step
+        return int(np.count_nonzero(np.abs(steps - (NUM_LEVELS - 1) / 2) > NUM_LEVELS / 2))
 
 
 YOUTUBE8M = Quantization(-2.0, 2.0)
@@ -175,6 +181,13 @@ class FrameStorage:
         if self.quantization is not None:
             values = self.quantization.dequantize(values)
         return values.astype(np.float32, copy=False)
+
+    def from_float(self, values: np.ndarray) -> np.ndarray:
+        """Returns the numbers that store values: the inverse of `to_float`."""
+        if self.quantization is not None:
+            return self.quantization.quantize(values)
+        with np.errstate(over="ignore"):
+            return values.astype(self.type)
 
 
 def _joined(parts: Sequence[Quantization], sizes: Sequence[int]) -> Quantization:

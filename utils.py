@@ -4,6 +4,7 @@ Needs neither TensorFlow nor Keras.
 """
 
 import importlib
+import itertools
 import re
 from collections.abc import Collection, Iterable, Sequence
 from types import ModuleType
@@ -15,6 +16,8 @@ import numpy as np
 KERAS_PACKAGE = "youtube8m"
 
 
+# Names that a message lists.
+_NUM_EXAMPLES = 10
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -96,6 +99,12 @@ def shortened(value: Any, width: int = 100) -> str:
 def comma_separated(names: Iterable) -> str:
     """Returns names for an error message: `a, b, c`, or `none`."""
     return ", ".join(str(name) for name in names) or "none"
+
+
+def examples(names: Collection) -> str:
+    """Returns the first names for an error message: `'a', 'b', ...`, or `none`."""
+    shown = comma_separated(map(repr, itertools.islice(names, _NUM_EXAMPLES)))
+    return f"{shown}, ..." if len(names) > _NUM_EXAMPLES else shown
 
 
 def check_above(limit: float, **arguments: float) -> None:

@@ -1,0 +1,436 @@
+r"""Converts frame features and labels of your own videos to records that train.py reads.
+
+    python make_records.py --input_data_pattern='clips/*.npy' --labels_file=labels.csv \
+        --output_dir=records
+
+The input is an array [frames, values] per video and feature, in any of several kinds of files, and
+a table of labels. The output is record files for training, validation and test, with the videos in
+random order; vocabulary.csv with the classes; and dataset.json, from which train.py takes all
+settings of the data. docs/own_data.md describes them.
+
+If the program is interrupted, the same command resumes it and gives the same files.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import program
+from program import Progress
+
+import tensorflow as tf
+from absl import logging
+
+import feature_sources
+import feature_storage
+import files
+import record_state
+import record_writer
+import video_labels
+import vocabulary
+from clips import Clip, ClipChecker, EmptyClipError, FeatureSource
+from dataset_info import DatasetInfo
+from feature_storage import Encoder, StorageOptions
+from options import option, options_of
+from record_state import FileCounts, RecordState
+from utils import InputError, comma_separated, examples
+from video_labels import LabelOptions
+
+PROGRAM = "make_records.py"
+# Options that do not decide what the files contain.
+_OF_PLACE = ("output_dir", "overwrite")
+# Size of a record file by default, and of the records that are held in memory at a time.
+_FILE_BYTES, _MEMORY_BYTES = 64e6, 256e6
+# Number of training files by default, at least.
+_MIN_FILES = 4
+_LARGE_SHARE = 0.001
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordsOptions(feature_sources.SourceOptions, LabelOptions, StorageOptions):
+    """Options of this program."""
+
+    input_data_pattern: str = option(
+        help="Globs of files with features, comma-separated, or a directory; quote them.",
+        group="data",
+        required=True,
+        repeats=True,
+    )
+    trim_features: bool = option(
+        False,
+        "Cut the features of a video to the shortest if their numbers of frames differ.",
+        group="data",
+    )
+    frames_per_second: float | None = option(
+        None, "Frames per second of the features, for dataset.json.", group="data", above=0
+    )
+    like: str | None = option(
+        None,
+        "dataset.json of other records. Stores the same features in the same way, with the same "
+        "classes: for new videos that a model predicts which was trained on those records.",
+        group="data",
+    )
+    output_dir: str = option(
+        help="Directory for train*.tfrecord, validate*.tfrecord, test*.tfrecord, vocabulary.csv, "
+        f"dataset.json and {record_state.FILE}, the state of this program; created if missing.",
+        group="output",
+        required=True,
+    )
+    overwrite: bool = option(
+        False, "Replace records of this program in --output_dir.", group="output"
+    )
+    videos_per_file: int | None = option(
+        None,
+        f"Videos per record file. Default: as many as take {_FILE_BYTES / 1e6:.0f} MB, or fewer so "
+        f"that there are {_MIN_FILES} training files.",
+        group="output",
+        above=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Summary of the written data set.
+
+    Attributes:
+        info: its description.
+        files: paths of the record files.
+        num_bytes: total size of the record files.
+        without_labels: number of videos left out because they have no labels.
+        without_frames: ids of the videos left out because they have no frames.
+        clipped: share of the values that bytes could not represent, by feature.
+    """
+
+    info: DatasetInfo
+    files: list[str]
+    num_bytes: int
+    without_labels: int
+    without_frames: list[str]
+    clipped: dict[str, float]
+
+
+def make_records(options: RecordsOptions) -> Summary:
+    """Writes record files, the vocabulary and, last, their `DatasetInfo`.
+
+    Resumes an interrupted call with equal options.
+
+    Raises:
+        InputError: if the input is not usable, naming file and reason, or the directory holds other
+            files of a data set.
+    """
+    source = feature_sources.open_source(options.input_data_pattern, options)
+    ids = source.ids()
+    labels = video_labels.match(_read_labels(source, options), ids, options)
+    like = _load_like(options)
+    names = (video.names for video in labels.values())
+    classes = vocabulary.classes(names, options.vocabulary or _vocabulary_of(like, options))
+    videos = _Videos(labels, classes, options)
+    settings = _settings(videos, options)
+    with _locked(options.output_dir):
+        state = record_state.resume(options.output_dir, settings, options.overwrite)
+        state = state or _new_state(source, videos, settings, like, options)
+        _write_files(source, videos, state, options)
+        info = _describe(state, classes, options)
+        rows = sorted(classes.names.items())
+        vocabulary.write(options.output_dir, ("Index", "Name"), rows)
+        info.save(options.output_dir)
+    return _summarize(info, state, len(ids) - len(labels), options)
+
+
+def _read_labels(source, options):
+    """Returns labels by id: those of the file, or else of the source."""
+    if options.labels_file is not None:
+        return video_labels.read_labels(options)
+    if options.keep_unlabeled:
+        return {}
+    logging.info("reading the labels in the feature files")
+    return {clip.video_id: video_labels.labels_of(clip) for clip in source.clips()}
+
+
+def _load_like(options):
+    """Returns the description of the records that --like names, or None."""
+    if options.like is None:
+        return None
+    info = DatasetInfo.load(options.like)
+    types = sorted({feature.dtype for feature in info.features} - set(feature_storage.DTYPES))
+    if info.level != "frame" or types:
+        raise InputError(
+            f"--like={options.like} describes {info.level}-level records of "
+            f"{comma_separated(types) or 'vectors'}, which this program does not write."
+        )
+    return info
+
+
+def _vocabulary_of(info, options):
+    """Returns the path of the vocabulary of a data set, None without a data set."""
+    if info is None:
+        return None
+    if info.vocabulary is None:
+        raise InputError(f"{options.like} names no vocabulary. Give it with --vocabulary.")
+    return os.path.join(os.path.dirname(options.like), info.vocabulary)
+
+
+class _Videos:
+    """The videos to write, with their classes and splits.
+
+    Attributes:
+        classes: class numbers by id, in random order.
+        by_split: ids by split, in random order.
+        digest: text that stands for all of this.
+    """
+
+    def __init__(self, labels, classes, options):
+        ids = sorted(labels, key=lambda video_id: video_labels.hash_number(video_id, "order"))
+        self.classes = {
+            name: sorted({classes.numbers[label] for label in labels[name].names}) for name in ids
+        }
+        self.by_split: dict[str, list[str]] = {split: [] for split in video_labels.SPLITS}
+        for name in ids:
+            split = labels[name].split or video_labels.split_of(name, options.fractions)
+            self.by_split.setdefault(split, []).append(name)
+        content = json.dumps([self.classes, self.by_split, classes.names]).encode()
+        self.digest = f"{len(ids)} with digest {hashlib.sha256(content).hexdigest()[:12]}"
+
+    def files(self, videos_per_file: int) -> dict[str, list[str]]:
+        """Returns the ids of each record file."""
+        found = {}
+        for split, ids in self.by_split.items():
+            count = -(-len(ids) // videos_per_file)
+            for number in range(count):
+                bounds = (len(ids) * index // count for index in (number, number + 1))
+                found[record_writer.record_name(split, number)] = ids[slice(*bounds)]
+        return found
+
+
+def _settings(videos, options):
+    """Returns the values on which the content of the files depends, as JSON has them."""
+    values = {
+        name: value for name, value in dataclasses.asdict(options).items() if name not in _OF_PLACE
+    }
+    return json.loads(json.dumps({**values, "videos": videos.digest}))
+
+
+def _locked(output_dir):
+    return files.lock(
+        os.path.join(output_dir, "make_records.lock"),
+        f"another {PROGRAM} writes to {output_dir}",
+        "Wait for it, or choose another --output_dir.",
+    )
+
+
+# --- The storage ----------------------------------------------------------------------------------
+
+
+def _new_state(source, videos, settings, like, options):
+    """Returns the state of a new data set, with ranges of bytes that fit the training videos."""
+    splits = videos.by_split
+    ids = (splits["train"] or list(videos.classes))[: feature_storage.SAMPLE_VIDEOS]
+    features = () if like is None else like.features
+    checker = _checker(features, options)
+    logging.info("reading a sample of %d videos", len(ids))
+    clips = _usable(source.clips(ids), checker, options, lambda video_id: None)
+    sample = feature_storage.take_sample(clips, len(ids))
+    if not sample.num_videos:
+        raise InputError(f"none of {len(ids)} videos of a sample has frames.")
+    features = features or feature_storage.choose_features(sample, options)
+    frame_bytes = sum(feature.size * feature.storage.type.itemsize for feature in features)
+    video_bytes = max(1.0, sample.num_frames * frame_bytes)
+    videos_per_file = options.videos_per_file or max(
+        1, min(int(_FILE_BYTES / video_bytes), -(-max(map(len, splits.values())) // _MIN_FILES))
+    )
+    written = dict.fromkeys(videos.files(videos_per_file))
+    return RecordState(settings, features, videos_per_file, video_bytes, written)
+
+
+def _checker(features, options):
+    """Returns a checker of clips that have certain features, or any if they are not known yet."""
+    names = [feature.name for feature in features] or options.feature_names
+    return ClipChecker(names, {feature.name: feature.size for feature in features})
+
+
+def _usable(
+    clips: Iterable[Clip], checker: ClipChecker, options: RecordsOptions, on_empty: Any
+) -> Iterator[Clip]:
+    """Yields the clips that have frames, checked; calls `on_empty` with the other ids."""
+    for clip in clips:
+        if options.trim_features:
+            clip = _trimmed(clip)
+        try:
+            checker.check(clip)
+        except EmptyClipError:
+            on_empty(clip.video_id)
+        else:
+            yield clip
+
+
+def _trimmed(clip):
+    shapes = [values.shape for values in clip.features.values()]
+    length = min((shape[0] for shape in shapes if shape), default=0)
+    features = {
+        name: values[:length] if values.ndim else values for name, values in clip.features.items()
+    }
+    return clip._replace(features=features)
+
+
+# --- The files ------------------------------------------------------------------------------------
+
+
+def _write_files(
+    source: FeatureSource, videos: _Videos, state: RecordState, options: RecordsOptions
+) -> None:
+    """Writes the missing record files, a few at a time, and saves the state after each time.
+
+    The videos of a few files are held in memory, because their order is not that of the source.
+    """
+    folder = options.output_dir
+    state.save(folder)
+    plan = videos.files(state.videos_per_file)
+    missing = state.missing(folder)
+    at_once = max(1, int(_MEMORY_BYTES / (state.video_bytes * state.videos_per_file)))
+    num_left = sum(len(plan[name]) for name in missing)
+    num_videos = len(videos.classes)
+    with Progress(num_videos, "video", initial=num_videos - num_left) as progress:
+        for start in range(0, len(missing), at_once):
+            group = {name: plan[name] for name in missing[start : start + at_once]}
+            records, counts = _read_records(source, group, videos, state, options, progress)
+            for name, ids in group.items():
+                _write_file(os.path.join(folder, name), filter(None, map(records.pop, ids)))
+            state.files.update(counts)
+            state.save(folder)
+
+
+def _read_records(source, group, videos, state, options, progress):
+    """Returns the serialized videos of some files by id, None without frames; and their counts."""
+    file_of = {video_id: name for name, ids in group.items() for video_id in ids}
+    counts = {name: FileCounts() for name in group}
+    records: dict[str, bytes | None] = {}
+    encoder = Encoder(state.features, options.fixed_range)
+    checker = _checker(state.features, options)
+
+    def skip(video_id):
+        records[video_id] = None
+        counts[file_of[video_id]].without_frames.append(video_id)
+
+    for clip in _usable(source.clips(file_of), checker, options, skip):
+        stored, clipped = encoder.encode(clip)
+        counts[file_of[clip.video_id]].add(clip, stored, clipped)
+        records[clip.video_id] = record_writer.serialize_frames(
+            clip.video_id, videos.classes[clip.video_id], stored
+        )
+        progress.advance()
+    gone = [video_id for video_id in file_of if video_id not in records]
+    if gone:
+        raise InputError(f"videos have disappeared from the input: {examples(gone)}.")
+    return records, counts
+
+
+def _write_file(path, records):
+    with files.atomic_path(path) as partial, tf.io.TFRecordWriter(partial) as writer:
+        for record in records:
+            writer.write(record)
+
+
+# --- The result -----------------------------------------------------------------------------------
+
+
+def _describe(state, classes, options):
+    """Returns the description of the written files."""
+    counts = {name: found for name, found in state.files.items() if found is not None}
+    videos: dict[str, int] = {}
+    for name, found in counts.items():
+        split = record_writer.split_name(name)
+        videos[split] = videos.get(split, 0) + found.videos
+    defaults = {field.name: field.default for field, _ in options_of(RecordsOptions)}
+    given = {
+        name: value
+        for name, value in dataclasses.asdict(options).items()
+        if value != defaults[name]
+    }
+    return DatasetInfo(
+        made_by=record_writer.command(PROGRAM, given, _OF_PLACE),
+        level="frame",
+        features=state.features,
+        num_classes=classes.num_classes,
+        max_frames=max(found.max_frames for found in counts.values()) or None,
+        frames_per_second=options.frames_per_second,
+        vocabulary=vocabulary.FILE,
+        videos=videos,
+    )
+
+
+def _summarize(info, state, without_labels, options):
+    """Returns a `Summary`, and logs warnings."""
+    counts = [found for found in state.files.values() if found is not None]
+    without_frames = [name for found in counts for name in found.without_frames]
+    if without_frames:
+        logging.warning(
+            "%d videos without frames left out: %s", len(without_frames), examples(without_frames)
+        )
+    clipped = {}
+    for feature in info.features:
+        all_zero = [name for found in counts for name in found.all_zero.get(feature.name, ())]
+        if all_zero:
+            logging.warning(
+                "%s is zero in %d videos: %s", feature.name, len(all_zero), examples(all_zero)
+            )
+        num_values = sum(found.values.get(feature.name, 0) for found in counts)
+        if num_values:
+            num_clipped = sum(found.clipped[feature.name] for found in counts if found.values)
+            clipped[feature.name] = num_clipped / num_values
+    for name, share in clipped.items():
+        if share > _LARGE_SHARE:
+            logging.warning(
+                "%.2f %% of the values of %s are beyond the range of the bytes. A range per "
+                "dimension, fitted to the data, loses less (--quantization=dimension without "
+                "--quantization_range), --storage=float16 next to nothing.",
+                *(100 * share, name),
+            )
+    paths = [os.path.join(options.output_dir, name) for name in state.files]
+    num_bytes = sum(map(files.file_size, paths))
+    return Summary(info, paths, num_bytes, without_labels, without_frames, clipped)
+
+
+def report(summary: Summary, output_dir: str) -> str:
+    """Returns lines that describe written records, and the command that trains on them."""
+    videos = summary.info.videos or {}
+    counts = ", ".join(f"{count:,} {split}" for split, count in videos.items())
+    dropped = {
+        "without labels": summary.without_labels,
+        "without frames": len(summary.without_frames),
+    }
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
+    features = ", ".join(
+        f"{feature.name} ({feature.size} values, {feature.dtype}{_clipped(summary, feature.name)})"
+        for feature in summary.info.features
+    )
+    pattern = os.path.join(output_dir, "train*.tfrecord")
+    command = ("python", "train.py", "--model=DbofModel", f"--train_data_pattern={pattern}")
+    return "\n".join(
+        [
+            f"videos    {counts}",
+            f"left out  {left_out or 'none'}",
+            f"features  {features}",
+            f"classes   {summary.info.num_classes:,}",
+            f"files     {len(summary.files):,}, {summary.num_bytes / 1e6:,.1f} MB: {output_dir}",
+            "",
+            f"To train on them:\n{shlex.join([*command, '--train_dir=run'])}",
+        ]
+    )
+
+
+def _clipped(summary, name):
+    return f", {summary.clipped[name]:.4%} clipped" if name in summary.clipped else ""
+
+
+def main(options: RecordsOptions) -> None:
+    """Runs the program."""
+    summary = make_records(options)
+    print(report(summary, options.output_dir))
+
+
+if __name__ == "__main__":
+    program.run(main)
