@@ -149,7 +149,7 @@ def _check_num_frames(clip):
         )
         raise ClipError(
             f"{clip.origin}: all features of a video must be [frames, values] with equal numbers "
-            f"of frames. Received: {received}."
+            f"of frames. Received: {received}. --trim_features cuts them to the shortest."
         )
 
 
