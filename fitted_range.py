@@ -86,10 +86,8 @@ class _Tail:
         middle = self._size // 2
         parts = np.partition(values, sorted({*limits, middle}), axis=0)
         self._largest = -np.sort(-parts[self._size - count :].astype(np.float64), axis=0)
-        self._tails = [
-            (number / self._size, *_threshold_and_scale(parts[limit:]))
-            for number, limit in zip((count, wide), limits, strict=True)
-        ]
+        self._shares = [number / self._size for number in (count, wide)]
+        self._tails = [_threshold_and_scale(parts[limit:]) for limit in limits]
         median = parts[middle].astype(np.float64)
         deviation = np.sqrt(np.mean((parts[middle:] - median) ** 2, axis=0))
         self._gaussian = median + _GAUSSIAN_LEVEL * deviation
@@ -113,7 +111,10 @@ class _Tail:
         count = np.arange(1, len(self._largest) + 1)[:, None]
         # The k largest values exceed a level h by (their sum - k h) in total.
         sample = np.cumsum(self._largest, axis=0) - self._size * excess
-        tail, wide_tail = (_exponential_level(*tail, excess) for tail in self._tails)
+        tail, wide_tail = (
+            _exponential_level(share, threshold, scale, excess)
+            for share, (threshold, scale) in zip(self._shares, self._tails, strict=True)
+        )
         gaussian = np.minimum(self._gaussian, wide_tail)
         return np.max([np.max(sample / count, axis=0), tail, gaussian], axis=0)
 
