@@ -154,7 +154,8 @@ def _check_bytes(name, fixed):
         raise InputError(
             f"{name} holds uint8, bytes that stand for other values. State their range: "
             "--quantization_range=-2,2 for features quantized as in YouTube-8M, or 0,255 if the "
-            "bytes are the values. They are then stored as they are."
+            "bytes are the values. They are then stored as they are. If they are floats instead, "
+            "give --bytes_dtype."
         )
 
 

@@ -91,6 +91,16 @@ class RecordsOptions(feature_sources.SourceOptions, LabelOptions, StorageOptions
         above=0,
     )
 
+    def __post_init__(self):
+        """Checks options that depend on each other."""
+        super().__post_init__()
+        for name in ("storage", "quantization") if self.like is not None else ():
+            if getattr(self, name) != getattr(RecordsOptions, name):
+                raise InputError(
+                    f"--like and --{name} contradict each other: --like takes over how the other "
+                    "records store features."
+                )
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
