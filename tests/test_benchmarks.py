@@ -109,6 +109,16 @@ def test_the_metrics_benchmark_compares_with_heaps(run_benchmark):
     assert set(results) == {"project", "Python heaps"}
 
 
+def test_the_storage_benchmark_prints_the_error_of_every_storage(run_benchmark):
+    lines = run_benchmark("storage_error", "--sizes=512", "--num_frames=4000").splitlines()[1:]
+    errors = [float(line.split()[-2].removesuffix("%")) for line in lines]
+    fixed, feature, dimension, half = errors
+    # A uniform error of one step is its width divided by sqrt(12).
+    assert fixed == pytest.approx(100 * 4 / 255 / 12**0.5 * 512**0.5, rel=0.02)
+    assert feature < dimension < 1
+    assert half < 0.05
+
+
 def test_heaps_agree_with_the_metrics_of_the_project(benchmark_module):
     metrics = benchmark_module("metrics")
     predictions, labels = metrics.random_batch(np.random.default_rng(3), 40)

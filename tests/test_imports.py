@@ -7,6 +7,7 @@ import pytest
 from programs import ROOT
 
 WITHOUT_TENSORFLOW = {
+    "fitted_range",
     "layers",
     "losses",
     "nonlocal_vlad",

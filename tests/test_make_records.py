@@ -458,15 +458,25 @@ def test_clipped_values_are_reported_with_a_remedy(tmp_path, caplog):
     ("name", "values", "message"),
     [
         ("v002", np.full((2, SIZE), np.nan), r"v002\.npy: features has nan in frame 0"),
-        ("v002", np.ones((2, SIZE + 1)), r"v002\.npy: features must be \[frames, 6\].*is \[2, 7\]"),
-        ("v002", np.ones((SIZE, 3)), r"Arrays seem to be transposed"),
+        (
+            "v002",
+            np.ones((2, SIZE + 1)),
+            r"v002\.npy: features must be \[frames, 6\].*shape \[2, 7\]",
+        ),
+        ("v002", np.ones((SIZE, 3)), r"v002.*seems to be transposed"),
         ("v002", np.ones(SIZE), r"v002\.npy: features must be \[frames, values\]"),
-        ("v002", np.ones((2, SIZE), np.uint8), r"features holds uint8.*--quantization_range=-2,2"),
+        ("v002", np.ones((2, SIZE), np.uint8), r"v002\.npy: features must be floats.*uint8"),
     ],
 )
 def test_a_clip_that_is_not_usable_is_refused(tmp_path, name, values, message):
     write_input(tmp_path, {**clips(5), name: values})
     with pytest.raises(InputError, match=message):
+        make(tmp_path)
+
+
+def test_arrays_of_bytes_need_a_range(tmp_path):
+    write_input(tmp_path, {name: values.astype(np.uint8) for name, values in clips(5).items()})
+    with pytest.raises(InputError, match=r"features holds uint8.*--quantization_range=-2,2"):
         make(tmp_path)
 
 
