@@ -36,6 +36,7 @@ from clips import Clip, ClipChecker, EmptyClipError, FeatureSource
 from dataset_info import DatasetInfo
 from feature_storage import Encoder, StorageOptions
 from options import option, options_of
+from record_plan import RecordPlan
 from record_state import FileCounts, RecordState
 from utils import InputError, comma_separated, examples
 from video_labels import LabelOptions
@@ -138,12 +139,13 @@ def make_records(options: RecordsOptions) -> Summary:
     like = _load_like(options)
     names = (video.names for video in labels.values())
     classes = vocabulary.classes(names, options.vocabulary or _vocabulary_of(like, options))
-    videos = _Videos(labels, classes, options)
-    settings = _settings(videos, options)
+    plan = RecordPlan(labels, classes.numbers, options.fractions)
+    _warn_of_empty_splits(plan, options)
+    settings = _settings(plan, classes, options)
     with _locked(options.output_dir):
         state = record_state.resume(options.output_dir, settings, options.overwrite)
-        state = state or _new_state(source, videos, settings, like, options)
-        _write_files(source, videos, state, options)
+        state = state or _new_state(source, plan, settings, like, options)
+        _write_files(source, plan, state, options)
         info = _describe(state, classes, options)
         rows = sorted(classes.names.items())
         vocabulary.write(options.output_dir, ("Index", "Name"), rows)
@@ -151,12 +153,17 @@ def make_records(options: RecordsOptions) -> Summary:
     return _summarize(info, state, len(ids) - len(labels), options)
 
 
+def _warn_of_empty_splits(plan, options):
+    expected = ("train", "validate") if options.fractions[0] else ("train",)
+    for split in expected:
+        if not plan.by_split[split]:
+            logging.warning("no video belongs to %s", split)
+
+
 def _read_labels(source, options):
     """Returns labels by id: those of the file, or else of the source."""
     if options.labels_file is not None:
         return video_labels.read_labels(options)
-    if options.keep_unlabeled:
-        return {}
     logging.info("reading the labels in the feature files")
     return {clip.video_id: video_labels.labels_of(clip) for clip in source.clips()}
 
@@ -184,44 +191,20 @@ def _vocabulary_of(info, options):
     return os.path.join(os.path.dirname(options.like), info.vocabulary)
 
 
-class _Videos:
-    """The videos to write, with their classes and splits.
-
-    Attributes:
-        classes: class numbers by id, in random order.
-        by_split: ids by split, in random order.
-        digest: text that stands for all of this.
-    """
-
-    def __init__(self, labels, classes, options):
-        ids = sorted(labels, key=lambda video_id: video_labels.hash_number(video_id, "order"))
-        self.classes = {
-            name: sorted({classes.numbers[label] for label in labels[name].names}) for name in ids
-        }
-        self.by_split: dict[str, list[str]] = {split: [] for split in video_labels.SPLITS}
-        for name in ids:
-            split = labels[name].split or video_labels.split_of(name, options.fractions)
-            self.by_split.setdefault(split, []).append(name)
-        content = json.dumps([self.classes, self.by_split, classes.names]).encode()
-        self.digest = f"{len(ids)} with digest {hashlib.sha256(content).hexdigest()[:12]}"
-
-    def files(self, videos_per_file: int) -> dict[str, list[str]]:
-        """Returns the ids of each record file."""
-        found = {}
-        for split, ids in self.by_split.items():
-            count = -(-len(ids) // videos_per_file)
-            for number in range(count):
-                bounds = (len(ids) * index // count for index in (number, number + 1))
-                found[record_writer.record_name(split, number)] = ids[slice(*bounds)]
-        return found
-
-
-def _settings(videos, options):
+def _settings(plan, classes, options):
     """Returns the values on which the content of the files depends, as JSON has them."""
     values = {
         name: value for name, value in dataclasses.asdict(options).items() if name not in _OF_PLACE
     }
-    return json.loads(json.dumps({**values, "videos": videos.digest}))
+    values["videos"] = _digest(plan.classes, plan.by_split)
+    values["classes"] = _digest(classes.names)
+    return json.loads(json.dumps(values))
+
+
+def _digest(values, *others):
+    """Returns a text that stands for values, which shows how many there are."""
+    content = json.dumps([values, *others]).encode()
+    return f"{len(values)} with digest {hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def _locked(output_dir):
@@ -235,10 +218,10 @@ def _locked(output_dir):
 # --- The storage ----------------------------------------------------------------------------------
 
 
-def _new_state(source, videos, settings, like, options):
+def _new_state(source, plan, settings, like, options):
     """Returns the state of a new data set, with ranges of bytes that fit the training videos."""
-    splits = videos.by_split
-    ids = (splits["train"] or list(videos.classes))[: feature_storage.SAMPLE_VIDEOS]
+    splits = plan.by_split
+    ids = (splits["train"] or list(plan.classes))[: feature_storage.SAMPLE_VIDEOS]
     features = () if like is None else like.features
     checker = _checker(features, options)
     logging.info("reading a sample of %d videos", len(ids))
@@ -252,7 +235,7 @@ def _new_state(source, videos, settings, like, options):
     videos_per_file = options.videos_per_file or max(
         1, min(int(_FILE_BYTES / video_bytes), -(-max(map(len, splits.values())) // _MIN_FILES))
     )
-    written = dict.fromkeys(videos.files(videos_per_file))
+    written = dict.fromkeys(plan.files(videos_per_file))
     return RecordState(settings, features, videos_per_file, video_bytes, written)
 
 
@@ -290,7 +273,7 @@ def _trimmed(clip):
 
 
 def _write_files(
-    source: FeatureSource, videos: _Videos, state: RecordState, options: RecordsOptions
+    source: FeatureSource, plan: RecordPlan, state: RecordState, options: RecordsOptions
 ) -> None:
     """Writes the missing record files, a few at a time, and saves the state after each time.
 
@@ -298,22 +281,22 @@ def _write_files(
     """
     folder = options.output_dir
     state.save(folder)
-    plan = videos.files(state.videos_per_file)
+    ids_of = plan.files(state.videos_per_file)
     missing = state.missing(folder)
     at_once = max(1, int(_MEMORY_BYTES / (state.video_bytes * state.videos_per_file)))
-    num_left = sum(len(plan[name]) for name in missing)
-    num_videos = len(videos.classes)
+    num_left = sum(len(ids_of[name]) for name in missing)
+    num_videos = len(plan.classes)
     with Progress(num_videos, "video", initial=num_videos - num_left) as progress:
         for start in range(0, len(missing), at_once):
-            group = {name: plan[name] for name in missing[start : start + at_once]}
-            records, counts = _read_records(source, group, videos, state, options, progress)
+            group = {name: ids_of[name] for name in missing[start : start + at_once]}
+            records, counts = _read_records(source, group, plan, state, options, progress)
             for name, ids in group.items():
                 _write_file(os.path.join(folder, name), filter(None, map(records.pop, ids)))
             state.files.update(counts)
             state.save(folder)
 
 
-def _read_records(source, group, videos, state, options, progress):
+def _read_records(source, group, plan, state, options, progress):
     """Returns the serialized videos of some files by id, None without frames; and their counts."""
     file_of = {video_id: name for name, ids in group.items() for video_id in ids}
     counts = {name: FileCounts() for name in group}
@@ -329,7 +312,7 @@ def _read_records(source, group, videos, state, options, progress):
         stored, clipped = encoder.encode(clip)
         counts[file_of[clip.video_id]].add(clip, stored, clipped)
         records[clip.video_id] = record_writer.serialize_frames(
-            clip.video_id, videos.classes[clip.video_id], stored
+            clip.video_id, plan.classes[clip.video_id], stored
         )
         progress.advance()
     gone = [video_id for video_id in file_of if video_id not in records]

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import hashlib
 import io
 import os
 import re
@@ -18,7 +17,6 @@ from clips import Clip
 from options import Options, option
 from utils import InputError, comma_separated, examples, import_optional
 
-SPLITS = ("train", "validate", "test")
 # Other usual names of the splits.
 _SPLIT_NAMES = {
     "training": "train",
@@ -329,29 +327,3 @@ def _check_splits(kept, origin):
 
 def _counted(names):
     return f"{len(names)} video{'s'[: len(names) > 1]} ({examples(names)})"
-
-
-# --- Splits ---------------------------------------------------------------------------------------
-
-
-def hash_number(video_id: str, purpose: str) -> float:
-    """Returns a number in [0, 1) that depends only on the id and the purpose."""
-    digest = hashlib.sha256(f"{purpose}:{video_id}".encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
-
-
-def split_of(video_id: str, fractions: tuple[float, float]) -> str:
-    """Returns the split of a video, which depends only on its id.
-
-    With another fraction of validate or test, only the videos between the old and the new fraction
-    move, from or to train.
-
-    Args:
-        video_id: id of the video.
-        fractions: fractions of validate and test.
-    """
-    position = hash_number(video_id, "split")
-    validate, test = fractions
-    if position < validate:
-        return "validate"
-    return "test" if position >= 1 - test else "train"

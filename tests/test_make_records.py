@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import dataset_info
@@ -12,8 +13,8 @@ import feature_storage
 import files
 import make_records
 import programs
+import record_plan
 import record_state
-import video_labels
 from dataset_info import DatasetInfo
 from make_records import RecordsOptions
 from run_config import RunConfig
@@ -109,7 +110,7 @@ def test_records_have_the_values_labels_and_splits_of_the_input(tmp_path):
     expected = labels_of(features)
     for split in ("train", "validate", "test"):
         found = read(tmp_path, split)
-        names = {name for name in features if video_labels.split_of(name, (0.2, 0.1)) == split}
+        names = {name for name in features if record_plan.split_of(name, (0.2, 0.1)) == split}
         assert set(found) == names
         assert len(names) == summary.info.videos[split] > 0
         for name, (labels, (values,)) in found.items():
@@ -198,6 +199,18 @@ def test_labels_of_the_feature_files_are_taken_without_a_labels_file(tmp_path):
     assert first == again
 
 
+def test_labels_of_the_feature_files_are_kept_with_videos_that_have_none(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    rows = {"id": ["a", "b"], "x": [[[1.0, 2.0]], [[3.0, 4.0], [5.0, 6.0]]], "labels": [[2], []]}
+    pd.DataFrame(rows).to_parquet(folder / "clips.parquet")
+    given = {"input_data_pattern": str(folder), "labels_file": None, "storage": ("float32",)}
+    make(tmp_path, keep_unlabeled=True, **given)
+    found = read(tmp_path)
+    assert {name: labels for name, (labels, _) in found.items()} == {"a": [2], "b": []}
+    assert found["b"][1][0].tolist() == [[3, 4], [5, 6]]
+
+
 def test_a_column_assigns_the_splits(tmp_path):
     features = write_input(tmp_path, clips(12))
     rows = [(name, "x", ("training", "val", "odd")[i % 3]) for i, name in enumerate(features)]
@@ -227,6 +240,13 @@ def test_files_hold_the_same_number_of_videos(tmp_path):
     ]
     counts = [len(read(tmp_path, f"train{number:05d}")) for number in range(5)]
     assert counts == [9] * 5
+
+
+def test_a_split_without_videos_is_reported(tmp_path, caplog):
+    write_input(tmp_path, clips(5))
+    make(tmp_path, eval_fraction=1e-6)
+    assert "no video belongs to validate" in caplog.text
+    assert "no video belongs to train" not in caplog.text
 
 
 def test_few_videos_still_make_several_training_files(tmp_path):
@@ -346,7 +366,7 @@ def test_another_input_or_other_settings_are_refused_with_what_differs(tmp_path)
     with pytest.raises(InputError, match=r"storage: \['uint8'\] there, \['float16'\] now.*--overw"):
         make(tmp_path, storage=("float16",))
     write_input(tmp_path, clips(21))
-    with pytest.raises(InputError, match=r"videos: '20 with digest .* now"):
+    with pytest.raises(InputError, match=r"videos: '20 with digest .*' there, '21 with .*' now"):
         make(tmp_path)
     assert record_files(tmp_path) == before
 

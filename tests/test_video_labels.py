@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import files
+import record_plan
 import video_labels
 import vocabulary
 from clips import Clip
@@ -186,14 +187,14 @@ MANY = [f"video{number}" for number in range(5000)]
 
 
 def test_splits_by_hash_have_about_the_given_fractions():
-    found = [video_labels.split_of(name, (0.1, 0.2)) for name in MANY]
+    found = [record_plan.split_of(name, (0.1, 0.2)) for name in MANY]
     assert found.count("validate") == pytest.approx(500, abs=70)
     assert found.count("test") == pytest.approx(1000, abs=100)
 
 
 def test_other_fractions_move_only_the_videos_in_between():
     def split(fractions):
-        return {name: video_labels.split_of(name, fractions) for name in MANY}
+        return {name: record_plan.split_of(name, fractions) for name in MANY}
 
     few, more = split((0.1, 0.1)), split((0.2, 0.1))
     moved = {(few[name], more[name]) for name in MANY if few[name] != more[name]}
@@ -202,11 +203,11 @@ def test_other_fractions_move_only_the_videos_in_between():
 
 def test_the_split_of_an_id_never_changes():
     expected = {"a": "train", "video3": "validate", "video13": "validate"}
-    assert {name: video_labels.split_of(name, (0.1, 0)) for name in expected} == expected
+    assert {name: record_plan.split_of(name, (0.1, 0)) for name in expected} == expected
 
 
 def test_numbers_of_two_purposes_are_independent():
-    pairs = [[video_labels.hash_number(name, p) for p in ("split", "order")] for name in MANY]
+    pairs = [[record_plan.hash_number(name, p) for p in ("split", "order")] for name in MANY]
     assert abs(np.corrcoef(np.transpose(pairs))[0, 1]) < 0.05
 
 
