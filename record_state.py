@@ -103,7 +103,7 @@ def resume(folder: str, settings: dict[str, Any], overwrite: bool) -> RecordStat
     """Returns the state of a directory, or None if a new one is to be made.
 
     Args:
-        folder: directory for the records, which exists.
+        folder: directory for the records; created if missing.
         settings: values for JSON that the directory must have been written with.
         overwrite: whether to remove records that were written with other settings.
 
@@ -111,6 +111,7 @@ def resume(folder: str, settings: dict[str, Any], overwrite: bool) -> RecordStat
         InputError: if the directory holds files of another data set, or records written with other
             settings and `overwrite` is false, naming those settings.
     """
+    gfile.makedirs(folder)
     names = gfile.listdir(folder)
     if FILE not in names:
         known = (dataset_info.FILE, vocabulary.FILE)

@@ -401,6 +401,24 @@ def test_a_broken_state_is_named(tmp_path):
         make(tmp_path)
 
 
+def test_records_are_written_to_remote_directories_alike(tmp_path):
+    write_input(tmp_path, clips(20))
+    make(tmp_path)
+    folder = "ram://make_records/new"
+    paths = make(tmp_path, output_dir=folder).files
+    for path in [*paths, f"{folder}/dataset.json", f"{folder}/vocabulary.csv"]:
+        content = (tmp_path / "records" / path.rpartition("/")[2]).read_bytes()
+        assert files.gfile.GFile(path, "rb").read() == content
+    assert make(tmp_path, output_dir=folder).files == paths
+
+
+def test_a_directory_that_cannot_be_written_is_reported(tmp_path):
+    write_input(tmp_path, clips(5))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*file/inside"):
+        make(tmp_path, output_dir=str(tmp_path / "file" / "inside"))
+
+
 def test_two_runs_at_once_are_refused(tmp_path):
     write_input(tmp_path, clips(5))
     with (
