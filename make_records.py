@@ -360,16 +360,12 @@ def _summarize(info, state, without_labels, options):
     counts = [found for found in state.files.values() if found is not None]
     without_frames = [name for found in counts for name in found.without_frames]
     if without_frames:
-        logging.warning(
-            "%d videos without frames left out: %s", len(without_frames), examples(without_frames)
-        )
+        logging.warning("%s without frames left out", video_labels.counted(without_frames))
     clipped = {}
     for feature in info.features:
         all_zero = [name for found in counts for name in found.all_zero.get(feature.name, ())]
         if all_zero:
-            logging.warning(
-                "%s is zero in %d videos: %s", feature.name, len(all_zero), examples(all_zero)
-            )
+            logging.warning("%s is zero in %s", feature.name, video_labels.counted(all_zero))
         num_values = sum(found.values.get(feature.name, 0) for found in counts)
         if num_values:
             num_clipped = sum(found.clipped[feature.name] for found in counts if found.values)
@@ -377,9 +373,8 @@ def _summarize(info, state, without_labels, options):
     for name, share in clipped.items():
         if share > _LARGE_SHARE:
             logging.warning(
-                "%.2f %% of the values of %s are beyond the range of the bytes. A range per "
-                "dimension, fitted to the data, loses less (--quantization=dimension without "
-                "--quantization_range), --storage=float16 next to nothing.",
+                "%.2f %% of the values of %s are beyond the range of the bytes. --storage=float16 "
+                "clips none; fitted ranges per dimension, the default, clip less than others.",
                 *(100 * share, name),
             )
     paths = [os.path.join(options.output_dir, name) for name in state.files]

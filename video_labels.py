@@ -5,7 +5,7 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -270,19 +270,25 @@ def match(
         options: options of labels.
 
     Raises:
-        InputError: if no id matches, two ids of the file match one video, or a video has no split.
+        InputError: if no id matches, no video has a label, two ids of the file match one video, or
+            a video has no split.
     """
     origin = options.labels_file or "the feature files"
     written, unknown = _by_video(found, set(video_ids), origin)
     if not written and not options.keep_unlabeled:
         raise InputError(_no_match(found, video_ids, origin))
     if unknown:
-        logging.warning("%s has %s without features", origin, _counted(unknown))
+        logging.warning("%s has %s without features", origin, counted(unknown))
     labels = {name: found[written[name]] if name in written else Labels([]) for name in video_ids}
     unlabeled = [name for name in video_ids if not labels[name].names]
+    if len(unlabeled) == len(labels) and not options.keep_unlabeled:
+        raise InputError(
+            f"{origin}: none of {len(labels)} videos has a label. Check --labels_file and "
+            "--label_columns; --keep_unlabeled with --vocabulary or --like writes them without."
+        )
     if unlabeled and not options.keep_unlabeled:
         logging.warning(
-            "%s without labels left out: --keep_unlabeled also writes them", _counted(unlabeled)
+            "%s without labels left out: --keep_unlabeled also writes them", counted(unlabeled)
         )
         for name in unlabeled:
             del labels[name]
@@ -320,10 +326,11 @@ def _check_splits(kept, origin):
     without = [name for name, labels in kept.items() if labels.split is None]
     if without:
         raise InputError(
-            f"{origin} assigns {_counted(without)} to no split. Add them, or leave out "
+            f"{origin} assigns {counted(without)} to no split. Add them, or leave out "
             "--keep_unlabeled."
         )
 
 
-def _counted(names):
+def counted(names: Collection[str]) -> str:
+    """Returns the number of videos, with the first ids, for a message."""
     return f"{len(names)} video{'s'[: len(names) > 1]} ({examples(names)})"

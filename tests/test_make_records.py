@@ -437,8 +437,8 @@ def test_videos_without_frames_are_counted_named_and_left_out(tmp_path, caplog):
     write_input(tmp_path, features)
     summary = make(tmp_path)
     assert sorted(summary.without_frames) == ["v003", "v007"]
-    assert "2 videos without frames left out: " in caplog.text
-    assert "'v003'" in caplog.text
+    assert "2 videos ('v00" in caplog.text
+    assert "') without frames left out" in caplog.text
     assert set(read(tmp_path)) == set(features) - {"v003", "v007"}
     assert make(tmp_path) == summary
 
@@ -448,7 +448,7 @@ def test_videos_that_are_zero_are_counted_and_named(tmp_path, caplog):
     features["v004"] = np.zeros_like(features["v004"])
     write_input(tmp_path, features)
     make(tmp_path)
-    assert "features is zero in 1 videos: 'v004'" in caplog.text
+    assert "features is zero in 1 video ('v004')" in caplog.text
     assert "same value" not in caplog.text
 
 
@@ -532,6 +532,12 @@ def test_the_same_id_twice_is_refused(tmp_path):
     write_clips(tmp_path / "more", features)
     with pytest.raises(InputError, match="the id 'v000' occurs twice"):
         make(tmp_path, input_data_pattern=f"{tmp_path}/clips/*.npy,{tmp_path}/more/*.npy")
+
+
+def test_videos_without_a_labels_file_are_refused_if_the_files_hold_no_labels(tmp_path):
+    write_input(tmp_path, clips(5))
+    with pytest.raises(InputError, match="the feature files: none of 5 videos has a label"):
+        make(tmp_path, labels_file=None)
 
 
 def test_float16_must_hold_the_values(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import quantization
-from quantization import YOUTUBE8M, Quantization
+from quantization import YOUTUBE8M, FrameStorage, Quantization
 from utils import InputError
 
 
@@ -33,6 +33,30 @@ def test_a_value_is_quantized_to_the_nearest_byte():
 
 def test_quantizing_clips_values_out_of_range():
     np.testing.assert_array_equal(YOUTUBE8M.quantize([-100.0, -2.1, 2.1, 100.0]), [0, 0, 255, 255])
+
+
+def test_clipped_values_are_those_that_no_byte_is_near():
+    values = np.random.default_rng(0).normal(0, 2, (200, 3))
+    ranges = Quantization((-2.0, -1.0, 0.0), (2.0, 3.0, 0.5))
+    restored = ranges.dequantize(ranges.quantize(values).astype(float))
+    half = np.array([4, 4, 0.5]) / 255 / 2
+    assert ranges.num_clipped(values) == np.sum(np.abs(restored - values) > half * (1 + 1e-9))
+    assert ranges.num_clipped(ranges.dequantize(np.full(3, 255.0))) == 0
+
+
+@pytest.mark.parametrize(
+    ("storage", "error"),
+    [
+        (FrameStorage("uint8", Quantization(-3.0, 3.0)), 3 / 255),
+        (FrameStorage("float16", None), 0.001),
+        (FrameStorage("float32", None), 0),
+    ],
+)
+def test_stored_values_come_back(storage, error):
+    values = np.random.default_rng(0).uniform(-2.9, 2.9, (20, 4)).astype(np.float32)
+    stored = storage.from_float(values)
+    assert stored.dtype == storage.type
+    np.testing.assert_allclose(storage.to_float(stored), values, rtol=0, atol=error * 1.001)
 
 
 def test_nan_is_not_quantized():

@@ -169,6 +169,11 @@ def test_ids_of_which_none_matches_are_refused():
         video_labels.match(names("a"), ["b", "c"], OPTIONS)
 
 
+def test_videos_of_which_none_has_a_label_are_refused():
+    with pytest.raises(InputError, match=r"labels\.csv: none of 2 videos has a label\. Check"):
+        video_labels.match({"a": Labels([])}, ["a", "b"], OPTIONS)
+
+
 def test_a_kept_video_must_have_a_split():
     options = LabelOptions(labels_file="labels.csv", split_column="split", keep_unlabeled=True)
     with pytest.raises(InputError, match=r"assigns 1 video \('b'\) to no split"):
