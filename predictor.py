@@ -483,7 +483,7 @@ class LoadedModel:
             features = [
                 values[: self.data.max_frames]
                 if values.dtype == storage.type == np.uint8
-                else storage.store(values[: self.data.max_frames].astype(np.float32))
+                else storage.from_float(values[: self.data.max_frames].astype(np.float32))
                 for values, storage in zip(features, self.data.storages, strict=True)
             ]
         else:

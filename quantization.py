@@ -169,12 +169,6 @@ class FrameStorage:
         size = self.quantization.size
         return self.quantization.quantize(np.zeros(() if size is None else size))
 
-    def store(self, values: np.ndarray) -> np.ndarray:
-        """Returns the numbers that stand for values, the nearest ones."""
-        if self.quantization is not None:
-            return self.quantization.quantize(values)
-        return values.astype(self.type)
-
     def to_float(self, stored: np.ndarray) -> np.ndarray:
         """Returns the values of stored numbers, float32."""
         values = stored.astype(np.float32)
