@@ -46,6 +46,7 @@ _NO_LABELS = np.zeros(0, np.int64)
 # Bytes of a serialized Feature or FeatureList without values, at most.
 _EMPTY_BYTES = 2
 # Remedies for data of which all records are like this.
+_TWO_KINDS = "If the pattern matches records of two kinds, leave out the files of one kind."
 _OTHER_SIZES = "Use data that fit the model, or train with other --feature_sizes."
 _ONE_STRING = "Store each frame as one string of equal size, or as a list of floats."
 # Sizes of the numbers in frames, in bytes. Float64 is recognized, but not read.
@@ -99,12 +100,16 @@ class CorruptVideoError(Exception):
     Args:
         reason: the fault.
         remedy: sentence that says how to use the record nevertheless, if there is a way.
-        remedy_for_all: sentence that says what to do if all records of the data are like this.
+        remedy_for_one: sentence that says what to do if some records of the data are like this.
+        remedy_for_all: sentence that says what to do if all are.
     """
 
-    def __init__(self, reason: str, *, remedy: str = "", remedy_for_all: str = ""):
+    def __init__(
+        self, reason: str, *, remedy: str = "", remedy_for_one: str = "", remedy_for_all: str = ""
+    ):
         super().__init__(reason)
         self.remedy = remedy
+        self.remedy_for_one = remedy_for_one
         self.remedy_for_all = remedy_for_all
 
 
@@ -378,7 +383,7 @@ class RecordReader:
                     error.remedy,
                 )
                 raise InputError(" ".join(filter(None, message))) from error
-            self.corrupt_records.add(location, str(error), error.remedy)
+            self.corrupt_records.add(location, str(error), error.remedy or error.remedy_for_one)
         return None
 
     def _parse_payload(self, location, payload):
@@ -524,6 +529,7 @@ class YT8MFrameFeatureReader(RecordReader):
             raise CorruptVideoError(
                 "it has no frames, which the model takes. It has: "
                 f"{records.describe_features(context)}",
+                remedy_for_one=_TWO_KINDS,
                 remedy_for_all="Choose frame-level data (SequenceExamples) or a video-level model.",
             )
         video_id = self._video_id(context)
@@ -619,7 +625,7 @@ class YT8MFrameFeatureReader(RecordReader):
             )
         dtype = "uint8" if found == size else _FLOAT_TYPES.get(found / size)
         if dtype is None or storage.dtype == "float_list":
-            return CorruptVideoError(reason, remedy_for_all=_OTHER_SIZES)
+            return CorruptVideoError(reason, remedy_for_one=_TWO_KINDS, remedy_for_all=_OTHER_SIZES)
         if dtype != "uint8" and stored_float_type(frames) == dtype:
             return CorruptVideoError(
                 f"{reason}: its frames are {size} {dtype} values",
@@ -674,6 +680,7 @@ class YT8MAggregatedFeatureReader(RecordReader):
             raise CorruptVideoError(
                 f"it holds frame-level features ({comma_separated(sorted(feature_lists))}), but "
                 "the model takes video-level features",
+                remedy_for_one=_TWO_KINDS,
                 remedy_for_all="Choose video-level data or a frame-level model.",
             )
         video_id = self._video_id(context)
@@ -703,6 +710,7 @@ class YT8MAggregatedFeatureReader(RecordReader):
         if len(values) != size:
             raise CorruptVideoError(
                 f"feature {name!r} has size {len(values)}, but the model takes size {size}",
+                remedy_for_one=_TWO_KINDS,
                 remedy_for_all=_OTHER_SIZES,
             )
         if not np.isfinite(values).all():

@@ -517,3 +517,13 @@ def test_bytes_read_add_up_to_the_total(tmp_path, corrupt):
     num_videos = len(read_ids(reader, num_epochs=2))
     assert num_videos == (40 if corrupt == "nothing" else 38)
     assert reader.bytes_read == 2 * reader.total_bytes
+
+
+@pytest.mark.parametrize("reader", [frame_reader, video_reader])
+def test_records_of_two_kinds_in_one_pattern_are_reported_as_such(tmp_path, reader):
+    frames = frame_record("a", [1], rgb=[b"12345678"], audio=[b"1234"])
+    vectors = video_record("b", [1], rgb=[0.0] * 8, audio=[0.0] * 4)
+    write_records(tmp_path / "a", [frames] * 3)
+    write_records(tmp_path / "b", [vectors] * 3)
+    message = error_of(reader(tmp_path / "?", {"rgb": 8, "audio": 4}))
+    assert "If the pattern matches records of two kinds, leave out the files of one" in message
