@@ -1,0 +1,59 @@
+"""Writes small videos whose frames have known gray levels at known times."""
+
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+
+RATE = 25
+
+
+def write_frames(path, images, times, codec="libx264", **options):
+    """Writes uint8 images `[T, H, W, 3]`, shown from the given times on, in seconds."""
+    with av.open(str(path), "w", **options) as container:
+        stream = container.add_stream(codec, rate=RATE)
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for image, time in zip(images, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def write_levels(path, levels, times=None, **options):
+    """Writes a gray frame per level, 0 to 255; by default, 25 frames per second."""
+    images = [np.full((48, 64, 3), level, np.uint8) for level in levels]
+    write_frames(path, images, times or [k / RATE for k in range(len(images))], **options)
+
+
+def write_sound(path):
+    """Writes a file with sound and without pictures."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def turn_clockwise(path):
+    """Marks an MP4 file as recorded with a camera that was turned, as telephones do."""
+    # The rows a b u, c d v, x y w of the track header's matrix.
+    upright = struct.pack(">9i", 2**16, 0, 0, 0, 2**16, 0, 0, 0, 2**30)
+    turned = struct.pack(">9i", 0, 2**16, 0, -(2**16), 0, 0, 0, 0, 2**30)
+    head, mark, rest = path.read_bytes().partition(b"tkhd")
+    assert upright in rest
+    path.write_bytes(head + mark + rest.replace(upright, turned, 1))
+
+
+def damage(path, first_packet):
+    """Overwrites the packet with this number and all later ones."""
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        for packet in packets[first_packet:]:
+            content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(content)
