@@ -34,13 +34,21 @@ _IMAGE_SIZES = {
 }
 
 
-def default_image_size(name: str) -> int:
-    """Returns the height and width in pixels for which a network was trained.
+def check(name: str, weights: str) -> None:
+    """Checks the arguments of `build` without building the network.
 
     Raises:
-        InputError: if there is no such network.
+        InputError: if there is no such network, or no such file of weights.
     """
     check_one_of(NAMES, **{"--backbone": name})
+    if weights not in ("imagenet", "none") and not os.path.isfile(weights):
+        raise InputError(
+            f"--weights must be imagenet, none or the path of a file. Received: {weights}"
+        )
+
+
+def default_image_size(name: str) -> int:
+    """Returns the height and width in pixels for which a network was trained."""
     return _IMAGE_SIZES.get(name, 224)
 
 
@@ -60,11 +68,7 @@ def build(name: str, weights: str, image_size: int, seed: int = 0) -> keras.Mode
     Raises:
         InputError: if the weights cannot be loaded, or the network takes no images of this size.
     """
-    check_one_of(NAMES, **{"--backbone": name})
-    if weights not in ("imagenet", "none") and not os.path.isfile(weights):
-        raise InputError(
-            f"--weights must be imagenet, none or the path of a file. Received: {weights}"
-        )
+    check(name, weights)
     builder = getattr(keras.applications, name)
     keras.utils.set_random_seed(seed)
     shape = (image_size, image_size, 3)

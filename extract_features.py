@@ -1,6 +1,6 @@
 """Computes frame features of videos with an image network.
 
-    python extract_features.py --input_pattern='videos/*.mp4' --features_dir=features
+    python extract_features.py --input_data_pattern='videos/*.mp4' --features_dir=features
 
 Writes an array [T, D] per video, NAME.npz, with a row per second of video. To resume an interrupted
 run, repeat its command: videos that have features are left out.
@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import io
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +34,7 @@ from options import Options, option
 from utils import InputError, comma_separated
 from video_frames import VideoDecoder
 
-_SETTINGS = "settings.json"
+_SETTINGS = "extract_features.json"
 # Videos without features that the error names.
 _NUM_NAMED = 5
 
@@ -42,7 +43,7 @@ _NUM_NAMED = 5
 class ExtractOptions(Options):
     """Options of this program."""
 
-    input_pattern: str = option(
+    input_data_pattern: str = option(
         help="Globs of videos of any format that FFmpeg reads, comma-separated; quote them.",
         group="data",
         required=True,
@@ -80,6 +81,11 @@ class ExtractOptions(Options):
         "float16", "Type of the features.", group="output", choices=("float16", "float32")
     )
 
+    def __post_init__(self):
+        """Checks the network."""
+        super().__post_init__()
+        backbones.check(self.backbone, self.weights)
+
     def settings(self) -> dict[str, Any]:
         """Returns everything that the features of a video depend on, as a dict for JSON."""
         weights: Any = self.weights
@@ -94,32 +100,25 @@ class ExtractOptions(Options):
         }
 
 
-def prepare_directory(folder: str, settings: dict[str, Any]) -> set[str]:
-    """Creates a directory for features, or checks that its features have the same settings.
-
-    Returns:
-        The names of the files in it.
+def finished_features(folder: str, settings: dict[str, Any]) -> set[str]:
+    """Returns the names of the files with features in a directory, which may not exist.
 
     Raises:
-        InputError: if its features have other settings, or their settings are unknown.
+        InputError: if they have other settings, or their settings are unknown.
     """
-    path = os.path.join(folder, _SETTINGS)
     names = set(files.gfile.listdir(folder)) if files.gfile.isdir(folder) else set()
-    if _SETTINGS in names:
-        _check_equal(folder, files.read_json(path), settings)
-    elif any(name.endswith(".npz") for name in names):
+    finished = {name for name in names if name.endswith(".npz")}
+    if finished and _SETTINGS not in names:
         raise InputError(
             f"{folder} has .npz files but no {_SETTINGS}, so extract_features.py did not write "
             "them. Choose another --features_dir."
         )
-    else:
-        files.write_json(path, settings)
-    return names
+    if finished:
+        _check_equal(folder, files.read_json(os.path.join(folder, _SETTINGS)), settings)
+    return finished
 
 
 def _check_equal(folder, found, settings):
-    if not isinstance(found, dict):
-        found = {}
     differing = [
         f"{name} is {found.get(name)!r} there, {settings.get(name)!r} now"
         for name in sorted({*found, *settings})
@@ -233,25 +232,25 @@ def _progress_text(num_done, total, num_frames, seconds):
 def main(options: ExtractOptions) -> None:
     """Runs the program."""
     video_frames.check_decoder()
-    names = output_names(files.expand_patterns(options.input_pattern))
+    names = output_names(files.expand_patterns(options.input_data_pattern))
     settings = options.settings()
-    image_size = settings["image_size"]
-    finished = prepare_directory(options.features_dir, settings)
+    finished = finished_features(options.features_dir, settings)
     paths = [path for path, name in names.items() if name not in finished]
     if len(paths) < len(names):
         logging.info("%d of %d videos have features already", len(names) - len(paths), len(names))
     videos = VideoDecoder(
         paths,
-        image_size=image_size,
+        image_size=settings["image_size"],
         frames_per_second=options.frames_per_second,
         max_frames=options.max_frames,
         buffer_size=2 * options.batch_size,
     )
-    outputs = [os.path.join(options.features_dir, names[path]) for path in paths]
     start = time.perf_counter()
     num_frames = 0
     if paths:
-        network = backbones.build(options.backbone, options.weights, image_size)
+        network = backbones.build(options.backbone, options.weights, settings["image_size"])
+        files.write_json(os.path.join(options.features_dir, _SETTINGS), settings)
+        outputs = [os.path.join(options.features_dir, names[path]) for path in paths]
         num_frames = extract(network, videos, outputs, options.batch_size, options.feature_dtype)
     logging.info(
         "features of %d videos, %d frames, %.1f s, %d videos damaged, %d skipped: %s",
@@ -262,8 +261,19 @@ def main(options: ExtractOptions) -> None:
         len(videos.skipped),
         files.absolute(options.features_dir),
     )
-    print(f"To make records: python make_records.py --input_pattern={options.features_dir} ...")
+    print(f"Now make records of the features and your labels:\n    {_next_command(options)}")
     _report_skipped(videos)
+
+
+def _next_command(options):
+    return shlex.join(
+        [
+            *("python", "make_records.py", f"--input_data_pattern={options.features_dir}"),
+            f"--frames_per_second={options.frames_per_second:g}",
+            "--labels_file=labels.csv",
+            "--output_dir=records",
+        ]
+    )
 
 
 def _report_skipped(videos):

@@ -45,7 +45,11 @@ def test_the_default_size_is_that_of_keras(name, monkeypatch):
     ("name", "preprocess"),
     [
         ("MobileNetV2", lambda x: x / 127.5 - 1),
-        ("DenseNet121", lambda x: (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]),
+        pytest.param(
+            "DenseNet121",
+            lambda x: (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225],
+            marks=pytest.mark.slow,
+        ),
         ("VGG16", lambda x: x[..., ::-1] - [103.939, 116.779, 123.68]),
     ],
 )
