@@ -3,8 +3,10 @@
 import struct
 from fractions import Fraction
 
-import av
 import numpy as np
+import pytest
+
+av = pytest.importorskip("av", reason="needs requirements/video.txt")
 
 RATE = 25
 
@@ -52,8 +54,18 @@ def turn_clockwise(path):
 def damage(path, first_packet):
     """Overwrites the packet with this number and all later ones."""
     content = bytearray(path.read_bytes())
+    for start, end in _packets(path)[first_packet:]:
+        content[start:end] = b"\xff" * (end - start)
+    path.write_bytes(content)
+
+
+def cut_off(path, first_packet):
+    """Removes the packet with this number and all that follows."""
+    start, _ = _packets(path)[first_packet]
+    path.write_bytes(path.read_bytes()[:start])
+
+
+def _packets(path):
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
-        for packet in packets[first_packet:]:
-            content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
-    path.write_bytes(content)
+        return [(packet.pos, packet.pos + packet.size) for packet in packets]

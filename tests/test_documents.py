@@ -21,7 +21,15 @@ COMMANDS = [
     (path.name, command) for path in documents.SOURCES for command in documents.commands(path)
 ]
 GROUPS = ["Programs", "Models", "Data", "Numbers", "A run", "Prediction", "Base"]
-FLAG_DOCUMENTS = ["distribution", "export", "flags", "own_data", "security", "training"]
+FLAG_DOCUMENTS = [
+    "distribution",
+    "export",
+    "extract_features",
+    "flags",
+    "own_data",
+    "security",
+    "training",
+]
 # Flags of absl, TensorBoard and the scripts.
 OTHER_FLAGS = {"--flagfile", "--help", "--logdir", "--submit", "--quick", "--fast"}
 

@@ -7,6 +7,7 @@ import pytest
 from programs import ROOT
 
 WITHOUT_TENSORFLOW = {
+    "backbones",
     "fitted_range",
     "layers",
     "losses",
