@@ -60,6 +60,7 @@ def read_frames(
     try:
         with _open(av, path) as container:
             stream = _video_stream(container)
+            stream.codec_context.thread_type = "AUTO"
             stream.codec_context.thread_count = num_threads
             timed = timed_frames(container.decode(stream), stream.guessed_rate or _DEFAULT_RATE)
             num_images = 0
@@ -86,7 +87,10 @@ def _open(av, path):
     """Opens a file in which no playlist can make FFmpeg open other kinds of addresses."""
     # With "file:", a colon in the path names no protocol.
     source = files.open_binary(path) if files.is_remote(path) else f"file:{path}"
-    return av.open(source, options={"protocol_whitelist": "file"}, metadata_errors="ignore")
+    # From version 19 on, PyAV always accepts titles that are not UTF-8.
+    is_older = int(av.__version__.partition(".")[0]) < 19
+    tolerance = {"metadata_errors": "ignore"} if is_older else {}
+    return av.open(source, options={"protocol_whitelist": "file"}, **tolerance)
 
 
 def _video_stream(container):

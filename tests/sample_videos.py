@@ -11,10 +11,14 @@ av = pytest.importorskip("av", reason="needs requirements/video.txt")
 RATE = 25
 
 
-def write_frames(path, images, times, codec="libx264", **options):
-    """Writes uint8 images `[T, H, W, 3]`, shown from the given times on, in seconds."""
-    with av.open(str(path), "w", **options) as container:
-        stream = container.add_stream(codec, rate=RATE)
+def write_frames(path, images, times, title="", **options):
+    """Writes uint8 images `[T, H, W, 3]`, shown from the given times on, in seconds.
+
+    Other arguments are options of FFmpeg for the kind of file.
+    """
+    with av.open(str(path), "w", options=options) as container:
+        container.metadata["title"] = title
+        stream = container.add_stream("libx264", rate=RATE)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)

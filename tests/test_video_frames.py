@@ -105,6 +105,15 @@ def test_a_video_shorter_than_a_second_has_one_frame(tmp_path):
     np.testing.assert_allclose(levels(tmp_path / "v.mp4"), [80], atol=4)
 
 
+def test_a_title_need_not_be_utf8(tmp_path):
+    path = tmp_path / "v.mkv"
+    write_levels(path, [80], title="TITLE")
+    content = path.read_bytes()
+    assert b"TITLE" in content
+    path.write_bytes(content.replace(b"TITLE", "Käse!".encode("latin-1")))
+    np.testing.assert_allclose(levels(path), [80], atol=4)
+
+
 def test_frames_are_whole_rgb_and_upright(tmp_path):
     image = np.zeros((48, 96, 3), np.uint8)
     image[:, :48] = 255, 0, 0  # Red on the left.
@@ -149,7 +158,7 @@ def test_a_damaged_video_gives_the_frames_before_the_damage(tmp_path):
 
 def test_a_video_that_was_cut_off_is_reported(tmp_path):
     path = tmp_path / "v.mp4"
-    write_levels(path, [k % 256 for k in range(100)], options={"movflags": "faststart"})
+    write_levels(path, [k % 256 for k in range(100)], movflags="faststart")
     cut_off(path, 50)
     found = []
     with pytest.raises(VideoError, match="ends after 2 of 4 s"):
