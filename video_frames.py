@@ -78,7 +78,7 @@ def _import_av() -> Any:
         import av
     except ImportError as error:
         raise InputError(
-            "reading videos needs PyAV, which is not installed. Run: pip install av"
+            f"reading videos needs PyAV: {error}. Run: pip install '.[video]'"
         ) from error
     return av
 

@@ -35,6 +35,19 @@ def write_levels(path, levels, times=None, **options):
     write_frames(path, images, times or [k / RATE for k in range(len(images))], **options)
 
 
+def write_hd_color(path, color):
+    """Writes a frame of one RGB color, stored with the color matrix of HD video, BT.709."""
+    image = np.full((64, 64, 3), color, np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.colorspace = 1
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
 def write_sound(path):
     """Writes a file with sound and without pictures."""
     with av.open(str(path), "w") as container:

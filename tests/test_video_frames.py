@@ -8,7 +8,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from sample_videos import cut_off, damage, turn_clockwise, write_frames, write_levels, write_sound
+from sample_videos import (
+    cut_off,
+    damage,
+    turn_clockwise,
+    write_frames,
+    write_hd_color,
+    write_levels,
+    write_sound,
+)
 from utils import InputError
 from video_frames import (
     VideoDecoder,
@@ -130,6 +138,12 @@ def test_frames_are_whole_rgb_and_upright(tmp_path):
     assert turned[0, 16, 0] > 200  # Red at the top.
 
 
+def test_colors_of_hd_video_are_right(tmp_path):
+    write_hd_color(tmp_path / "v.mp4", (200, 60, 30))
+    (image,) = read_frames(str(tmp_path / "v.mp4"), 16)
+    np.testing.assert_allclose(image, np.broadcast_to([200, 60, 30], (16, 16, 3)), atol=4)
+
+
 def test_files_without_a_readable_video_are_reported(tmp_path):
     write_sound(tmp_path / "sound.m4a")
     (tmp_path / "text.mp4").write_text("no video")
@@ -226,5 +240,5 @@ def test_an_error_in_a_thread_is_raised(videos, monkeypatch):
 
 def test_missing_pyav_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(InputError, match="pip install av"):
+    with pytest.raises(InputError, match=r"PyAV: .*pip install '\.\[video\]'"):
         check_decoder()
