@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import extract_features
+import feature_sources
 import programs
 from sample_videos import damage, write_levels, write_sound
 from utils import InputError
@@ -76,6 +77,16 @@ def test_the_batch_size_does_not_change_the_features(videos, features, tmp_path)
     extract(videos / "*.mp4", tmp_path, "--batch_size=3", "--feature_dtype=float32")
     for name, values in load(tmp_path).items():
         np.testing.assert_allclose(values, load(features)[name], rtol=1e-4, atol=1e-5)
+
+
+def test_records_can_be_made_of_the_features(videos, tmp_path):
+    write_levels(tmp_path / "name.v1.mp4", [0])
+    extract(f"{tmp_path}/name.v1.mp4,{videos}/b.mp4", tmp_path / "features")
+    source = feature_sources.open_source(str(tmp_path / "features"))
+    assert source.ids() == ["b", "name.v1"]
+    for clip in source.clips():
+        assert list(clip.features) == ["rgb"]
+        assert clip.features["rgb"].shape == (3 if clip.video_id == "b" else 1, 512)
 
 
 def test_rate_length_and_type_are_as_asked(videos, tmp_path):
