@@ -84,7 +84,7 @@ def _import_av() -> Any:
 
 
 def _open(av, path):
-    """Opens a file in which no playlist can make FFmpeg open other kinds of addresses."""
+    """Opens a file, from which FFmpeg then follows no address to another machine."""
     # With "file:", a colon in the path names no protocol.
     source = files.open_binary(path) if files.is_remote(path) else f"file:{path}"
     # From version 19 on, PyAV always accepts titles that are not UTF-8.

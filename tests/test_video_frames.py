@@ -1,7 +1,10 @@
 """Frames come from the documented times, whatever the timestamps of the file."""
 
+import contextlib
 import itertools
+import socket
 import sys
+import threading
 import types
 from fractions import Fraction
 
@@ -147,16 +150,38 @@ def test_colors_of_hd_video_are_right(tmp_path):
 def test_files_without_a_readable_video_are_reported(tmp_path):
     write_sound(tmp_path / "sound.m4a")
     (tmp_path / "text.mp4").write_text("no video")
-    playlist = "#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"
-    (tmp_path / "playlist.mp4").write_text(playlist)
     for name, reason in (
         ("sound.m4a", "no video stream"),
         ("text.mp4", "Invalid data"),
-        ("playlist.mp4", "Invalid data"),
         ("missing.mp4", "No such file"),
     ):
         with pytest.raises(VideoError, match=reason):
             levels(tmp_path / name)
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_playlist_in_the_place_of_a_video_contacts_nobody(tmp_path, monkeypatch, is_remote):
+    # FFmpeg itself forbids it for local files only.
+    monkeypatch.setattr("files.is_remote", lambda path: is_remote)
+    contacts = []
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                server.accept()[0].close()
+                contacts.append(path)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=accept, daemon=True).start()
+        path = tmp_path / "playlist.m3u8"
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        path.write_text(
+            f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{address}\n#EXT-X-ENDLIST\n"
+        )
+        with pytest.raises(VideoError, match="Invalid data"):
+            levels(path)
+        server.shutdown(socket.SHUT_RDWR)
+    assert not contacts
 
 
 def test_a_damaged_video_gives_the_frames_before_the_damage(tmp_path):
