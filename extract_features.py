@@ -31,12 +31,10 @@ import backbones
 import files
 import video_frames
 from options import Options, option
-from utils import InputError, comma_separated
+from utils import InputError, comma_separated, examples
 from video_frames import VideoDecoder
 
 _SETTINGS = "extract_features.json"
-# Videos without features that the error names.
-_NUM_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -279,12 +277,10 @@ def _next_command(options):
 def _report_skipped(videos):
     """Fails if videos have no features, so that the exit status says so."""
     if videos.skipped:
-        reasons = [f"{path} ({reason})" for path, reason in videos.skipped.items()][:_NUM_NAMED]
-        more = len(videos.skipped) - len(reasons)
+        reasons = [f"{path} ({reason})" for path, reason in videos.skipped.items()]
         raise InputError(
-            f"{len(videos.skipped)} of {len(videos.paths)} videos cannot be decoded and have no "
-            f"features: {comma_separated(reasons)}{f' and {more} more' if more else ''}. All "
-            "others have features."
+            f"{len(reasons)} of {len(videos.paths)} videos cannot be decoded and have no features: "
+            f"{examples(reasons)}. All others have features."
         )
 
 

@@ -1,13 +1,13 @@
 """extract_features.py writes the features of every video, and says which have none."""
 
 import json
+import shlex
 
 import keras
 import numpy as np
 import pytest
 
 import extract_features
-import feature_sources
 import programs
 from sample_videos import damage, write_levels, write_sound
 from utils import InputError
@@ -79,14 +79,18 @@ def test_the_batch_size_does_not_change_the_features(videos, features, tmp_path)
         np.testing.assert_allclose(values, load(features)[name], rtol=1e-4, atol=1e-5)
 
 
-def test_records_can_be_made_of_the_features(videos, tmp_path):
-    write_levels(tmp_path / "name.v1.mp4", [0])
-    extract(f"{tmp_path}/name.v1.mp4,{videos}/b.mp4", tmp_path / "features")
-    source = feature_sources.open_source(str(tmp_path / "features"))
-    assert source.ids() == ["b", "name.v1"]
-    for clip in source.clips():
-        assert list(clip.features) == ["rgb"]
-        assert clip.features["rgb"].shape == (3 if clip.video_id == "b" else 1, 512)
+def test_the_printed_command_makes_records_of_the_features(videos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_levels("name.v1.mp4", [0])
+    extract(f"name.v1.mp4,{videos}/[ab].mp4", "features", "--frames_per_second=2")
+    python, program, *flags = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert (python, program) == ("python", "make_records.py")
+    labels = "id,label\na.mp4,dog\nb.mp4,cat\nname.v1.mp4,dog\n"
+    (tmp_path / "labels.csv").write_text(labels)
+    programs.run("make_records", *flags)
+    info = json.loads((tmp_path / "records" / "dataset.json").read_text())
+    assert info["frames_per_second"] == 2
+    assert [(entry["name"], entry["size"]) for entry in info["features"]] == [("rgb", 512)]
 
 
 def test_rate_length_and_type_are_as_asked(videos, tmp_path):
