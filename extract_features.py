@@ -27,12 +27,11 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-import backbones
 import files
-import video_frames
 from options import Options, option
+from own_data import backbones, video_frames
+from own_data.video_frames import VideoDecoder
 from utils import InputError, comma_separated, examples
-from video_frames import VideoDecoder
 
 _SETTINGS = "extract_features.json"
 
@@ -166,7 +165,7 @@ def write_features(path: str, features: np.ndarray, dtype: str) -> None:
         file.write(content.getvalue())
 
 
-def extract(
+def extract_videos(
     network: keras.Model, videos: VideoDecoder, outputs: Sequence[str], batch_size: int, dtype: str
 ) -> int:
     """Writes the features of videos.
@@ -249,7 +248,9 @@ def main(options: ExtractOptions) -> None:
         network = backbones.build(options.backbone, options.weights, settings["image_size"])
         files.write_json(os.path.join(options.features_dir, _SETTINGS), settings)
         outputs = [os.path.join(options.features_dir, names[path]) for path in paths]
-        num_frames = extract(network, videos, outputs, options.batch_size, options.feature_dtype)
+        num_frames = extract_videos(
+            network, videos, outputs, options.batch_size, options.feature_dtype
+        )
     logging.info(
         "features of %d videos, %d frames, %.1f s, %d videos damaged, %d skipped: %s",
         len(paths) - len(videos.skipped),

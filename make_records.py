@@ -25,21 +25,18 @@ from program import Progress
 import tensorflow as tf
 from absl import logging
 
-import feature_sources
-import feature_storage
 import files
-import record_state
 import record_writer
-import video_labels
 import vocabulary
-from clips import Clip, ClipChecker, EmptyClipError, FeatureSource
 from dataset_info import DatasetInfo
-from feature_storage import Encoder, StorageOptions
 from options import option, options_of
-from record_plan import RecordPlan
-from record_state import FileCounts, RecordState
+from own_data import feature_sources, feature_storage, record_state, video_labels
+from own_data.clips import Clip, ClipChecker, EmptyClipError, FeatureSource
+from own_data.feature_storage import Encoder, StorageOptions
+from own_data.record_plan import RecordPlan
+from own_data.record_state import FileCounts, RecordState
+from own_data.video_labels import LabelOptions
 from utils import InputError, comma_separated, examples
-from video_labels import LabelOptions
 
 PROGRAM = "make_records.py"
 # Options that do not decide what the files contain.

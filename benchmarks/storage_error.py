@@ -17,9 +17,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import program
 
-import fitted_range
-from feature_storage import relative_error
 from options import Options, option
+from own_data import fitted_range
+from own_data.feature_storage import relative_error
 from quantization import YOUTUBE8M, FrameStorage
 from utils import aligned_table
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras.src.applications import imagenet_utils
 
-import backbones
+from own_data import backbones
 from utils import InputError
 
 # Fast to build, and with random weights its features are not almost 0.

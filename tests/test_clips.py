@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clips import Clip, ClipChecker, ClipError, EmptyClipError
+from own_data.clips import Clip, ClipChecker, ClipError, EmptyClipError
 
 FIRST = "first.npy"
 

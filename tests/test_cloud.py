@@ -264,7 +264,8 @@ def run_command(*command, **options):
 def build_archive(folder):
     """Builds the archive of the project, as docs/cloud.md does, and returns its path."""
     source = folder / "source"
-    shutil.copytree(programs.ROOT / "requirements", source / "requirements")
+    for name in ("requirements", "own_data"):
+        shutil.copytree(programs.ROOT / name, source / name)
     for pattern in ("*.py", "*.toml", "requirements.txt", "README.md", "LICENSE"):
         for path in programs.ROOT.glob(pattern):
             shutil.copy(path, source)

@@ -9,9 +9,9 @@ import pytest
 
 import extract_features
 import programs
+from own_data.video_frames import read_frames
 from sample_videos import damage, write_levels, write_sound
 from utils import InputError
-from video_frames import read_frames
 
 # Fast to build, and with random weights its features are not almost 0.
 SMALL = ("--backbone=VGG16", "--weights=none", "--image_size=32")
@@ -114,7 +114,7 @@ def test_finished_videos_are_left_out(videos, features, tmp_path, monkeypatch):
     np.testing.assert_allclose(load(tmp_path)["b"], load(features)["b"], rtol=1e-4, atol=1e-5)
     extract(videos / "a.mp4", tmp_path, "--feature_dtype=float32")
     # Nothing is left to do, so no network is built.
-    monkeypatch.setattr("backbones.build", None)
+    monkeypatch.setattr("own_data.backbones.build", None)
     extract(videos / "*.mp4", tmp_path, "--feature_dtype=float32")
     assert set(load(tmp_path)) == set(LEVELS)
 

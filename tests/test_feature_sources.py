@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import feature_files
-from clips import ClipChecker, ClipError, EmptyClipError, SourceOptions
 from feature_files import (
     npy_bytes,
     npz_bytes,
@@ -18,7 +17,8 @@ from feature_files import (
     write_members,
     write_table,
 )
-from feature_sources import open_source
+from own_data.clips import ClipChecker, ClipError, EmptyClipError, SourceOptions
+from own_data.feature_sources import open_source
 from sample_records import (
     bytes_feature,
     flip_bit,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import fitted_range
-from fitted_range import fit
+from own_data import fitted_range
+from own_data.fitted_range import fit
 from quantization import Quantization
 from utils import InputError
 

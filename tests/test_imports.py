@@ -7,8 +7,6 @@ import pytest
 from programs import ROOT
 
 WITHOUT_TENSORFLOW = {
-    "backbones",
-    "fitted_range",
     "layers",
     "losses",
     "nonlocal_vlad",

@@ -9,14 +9,12 @@ import pandas as pd
 import pytest
 
 import dataset_info
-import feature_storage
 import files
 import make_records
 import programs
-import record_plan
-import record_state
 from dataset_info import DatasetInfo
 from make_records import RecordsOptions
+from own_data import feature_storage, record_plan, record_state
 from run_config import RunConfig
 from utils import InputError
 

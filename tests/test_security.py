@@ -22,9 +22,11 @@ DANGEROUS_MODULES = {
 DANGEROUS_CALLS = {
     *("eval", "exec", "__import__", "unpack_archive", "system", "popen", "get_file"),
     *("enable_unsafe_deserialization", "deserialize_keras_object", "Lambda", "model_from_json"),
-    *("unsafe_load", "py_function", "numpy_function"),
+    *("unsafe_load", "py_function", "numpy_function", "extract", "extractall"),
 }
-PROGRAMS = sorted(documents.ROOT.glob("*.py"))
+# Archives of features, which are read in memory and not unpacked.
+ARCHIVES = {"clips.py": {"tarfile", "zipfile"}, "array_sources.py": {"tarfile", "zipfile"}}
+PROGRAMS = sorted([*documents.ROOT.glob("*.py"), *documents.ROOT.glob("own_data/*.py")])
 
 
 def imported(tree):
@@ -44,7 +46,7 @@ def called(tree):
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
 def test_no_module_unpickles_unpacks_or_fetches(path):
     tree = ast.parse(path.read_text())
-    assert not DANGEROUS_MODULES & set(imported(tree))
+    assert not (DANGEROUS_MODULES - ARCHIVES.get(path.name, set())) & set(imported(tree))
     assert not DANGEROUS_CALLS & set(called(tree))
 
 

@@ -11,6 +11,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from own_data.video_frames import (
+    VideoDecoder,
+    VideoError,
+    check_decoder,
+    frames_on_screen,
+    read_frames,
+    timed_frames,
+)
 from sample_videos import (
     cut_off,
     damage,
@@ -21,14 +29,6 @@ from sample_videos import (
     write_sound,
 )
 from utils import InputError
-from video_frames import (
-    VideoDecoder,
-    VideoError,
-    check_decoder,
-    frames_on_screen,
-    read_frames,
-    timed_frames,
-)
 
 LEVELS = [4 * k for k in range(60)]
 
@@ -258,7 +258,7 @@ def test_an_error_in_a_thread_is_raised(videos, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("video_frames.read_frames", fail)
+    monkeypatch.setattr("own_data.video_frames.read_frames", fail)
     with pytest.raises(ZeroDivisionError):
         list(decoder(videos))
 

@@ -8,12 +8,11 @@ import pandas as pd
 import pytest
 
 import files
-import record_plan
-import video_labels
 import vocabulary
-from clips import Clip
+from own_data import record_plan, video_labels
+from own_data.clips import Clip
+from own_data.video_labels import LabelOptions, Labels
 from utils import InputError
-from video_labels import LabelOptions, Labels
 
 
 def write_csv(path, text):

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 
 import record_writer
-from video_labels import Labels
+from own_data.video_labels import Labels
 
 SPLITS = ("train", "validate", "test")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import files
-from clips import Clip, FeatureSource, SourceOptions, reading
+from own_data.clips import Clip, FeatureSource, SourceOptions, reading
 from utils import InputError, comma_separated, import_optional
 
 _ID_NAMES = ("video_id", "id")

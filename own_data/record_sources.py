@@ -15,7 +15,7 @@ from tensorflow.train import Feature, FeatureList
 
 import files
 import records
-from clips import Clip, FeatureSource, SourceOptions, reading
+from own_data.clips import Clip, FeatureSource, SourceOptions, reading
 from readers import stored_float_type
 from utils import InputError
 

@@ -13,8 +13,8 @@ import pandas as pd
 from absl import logging
 
 import files
-from clips import Clip
 from options import Options, option
+from own_data.clips import Clip
 from utils import InputError, comma_separated, examples, import_optional
 
 # Other usual names of the splits.

@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 
 import files
-from clips import Clip, FeatureSource, SourceOptions, reading
+from own_data.clips import Clip, FeatureSource, SourceOptions, reading
 from utils import InputError, comma_separated, import_optional
 
 _NUMPY = "arrays of numbers, as numpy.save and numpy.savez write them"

@@ -10,9 +10,9 @@ import numpy as np
 import dataset_info
 import files
 import vocabulary
-from clips import Clip
 from dataset_info import Feature
 from files import gfile
+from own_data.clips import Clip
 from utils import InputError, examples
 
 FILE = "make_records.json"

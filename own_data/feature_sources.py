@@ -17,10 +17,10 @@ import os
 
 import files
 import records
-from array_sources import Hdf5Files, NpyFiles, NpzFiles, TarFiles
-from clips import FeatureSource, SourceOptions
-from parquet_source import ParquetFiles
-from record_sources import MessageFiles, TFRecordFiles
+from own_data.array_sources import Hdf5Files, NpyFiles, NpzFiles, TarFiles
+from own_data.clips import FeatureSource, SourceOptions
+from own_data.parquet_source import ParquetFiles
+from own_data.record_sources import MessageFiles, TFRecordFiles
 from utils import InputError, comma_separated
 
 # Sources by the end of the file name.

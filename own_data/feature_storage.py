@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-import fitted_range
-from clips import Clip, ClipError
 from dataset_info import Feature
 from options import Options, option
+from own_data import fitted_range
+from own_data.clips import Clip, ClipError
 from quantization import FrameStorage, Quantization
 from utils import InputError, comma_separated
 
