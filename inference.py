@@ -29,6 +29,7 @@ from predictor import (
     ExportedPredictor,
     Predictor,
     PredictorOptions,
+    load_class_names,
     load_predictor,
     predict_videos,
 )
@@ -61,8 +62,8 @@ class InferenceOptions(PredictorOptions):
     )
     class_names: str | None = option(
         None,
-        "vocabulary.csv of the data set; adds class names to all formats except kaggle. Default: "
-        "the one in --exported_model, if export_model.py --class_names saved it there.",
+        "vocabulary.csv for the class names in all formats except kaggle. Default: the vocabulary "
+        "of the training run or of --exported_model, if it has one.",
         group="output",
     )
     resume: bool = option(
@@ -171,9 +172,7 @@ def find_class_names(
     """
     if not FORMATS[options.output_format].has_names:
         return None
-    if options.class_names:
-        return files.read_class_names(options.class_names, predictor.data.num_classes)
-    return predictor.class_names()
+    return load_class_names(predictor, options.class_names)
 
 
 def main(options: InferenceOptions) -> None:

@@ -151,7 +151,7 @@ class Predictor:
         predict: function from the inputs of a `readers.Batch` to probabilities `[B, C]`.
 
     Raises:
-        InputError: if a directory holds no run, or the runs take different data.
+        InputError: if a directory holds no run, or the runs differ in their data or classes.
     """
 
     def __init__(
@@ -178,6 +178,7 @@ class Predictor:
         )
         self.predict = compiled(self.ensemble)
         self._train_dirs = train_dirs
+        self._vocabulary = find_vocabulary(train_dirs)
         self._use_ema = use_ema
 
     def restore(self, checkpoint: str | None = None) -> None:
@@ -207,8 +208,14 @@ class Predictor:
         }
 
     def class_names(self) -> dict[int, str] | None:
-        """Returns None: training saves no class names."""
-        return None
+        """Returns the names in the vocabulary that the runs were trained with, or None.
+
+        Raises:
+            InputError: if the vocabulary cannot be read, or does not fit the models.
+        """
+        if self._vocabulary is None:
+            return None
+        return files.read_class_names(self._vocabulary, self.data.num_classes)
 
     def describe(self) -> str:
         """Describes the restored models in a few words."""
@@ -291,6 +298,19 @@ def load_predictor(options: PredictorOptions) -> Predictor | ExportedPredictor:
     )
 
 
+def load_class_names(
+    predictor: Predictor | ExportedPredictor, path: str | None
+) -> dict[int, str] | None:
+    """Returns the names in a vocabulary, by default that of the model; None if there is none.
+
+    Raises:
+        InputError: if the vocabulary cannot be read, or does not fit the model.
+    """
+    if path:
+        return files.read_class_names(path, predictor.data.num_classes)
+    return predictor.class_names()
+
+
 def read_manifest(export_dir: str, *, verify_digest: bool = False) -> tuple[dict, DataConfig]:
     """Reads the description of an exported model without loading it.
 
@@ -346,6 +366,19 @@ def load_configs(train_dirs: Sequence[str]) -> list[RunConfig]:
                 f"{train_dirs[0]} and {train_dir} differ ({changes})."
             )
     return configs
+
+
+def find_vocabulary(train_dirs: Sequence[str]) -> str | None:
+    """Returns the path of the vocabulary that runs were trained with, or None if they have none.
+
+    Raises:
+        InputError: if two runs name a class differently.
+    """
+    return files.same_class_names(
+        [*filter(None, map(checkpoints.find_vocabulary, train_dirs))],
+        "Models of an ensemble must have the same classes. If only names have been corrected, copy "
+        "one of these files over the other.",
+    )
 
 
 def predict_videos(
