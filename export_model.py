@@ -174,6 +174,7 @@ def export(options: ExportOptions) -> dict:
                     "weight": weight,
                     "num_samplings": num_samplings,
                     "parameters": model.count_params(),
+                    "embedding_size": model.embedding_size,
                     "config": dataclasses.asdict(config),
                 }
                 for config, path, model, weight, num_samplings in zip(

@@ -149,6 +149,7 @@ class Predictor:
         label_loss: name of the loss that evaluation reports.
         steps: steps of the restored checkpoints.
         predict: function from the inputs of a `readers.Batch` to probabilities `[B, C]`.
+        embed: function from these inputs to embeddings `[B, E]`, all models side by side.
 
     Raises:
         InputError: if a directory holds no run, or the runs differ in their data or classes.
@@ -177,6 +178,7 @@ class Predictor:
             seed=seed,
         )
         self.predict = compiled(self.ensemble)
+        self.embed = compiled(self.ensemble.embeddings)
         self._train_dirs = train_dirs
         self._vocabulary = find_vocabulary(train_dirs)
         self._use_ema = use_ema
@@ -190,6 +192,15 @@ class Predictor:
             restore = functools.partial(restore_frozen, model, config, use_ema=self._use_ema)
             path = checkpoints.restore(train_dir, checkpoint, restore)
             self.steps.append(checkpoints.step_of(path))
+
+    @property
+    def embedding_sizes(self) -> list[int]:
+        """Sizes of the embeddings of the models.
+
+        Raises:
+            InputError: if a model has no embeddings.
+        """
+        return self.ensemble.embedding_sizes
 
     def identity(self) -> dict:
         """Returns everything except the input that predictions depend on, for comparison."""
@@ -253,10 +264,32 @@ class ExportedPredictor:
 
     def predict(self, inputs: dict | np.ndarray) -> np.ndarray:
         """Returns probabilities `[B, C]` for the inputs of a `readers.Batch`."""
+        return self._run("predict", inputs)["predictions"].numpy()
+
+    def embed(self, inputs: dict | np.ndarray) -> np.ndarray:
+        """Returns embeddings `[B, E]`, all models side by side."""
+        return self._run("embed", inputs)["embeddings"].numpy()
+
+    def _run(self, signature, inputs):
         if not isinstance(inputs, dict):
             inputs = {"features": inputs}
         tensors = {name: tf.convert_to_tensor(value) for name, value in inputs.items()}
-        return self._loaded.signatures["predict"](**tensors)["predictions"].numpy()
+        return self._loaded.signatures[signature](**tensors)
+
+    @property
+    def embedding_sizes(self) -> list[int]:
+        """Sizes of the embeddings of the models.
+
+        Raises:
+            InputError: if the exported model has no signature for embeddings.
+        """
+        sizes = [model.get("embedding_size") for model in self._manifest["models"]]
+        if "embed" not in self._loaded.signatures or None in sizes:
+            raise InputError(
+                f"{self._name} has no embeddings: either an earlier version exported it, then "
+                "export its runs again; or it classifies the features of a video directly."
+            )
+        return sizes
 
     def restore(self, checkpoint: str | None = None) -> None:
         """Does nothing: the weights are in the graph."""
@@ -333,6 +366,8 @@ def read_manifest(export_dir: str, *, verify_digest: bool = False) -> tuple[dict
         check_one_of(losses.LOSSES, label_loss=manifest["label_loss"])
         for model in manifest["models"]:
             check_at_least(0, step=model["step"])
+            if model.get("embedding_size") is not None:
+                check_at_least(1, embedding_size=model["embedding_size"])
         data = DataConfig(**manifest["data"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not fit this version: {error!r}") from error
@@ -394,14 +429,28 @@ def predict_videos(
     Raises:
         InputError: if a prediction is not finite, naming the first such video.
     """
-    predictions = predictor.predict(inputs)
-    wrong = ~np.isfinite(predictions).all(axis=1)
+    return _finite(predictor.predict(inputs), "prediction", video_ids)
+
+
+def embed_videos(
+    predictor: Predictor | ExportedPredictor, video_ids: Sequence[str], inputs: dict | np.ndarray
+) -> np.ndarray:
+    """Returns embeddings `[B, E]` for the videos of a batch, like `predict_videos`.
+
+    Raises:
+        InputError: if an embedding is not finite, naming the first such video.
+    """
+    return _finite(predictor.embed(inputs), "embedding", video_ids)
+
+
+def _finite(vectors, name, video_ids):
+    wrong = ~np.isfinite(vectors).all(axis=1)
     if wrong.any():
         raise InputError(
-            f"the prediction for video {video_ids[wrong.argmax()]!r} is not finite: the features "
+            f"the {name} for video {video_ids[wrong.argmax()]!r} is not finite: the features "
             "of that video are far out of range, or the model has diverged."
         )
-    return predictions
+    return vectors
 
 
 def compiled(function: Callable) -> Callable:
