@@ -511,24 +511,50 @@ class LoadedModel:
         Raises:
             InputError: naming the video, if its features do not fit the model.
         """
+        parts = [
+            self._table(part, batch, top_k)
+            for part, batch in self._batches(arrays, ids, batch_size)
+        ]
+        columns = ("id", "class", "name", "score")
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+    def embed(
+        self,
+        arrays: Sequence[np.ndarray | Mapping[str, np.ndarray]],
+        *,
+        batch_size: int = 128,
+    ) -> np.ndarray:
+        """Returns the embeddings of videos, float32 `[videos, E]`, all models side by side.
+
+        Args:
+            arrays: features of each video, as for `predict`.
+            batch_size: videos per batch.
+
+        Raises:
+            InputError: naming the video, if its features do not fit the model; or if a model has no
+                embeddings.
+        """
+        parts = [np.zeros([0, sum(self._predictor.embedding_sizes)], np.float32)]
+        for _, batch in self._batches(arrays, None, batch_size):
+            parts.append(embed_videos(self._predictor, batch.video_ids, batch.inputs))
+        return np.concatenate(parts)
+
+    def _batches(self, arrays, ids, batch_size):
+        """Yields ids and a `readers.Batch` for some videos after another."""
         if isinstance(arrays, Mapping) or getattr(arrays, "ndim", 3) < 2 + self.data.frame_level:
             raise InputError(
-                "predict takes a list with the features of each video. Put those of a single video "
+                "a list with the features of each video is expected. Put those of a single video "
                 "into a list, too."
             )
         ids = list(range(len(arrays)) if ids is None else ids)
         if len(ids) != len(arrays):
             raise InputError(f"there are {len(ids)} ids for {len(arrays)} videos.")
-        parts = [
-            self._table(ids[start : start + batch_size], arrays[start : start + batch_size], top_k)
-            for start in range(0, len(arrays), batch_size)
-        ]
-        columns = ("id", "class", "name", "score")
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        for start in range(0, len(arrays), batch_size):
+            part = ids[start : start + batch_size]
+            pairs = zip(part, arrays[start : start + batch_size], strict=True)
+            yield part, self._reader.assemble([self._video(*pair) for pair in pairs])
 
-    def _table(self, ids, arrays, top_k):
-        videos = [self._video(*pair) for pair in zip(ids, arrays, strict=True)]
-        batch = self._reader.assemble(videos)
+    def _table(self, ids, batch, top_k):
         scores = predict_videos(self._predictor, batch.video_ids, batch.inputs)
         classes = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         names = self.class_names or {}

@@ -17,7 +17,7 @@ import programs
 import sample_records
 import small_models
 from ensemble import Ensemble, frozen_model, restore_frozen
-from predictor import ExportedPredictor, Predictor
+from predictor import ExportedPredictor, Predictor, load
 from programs import predict
 from run_config import RunConfig
 from utils import InputError
@@ -312,6 +312,17 @@ def test_a_video_level_run_is_rejected(trained_moe, video_data, tmp_path):
     assert "embed" not in tf.saved_model.load(str(exported)).signatures
     with pytest.raises(InputError, match="exported has no embeddings: either an earlier version"):
         ExportedPredictor(str(exported)).embedding_sizes  # noqa: B018
+
+
+def test_arrays_have_the_embeddings_of_the_records(trained_mean, frame_data):
+    expected = in_process(Predictor([str(trained_mean)]), frame_data)
+    (batch,) = Predictor([str(trained_mean)]).data.reader(frame_data).batches(1000)
+    frames, num_frames = batch.inputs["frames"], batch.inputs["num_frames"]
+    arrays = [video[:length] for video, length in zip(frames, num_frames, strict=True)]
+    model = load(trained_mean)
+    found = dict(zip(batch.video_ids, model.embed(arrays, batch_size=50), strict=True))
+    assert_equal(found, expected, rtol=1e-5, atol=1e-6)
+    assert model.embed([]).shape == (0, 12)
 
 
 # --- Exported models ---
