@@ -16,12 +16,12 @@ import tensorflow as tf
 
 import distribution
 import files
+import vocabulary
 from run_config import CONFIG_FILE, RunConfig
 from utils import InputError, check_at_least, check_finite, comma_separated, shortened
 
 FILE_PREFIX = "model.ckpt"
 LOCK_FILE = "training.lock"
-VOCABULARY_FILE = "vocabulary.csv"
 
 # Files that training and evaluation write into a train directory, and --start_new_model removes.
 # The config comes last, so that after an interruption it still identifies the remaining files.
@@ -31,7 +31,7 @@ _OWN_FILES = (
     "train/events.out.tfevents.*",
     "eval*/events.out.tfevents.*",
     "eval*/metrics.json",
-    VOCABULARY_FILE,
+    vocabulary.FILE,
     CONFIG_FILE,
 )
 
@@ -92,7 +92,7 @@ def prepare_train_dir(
         files.check_no_link(path)
     if start_new_model:
         if class_names:
-            files.check_not_input(os.path.join(train_dir, VOCABULARY_FILE), [class_names])
+            files.check_not_input(os.path.join(train_dir, vocabulary.FILE), [class_names])
         for pattern in _OWN_FILES:
             for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
                 files.remove(path)  # An interrupted save leaves a directory, model.ckpt-N_temp.
@@ -114,7 +114,7 @@ def prepare_train_dir(
         )
     files.same_class_names(
         [*filter(None, (find_vocabulary(train_dir), class_names))],
-        f"If only names have been corrected, replace {VOCABULARY_FILE} in {train_dir}. Otherwise "
+        f"If only names have been corrected, replace {vocabulary.FILE} in {train_dir}. Otherwise "
         "give the same vocabulary, another --train_dir, or --start_new_model to start over.",
     )
     remove_unfinished(train_dir)
@@ -123,14 +123,14 @@ def prepare_train_dir(
 
 def find_vocabulary(train_dir: str) -> str | None:
     """Returns the path of the vocabulary that a run was trained with, or None if it has none."""
-    path = os.path.join(train_dir, VOCABULARY_FILE)
+    path = os.path.join(train_dir, vocabulary.FILE)
     return path if files.gfile.exists(path) else None
 
 
 def save_vocabulary(train_dir: str, class_names: str | None) -> None:
     """Copies a vocabulary into a train directory, unless it has one or the path is None."""
     if class_names and not find_vocabulary(train_dir):
-        files.copy(class_names, os.path.join(train_dir, VOCABULARY_FILE))
+        files.copy(class_names, os.path.join(train_dir, vocabulary.FILE))
 
 
 def remove_unfinished(train_dir: str) -> None:
