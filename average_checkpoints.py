@@ -139,6 +139,7 @@ def average(options: AverageOptions) -> dict:
         }
         del weights
         write_checkpoint(means, partial, checkpoints.step_of(paths[-1]))
+        checkpoints.save_vocabulary(partial, checkpoints.find_vocabulary(options.train_dir))
         config.save(partial)
         files.write_json(os.path.join(partial, REPORT), report)
     return report

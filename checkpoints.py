@@ -16,6 +16,7 @@ import tensorflow as tf
 
 import distribution
 import files
+import vocabulary
 from run_config import CONFIG_FILE, RunConfig
 from utils import InputError, check_at_least, check_finite, comma_separated, shortened
 
@@ -30,6 +31,7 @@ _OWN_FILES = (
     "train/events.out.tfevents.*",
     "eval*/events.out.tfevents.*",
     "eval*/metrics.json",
+    vocabulary.FILE,
     CONFIG_FILE,
 )
 
@@ -62,11 +64,20 @@ def training_lock(train_dir: str) -> Iterator[None]:
         yield
 
 
-def prepare_train_dir(train_dir: str, config: RunConfig, start_new_model: bool) -> None:
+def prepare_train_dir(
+    train_dir: str, config: RunConfig, start_new_model: bool, class_names: str | None = None
+) -> None:
     """Creates the directory, and rejects one that holds a run of another config.
 
+    Args:
+        train_dir: train directory.
+        config: config of the run.
+        start_new_model: whether to remove an earlier run first.
+        class_names: path of the vocabulary of the data set; None if it is not known.
+
     Raises:
-        InputError: naming the settings that differ, or a directory inside that is a link.
+        InputError: naming the settings or classes that differ, or a directory inside that is a
+            link.
     """
     try:
         tf.io.gfile.makedirs(train_dir)
@@ -80,6 +91,8 @@ def prepare_train_dir(train_dir: str, config: RunConfig, start_new_model: bool) 
     for path in folders:
         files.check_no_link(path)
     if start_new_model:
+        if class_names:
+            files.check_not_input(os.path.join(train_dir, vocabulary.FILE), [class_names])
         for pattern in _OWN_FILES:
             for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
                 files.remove(path)  # An interrupted save leaves a directory, model.ckpt-N_temp.
@@ -99,8 +112,25 @@ def prepare_train_dir(train_dir: str, config: RunConfig, start_new_model: bool) 
             f"{train_dir} holds checkpoints, but no {CONFIG_FILE}. Choose another --train_dir, or "
             "--start_new_model to remove them."
         )
+    files.same_class_names(
+        [*filter(None, (find_vocabulary(train_dir), class_names))],
+        f"If only names have been corrected, replace {vocabulary.FILE} in {train_dir}. Otherwise "
+        "give the same vocabulary, another --train_dir, or --start_new_model to start over.",
+    )
     remove_unfinished(train_dir)
     latest(train_dir)  # Rejects a damaged list, which would be mistaken for no checkpoints.
+
+
+def find_vocabulary(train_dir: str) -> str | None:
+    """Returns the path of the vocabulary that a run was trained with, or None if it has none."""
+    path = os.path.join(train_dir, vocabulary.FILE)
+    return path if files.gfile.exists(path) else None
+
+
+def save_vocabulary(train_dir: str, class_names: str | None) -> None:
+    """Copies a vocabulary into a train directory, unless it has one or the path is None."""
+    if class_names and not find_vocabulary(train_dir):
+        files.copy(class_names, os.path.join(train_dir, vocabulary.FILE))
 
 
 def remove_unfinished(train_dir: str) -> None:

@@ -235,6 +235,27 @@ def _value(config, name):
     return getattr(config, name)
 
 
+def find_vocabulary(paths: Sequence[str]) -> str | None:
+    """Returns the path of the class names of a data set.
+
+    Args:
+        paths: record files. Without a `dataset.json` that names a vocabulary, the result is None.
+
+    Raises:
+        InputError: if a vocabulary is missing, or those of several directories differ.
+    """
+    found = []
+    for path, info in _load_all(paths).items():
+        if info.vocabulary is not None:
+            found.append(os.path.join(os.path.dirname(path), info.vocabulary))
+            if not files.gfile.exists(found[-1]):
+                raise InputError(
+                    f"{path} names the vocabulary {found[-1]}, which is not there. Put it there, "
+                    "correct that file, or give --class_names."
+                )
+    return files.same_class_names(found, "Train on one of the data sets, or give --class_names.")
+
+
 def _load_all(paths):
     """Returns the descriptions in the directories of files, by path of the description."""
     found = {}

@@ -3,6 +3,7 @@
 Evaluation, inference and exported graphs all predict through `Ensemble`, with one model or many.
 """
 
+import functools
 import gc
 from collections.abc import Callable, Sequence
 
@@ -119,41 +120,74 @@ class Ensemble:
 
     def member_predictions(self, inputs: dict | tf.Tensor) -> list[tf.Tensor]:
         """Returns the probabilities of each model, float32 `[B, C]`."""
+        predict = [functools.partial(model, training=False) for model in self.models]
+        return self._member_outputs(inputs, predict, [model.num_classes for model in self.models])
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether all models have embeddings."""
+        return all(model.embedding_size is not None for model in self.models)
+
+    @property
+    def embedding_sizes(self) -> list[int]:
+        """Sizes of the embeddings of the models.
+
+        Raises:
+            InputError: if a model has no embeddings.
+        """
+        for model in self.models:
+            if model.embedding_size is None:
+                model.embed(None)  # Raises an error that explains it.
+        return [model.embedding_size for model in self.models]
+
+    def embeddings(self, inputs: dict | tf.Tensor) -> tf.Tensor:
+        """Returns the embeddings of all models side by side, float32 `[B, E]`.
+
+        They do not depend on the weights of the models.
+
+        Raises:
+            InputError: if a model has no embeddings.
+        """
+        sizes = self.embedding_sizes
+        embed = [model.embed for model in self.models]
+        side_by_side = tf.concat(self._member_outputs(inputs, embed, sizes), axis=1)
+        return tf.ensure_shape(side_by_side, [None, sum(sizes)])
+
+    def _member_outputs(self, inputs, functions, sizes):
+        """Returns the vectors that a function of each model computes, float32 `[B, size]`."""
         # Some of TensorFlow's kernels crash on empty tensors, even while it optimizes a graph.
         first = tf.nest.flatten(inputs)[0]
-        nothing = [tf.zeros([0, model.num_classes]) for model in self.models]
+        nothing = [tf.zeros([0, size]) for size in sizes]
         if first.shape[0] == 0:
             return nothing
         return tf.cond(
-            tf.shape(first)[0] > 0, lambda: self._member_predictions(inputs), lambda: nothing
+            tf.shape(first)[0] > 0, lambda: self._apply(functions, inputs), lambda: nothing
         )
 
-    def _member_predictions(self, inputs):
+    def _apply(self, functions, inputs):
         if not self.models[0].frame_level:
-            return [model(inputs, training=False) for model in self.models]
+            return [function(inputs) for function in functions]
         videos = {
             "frames": inputs["frames"],
             "num_frames": tf.cast(inputs["num_frames"], tf.int32),
         }
         norms = {}
-        predictions = []
-        for number, model in enumerate(self.models):
+        outputs = []
+        for number, (model, function) in enumerate(zip(self.models, functions, strict=True)):
             values = (model.normalize_frames, model.frame_format)
             # One model after another, so that only one needs memory at a time.
-            with tf.control_dependencies(predictions[-1:]):
+            with tf.control_dependencies(outputs[-1:]):
                 if values not in norms:
                     norms[values] = _inverse_norms(model, videos)
                 inputs = {**videos, "inverse_norms": norms[values]}
-                predictions.append(self._predict(model, number, inputs))
-        return predictions
+                outputs.append(self._apply_in_chunks(function, number, inputs))
+        return outputs
 
-    def _predict(self, model, number, videos):
+    def _apply_in_chunks(self, function, number, videos):
         options = {"num_samplings": self.num_samplings[number], "seed": (self.seed, number)}
         length = tf.shape(videos["frames"])[1]
-        floats = model.floats_per_video(length, max(self.num_samplings[number], 1))
-        return in_chunks(
-            lambda chunk: model(chunk, training=False, **options), videos, floats, self.max_floats
-        )
+        floats = self.models[number].floats_per_video(length, max(self.num_samplings[number], 1))
+        return in_chunks(lambda chunk: function(chunk, **options), videos, floats, self.max_floats)
 
 
 def _inverse_norms(model, videos):

@@ -22,7 +22,7 @@ from absl import logging
 import checkpoints
 import files
 from options import option, same_option
-from predictor import PredictorOptions, evaluate, format_summary, load_predictor
+from predictor import PredictorOptions, evaluate, format_summary, load_class_names, load_predictor
 from run_config import CONFIG_FILE, TrainOptions
 from utils import InputError, csv_line
 
@@ -60,7 +60,8 @@ class EvalOptions(PredictorOptions):
     )
     class_names: str | None = option(
         None,
-        "vocabulary.csv of the data set; adds class names to --per_class_csv.",
+        "vocabulary.csv for the class names in --per_class_csv. Default: the vocabulary of the "
+        "training run or of --exported_model, if it has one.",
         group="output",
     )
 
@@ -188,8 +189,8 @@ def main(options: EvalOptions) -> None:
             files.check_writable(os.path.join(options.tensorboard_dir, kind, "events"))
     predictor = load_predictor(options)
     class_names = None
-    if options.class_names:
-        class_names = files.read_class_names(options.class_names, predictor.data.num_classes)
+    if options.per_class_csv:
+        class_names = load_class_names(predictor, options.class_names)
     for checkpoint in checkpoints_to_evaluate(options):
         try:
             predictor.restore(checkpoint)

@@ -35,6 +35,7 @@ from predictor import (
     PredictorOptions,
     compiled,
     evaluate,
+    find_vocabulary,
     format_summary,
     load_configs,
 )
@@ -76,7 +77,9 @@ class ExportOptions(ModelOptions, ReadOptions):
         group="output",
     )
     class_names: str | None = option(
-        None, "vocabulary.csv of the data set, to save along with the model.", group="output"
+        None,
+        "vocabulary.csv of the data set, to save along with the model. Default: that of the runs.",
+        group="output",
     )
     mediapipe: bool = option(
         False,
@@ -129,8 +132,10 @@ def export(options: ExportOptions) -> dict:
     data = load_configs(options.run_dirs)[0].data
     if options.mediapipe and not data.frame_level:
         raise InputError("--mediapipe is for frame-level models, but the run has another.")
-    if options.class_names:
-        files.read_class_names(options.class_names, data.num_classes)
+    vocabulary = find_vocabulary(options.run_dirs)
+    class_names = options.class_names or vocabulary
+    if class_names:
+        files.read_class_names(class_names, data.num_classes)
     train_dirs, weights = with_weight(
         options.run_dirs, fitted_weights(options) if options.fit_weights else options.weights
     )
@@ -154,9 +159,7 @@ def export(options: ExportOptions) -> dict:
         )
         num_weights = sum(model.count_params() for model in models)
         logging.info("tracing the graph, with %s weights", f"{num_weights:,}")
-        module = serving.make_module(
-            ensemble, data, options.top_k, options.class_names, options.mediapipe
-        )
+        module = serving.make_module(ensemble, data, options.top_k, class_names, options.mediapipe)
         logging.info("writing %s", files.absolute(options.output_dir))
         with _without_info():
             tf.saved_model.save(module, partial, signatures=module.served)
@@ -171,6 +174,7 @@ def export(options: ExportOptions) -> dict:
                     "weight": weight,
                     "num_samplings": num_samplings,
                     "parameters": model.count_params(),
+                    "embedding_size": model.embedding_size,
                     "config": dataclasses.asdict(config),
                 }
                 for config, path, model, weight, num_samplings in zip(

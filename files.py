@@ -14,7 +14,7 @@ import re
 import shutil
 import socket
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
 import tensorflow as tf
@@ -271,6 +271,12 @@ def atomic_path(path: str) -> Iterator[str]:
         with contextlib.suppress(OSError, *REMOTE_ERRORS):
             gfile.remove(partial)
         raise
+
+
+def copy(source: str, path: str) -> None:
+    """Copies a file to a path at which it appears only when it is complete."""
+    with atomic_path(path) as partial:
+        gfile.copy(source, partial, overwrite=True)
 
 
 @contextlib.contextmanager
@@ -584,6 +590,30 @@ def read_class_names(path: str, num_classes: int | None = None) -> dict[int, str
     if num_classes is not None and num_named < num_classes:
         logging.warning("%s names only %d of %d classes", path, num_named, num_classes)
     return names
+
+
+def same_class_names(paths: Sequence[str], remedy: str) -> str | None:
+    """Returns the first of several vocabularies, which must name every class alike.
+
+    Args:
+        paths: files to compare; without any, the result is None.
+        remedy: sentence for the error.
+
+    Raises:
+        InputError: if two of them name a class differently, or one cannot be read.
+    """
+    for path in paths[1:]:
+        names, others = read_class_names(paths[0]), read_class_names(path)
+        differing = sorted(
+            label for label in {*names, *others} if names.get(label, "") != others.get(label, "")
+        )
+        if differing:
+            label = differing[0]
+            raise InputError(
+                f"{paths[0]} and {path} name {len(differing)} classes differently, such as class "
+                f"{label}: {names.get(label, '')!r} and {others.get(label, '')!r}. {remedy}"
+            )
+    return paths[0] if paths else None
 
 
 def _class_name(place, columns, row, num_classes):

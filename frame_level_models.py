@@ -114,6 +114,28 @@ class FrameLevelModel(registry.Model):
                 once. `None` stands for the model's `default_samplings`.
             seed: in prediction, the seed of the samplings; see `draw_frame_indices`.
         """
+        num_samplings = 1 if training else self.resolve_samplings(num_samplings)
+        encoding = self._encode_inputs(inputs, training, num_samplings, seed)
+        return mean_of_samplings(self.classifier(encoding, training=training), num_samplings)
+
+    def embed(self, inputs, num_samplings=None, seed=0):
+        """Returns the embeddings of videos: their encodings, the vectors before the classifier.
+
+        Args:
+            inputs: dict, as described above.
+            num_samplings: int. Samplings to average over, as for `call`.
+            seed: seed of the samplings.
+
+        Returns:
+            float32 `[B, embedding_size]`.
+        """
+        inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+        num_samplings = self.resolve_samplings(num_samplings)
+        encoding = self._encode_inputs(inputs, False, num_samplings, seed)
+        return mean_of_samplings(ops.cast(encoding, "float32"), num_samplings)
+
+    def _encode_inputs(self, inputs, training, num_samplings, seed):
+        """Returns the encodings of all samplings, `[B * N, size]`, one video after another."""
         if not isinstance(inputs, dict) or not {"frames", "num_frames"} <= inputs.keys():
             raise utils.InputError(f"{self.name} takes a dict of frames and num_frames.")
         self._check_frames(inputs["frames"])
@@ -124,7 +146,6 @@ class FrameLevelModel(registry.Model):
                 f"num_frames must be [videos], one number per video. Received: {shape}"
             )
         inverse_norms = inputs.get("inverse_norms")
-        num_samplings = 1 if training else self.resolve_samplings(num_samplings)
         frame_indices = self.draw_frame_indices(
             frames, num_frames, num_samplings, None if training else seed
         )
@@ -136,11 +157,8 @@ class FrameLevelModel(registry.Model):
         if not self.takes_stored_frames:
             frames = frames.to_float()
         encoding = self.encode(frames, frame_weights, training)
-        probabilities = self.classifier(encoding, training=training)
-        if num_samplings <= 1:
-            return probabilities
-        samplings = ops.reshape(probabilities, (-1, num_samplings, self.num_classes))
-        return ops.mean(samplings, axis=1)
+        self.embedding_size = encoding.shape[-1]
+        return encoding
 
     def _check_frames(self, frames):
         if self.frame_format.is_quantized:
@@ -380,6 +398,18 @@ def _bytes(frames):
         steps = ops.round((ops.cast(frames, "float32") - offset) / step)
         frames = ops.clip(steps, 0, 255)
     return ops.cast(frames, "int32")
+
+
+def mean_of_samplings(values, num_samplings):
+    """Returns the mean over the samplings of each video, `[B, size]`.
+
+    Args:
+        values: `[B * N, size]`, one video after another.
+        num_samplings: int. N; 0 stands for every frame once.
+    """
+    if num_samplings <= 1:
+        return values
+    return ops.mean(ops.reshape(values, (-1, num_samplings, values.shape[-1])), axis=1)
 
 
 # --- Encoder of streams ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-r"""Predicts the labels of videos and writes them as CSV, JSON lines or Parquet.
+r"""Predicts the labels of videos, or computes their embeddings, and writes them to a file.
 
     python inference.py --train_dir=run --input_data_pattern='data/test*.tfrecord' \
         --output_file=predictions.csv
@@ -6,8 +6,9 @@ r"""Predicts the labels of videos and writes them as CSV, JSON lines or Parquet.
 Several runs (--train_dirs) or an exported model (--exported_model) predict the same way.
 
 The file has the columns VideoId and LabelConfidencePairs: the best classes, each with its score.
---output_format selects other formats, which also hold class names. The file appears only when it is
-complete. Until then, the predictions for finished input files are kept in OUTPUT_FILE.parts, from
+--output_format selects other formats, which also hold class names. --output=embeddings writes the
+vector before the classifier for each video instead. The file appears only when it is complete.
+Until then, the predictions for finished input files are kept in OUTPUT_FILE.parts, from
 which the same command resumes an interrupted run. Input files that changed meanwhile are predicted
 again.
 """
@@ -22,18 +23,25 @@ from program import Progress
 
 from absl import logging
 
+import embedding_file
 import files
+import prediction_file
 from options import option
-from prediction_file import FORMATS, check_format, format_lines, prediction_parts
+from prediction_file import FileFormat, check_format, format_lines, prediction_parts
 from predictor import (
     ExportedPredictor,
     Predictor,
     PredictorOptions,
+    embed_videos,
+    load_class_names,
     load_predictor,
     predict_videos,
 )
 from readers import RecordReader
-from utils import InputError
+from utils import InputError, comma_separated
+
+# By output and name; the first format of each is its default.
+FORMATS = {"predictions": prediction_file.FORMATS, "embeddings": embedding_file.FORMATS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,22 +55,38 @@ class InferenceOptions(PredictorOptions):
         repeats=True,
     )
     output_file: str = option(
-        help="File to write, replaced if it exists; compressed if it ends in .gz.",
+        help="File to write, replaced if it exists; text is compressed if it ends in .gz.",
         group="output",
         required=True,
     )
-    output_format: str = option(
-        "kaggle",
-        "kaggle: CSV with a line per video, `id,class score class score ...`; csv: a line per "
-        "prediction, with id, rank, class, name and score; jsonl: a JSON object per video; "
-        "parquet: the rows of csv.",
+    output: str = option(
+        "predictions",
+        "predictions: the best classes of each video; embeddings: the vector before the classifier "
+        "of a frame-level model, float32.",
         group="output",
         choices=tuple(FORMATS),
     )
+    output_format: str | None = option(
+        None,
+        "Of predictions, kaggle (the default): CSV with a line per video, `id,class score class "
+        "score ...`; csv: a line per prediction, with id, rank, class, name and score; jsonl: a "
+        "JSON object per video; parquet: the rows of csv. Of embeddings, npy (the default): an "
+        "array with a row per video, and OUTPUT_FILE.ids.txt (without .npy) with the id of each "
+        "row; parquet: id and embedding.",
+        group="output",
+        choices=tuple(dict.fromkeys(name for formats in FORMATS.values() for name in formats)),
+    )
+    embedding_member: int | None = option(
+        None,
+        "Model of an ensemble, counted from 0, whose embeddings to write. Default: those of all "
+        "models side by side.",
+        group="output",
+        at_least=0,
+    )
     class_names: str | None = option(
         None,
-        "vocabulary.csv of the data set; adds class names to all formats except kaggle. Default: "
-        "the one in --exported_model, if export_model.py --class_names saved it there.",
+        "vocabulary.csv for the class names in all formats except kaggle. Default: the vocabulary "
+        "of the training run or of --exported_model, if it has one.",
         group="output",
     )
     resume: bool = option(
@@ -75,12 +99,37 @@ class InferenceOptions(PredictorOptions):
     def __post_init__(self):
         """Checks options that depend on each other."""
         super().__post_init__()
-        check_format(self.output_format, self.output_file)
-        if self.class_names and not FORMATS[self.output_format].has_names:
+        formats = FORMATS[self.output]
+        if self.output_format is None:
+            object.__setattr__(self, "output_format", next(iter(formats)))
+        if self.output_format not in formats:
+            raise InputError(
+                f"--output_format={self.output_format} is not for --output={self.output}, which "
+                f"has the formats {comma_separated(formats)}."
+            )
+        check_format(self.file_format, self.output_file)
+        if self.class_names and not self.file_format.has_names:
             raise InputError(
                 f"--class_names was given, but --output_format={self.output_format} holds no "
-                "names. Choose another format, or leave out --class_names."
+                f"names of classes with --output={self.output}. Choose another format, or leave "
+                "out --class_names."
             )
+        if self.embedding_member is not None and self.output != "embeddings":
+            raise InputError("--embedding_member is for --output=embeddings.")
+
+    @property
+    def file_format(self) -> FileFormat:
+        """Format of the file to write."""
+        return FORMATS[self.output][str(self.output_format)]
+
+    @property
+    def output_files(self) -> list[str]:
+        """All files to write."""
+        is_array = self.file_format.name == "npy"
+        return [
+            self.output_file,
+            *([embedding_file.ids_path(self.output_file)] if is_array else []),
+        ]
 
 
 def write_predictions(
@@ -117,29 +166,83 @@ def write_predictions(
         InputError: if there is no video, too many records are corrupt, a record does not fit, the
             parts belong to another run, or another process writes the file.
     """
+
+    def format_batch(batch):
+        predictions = predict_videos(predictor, batch.video_ids, batch.inputs)
+        return format_lines(batch.video_ids, predictions, top_k, output_format, class_names)
+
+    settings = {**predictor.identity(), "top_k": top_k, "class_names": class_names}
+    file_format = prediction_file.FORMATS[output_format]
+    return _write_file(reader, output_file, file_format, settings, format_batch, batch_size, resume)
+
+
+def write_embeddings(
+    predictor: Predictor | ExportedPredictor,
+    reader: RecordReader,
+    output_file: str,
+    *,
+    batch_size: int,
+    resume: bool = True,
+    output_format: str = "npy",
+    member: int | None = None,
+) -> int:
+    """Writes the embeddings of all videos of a reader, like `write_predictions`.
+
+    Args:
+        predictor: restored predictor.
+        reader: reader of the records.
+        output_file: path; see `embedding_file.ids_path` for a second file.
+        batch_size: videos per batch; a batch holds videos of one file.
+        resume: whether to use the parts of an interrupted run; otherwise they are removed.
+        output_format: key of `embedding_file.FORMATS`.
+        member: number of the model whose embeddings to write; None for all models side by side.
+
+    Returns:
+        The number of videos in the file.
+
+    Raises:
+        InputError: as `write_predictions`, or if there is no such model, or a model has no
+            embeddings.
+    """
+    sizes = predictor.embedding_sizes
+    columns = slice(None)
+    if member is not None:
+        if member >= len(sizes):
+            raise InputError(
+                f"--embedding_member must be below {len(sizes)}, the number of models. "
+                f"Received: {member}"
+            )
+        columns = slice(sum(sizes[:member]), sum(sizes[: member + 1]))
+    file_format = embedding_file.FORMATS[output_format]
+
+    def format_batch(batch):
+        embeddings = embed_videos(predictor, batch.video_ids, batch.inputs)
+        return file_format.lines(batch.video_ids, embeddings[:, columns])
+
+    settings = {**predictor.identity(), "output": "embeddings", "embedding_member": member}
+    return _write_file(reader, output_file, file_format, settings, format_batch, batch_size, resume)
+
+
+def _write_file(reader, output_file, file_format, settings, format_batch, batch_size, resume):
+    """Writes a file from the lines that a function returns for each batch."""
     settings = {
-        **predictor.identity(),
+        **settings,
         "batch_size": batch_size,
-        "top_k": top_k,
         "missing_features": reader.missing_features,
         "trim_features": reader.trim_features,
-        "class_names": class_names,
     }
-    format_batch = functools.partial(
-        format_lines, top_k=top_k, output_format=output_format, class_names=class_names
-    )
     with prediction_parts(
-        output_file, settings, reader.paths, resume=resume, output_format=output_format
+        output_file, settings, reader.paths, resume=resume, file_format=file_format
     ) as parts:
         parts.restore_corrupt_records(reader.corrupt_records)
-        _write_parts(predictor, reader, parts, batch_size, format_batch)
+        _write_parts(reader, parts, batch_size, format_batch)
         num_videos = parts.num_videos()
         if num_videos == 0:
             raise InputError(f"no video in {len(reader.paths)} files, such as {reader.paths[0]}")
     return num_videos
 
 
-def _write_parts(predictor, reader, parts, batch_size, format_batch):
+def _write_parts(reader, parts, batch_size, format_batch):
     """Writes the parts that are not finished."""
     predicted = done_bytes = 0
     start = time.perf_counter()
@@ -149,8 +252,7 @@ def _write_parts(predictor, reader, parts, batch_size, format_batch):
                 before, file_reader = predicted, reader.for_file(path)
                 with parts.open(number) as part:
                     for batch in file_reader.batches(batch_size):
-                        predictions = predict_videos(predictor, batch.video_ids, batch.inputs)
-                        part.write(format_batch(batch.video_ids, predictions))
+                        part.write(format_batch(batch))
                         predicted += len(batch.video_ids)
                         rate = predicted / (time.perf_counter() - start)
                         progress.tick(
@@ -169,35 +271,38 @@ def find_class_names(
     Raises:
         InputError: if they cannot be read, or do not fit the model.
     """
-    if not FORMATS[options.output_format].has_names:
+    if not options.file_format.has_names:
         return None
-    if options.class_names:
-        return files.read_class_names(options.class_names, predictor.data.num_classes)
-    return predictor.class_names()
+    return load_class_names(predictor, options.class_names)
 
 
 def main(options: InferenceOptions) -> None:
     """Runs the program."""
-    files.check_writable(options.output_file)
+    for path in options.output_files:
+        files.check_writable(path)
     paths = files.expand_patterns(options.input_data_pattern)
-    files.check_not_input(options.output_file, paths)
+    for path in options.output_files:
+        files.check_not_input(path, paths)
     predictor = load_predictor(options)
     class_names = find_class_names(options, predictor)
     predictor.restore(options.checkpoint)
     reader = predictor.data.reader(paths, options, with_labels=False)
     start = time.perf_counter()
-    num_videos = write_predictions(
+    if options.output == "embeddings":
+        write = functools.partial(write_embeddings, member=options.embedding_member)
+    else:
+        write = functools.partial(write_predictions, top_k=options.top_k, class_names=class_names)
+    num_videos = write(
         predictor,
         reader,
         options.output_file,
         batch_size=options.batch_size,
-        top_k=options.top_k,
         resume=options.resume,
-        output_format=options.output_format,
-        class_names=class_names,
+        output_format=options.file_format.name,
     )
     logging.info(
-        "%d videos predicted by %s, %.1f s, %d corrupt records skipped: %s",
+        "%s of %d videos by %s, %.1f s, %d corrupt records skipped: %s",
+        options.output,
         num_videos,
         predictor.describe(),
         time.perf_counter() - start,

@@ -1,4 +1,7 @@
-"""Files of predictions: formats their lines, and writes them in parts that can be resumed."""
+"""Files of predictions: formats their lines, and writes them in parts that can be resumed.
+
+`embedding_file.py` adds files of embeddings, which consist of parts as well.
+"""
 
 import codecs
 import contextlib
@@ -85,28 +88,41 @@ def _join_text(parts, output_file, header=""):
 
 
 def _join_parquet(parts, output_file):
+    write_parquet(_tables(parts), output_file)
+
+
+def _tables(parts):
     """Converts parts in the format jsonl, one group of rows after another."""
-    pyarrow, parquet = _import_pyarrow()
+    pyarrow, _ = _import_pyarrow()
     types = (pyarrow.string(), pyarrow.int32(), pyarrow.int32(), pyarrow.string())
     schema = pyarrow.schema(zip(COLUMNS, (*types, pyarrow.float32()), strict=True))
-    rows = _rows(parts)
+    rows = (
+        {"id": video["id"], "rank": rank, **prediction}
+        for video in read_json_lines(parts)
+        for rank, prediction in enumerate(video["predictions"], start=1)
+    )
+    while group := list(itertools.islice(rows, _ROWS_PER_GROUP)):
+        yield pyarrow.Table.from_pylist(group, schema)
+
+
+def read_json_lines(paths: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yields the JSON objects in files with one in each line."""
+    for path in paths:
+        with files.open_binary(path) as file:
+            yield from map(json.loads, file)
+
+
+def write_parquet(tables: Iterator[Any], output_file: str) -> None:
+    """Writes PyArrow tables with one schema as a Parquet file, each as a group of rows."""
+    _, parquet = _import_pyarrow()
+    first = next(tables)
     with (
         files.atomic_path(output_file) as partial,
         files.open_binary(partial, "wb") as raw,
-        parquet.ParquetWriter(_PyArrowFile(raw), schema) as writer,
+        parquet.ParquetWriter(_PyArrowFile(raw), first.schema) as writer,
     ):
-        while group := list(itertools.islice(rows, _ROWS_PER_GROUP)):
-            writer.write_table(pyarrow.Table.from_pylist(group, schema))
-
-
-def _rows(parts):
-    """Yields a dict for each prediction in parts of the format jsonl."""
-    for path in parts:
-        with files.open_binary(path) as part:
-            for line in part:
-                video = json.loads(line)
-                for rank, prediction in enumerate(video["predictions"], start=1):
-                    yield {"id": video["id"], "rank": rank, **prediction}
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
 
 
 class _PyArrowFile(io.RawIOBase):
@@ -129,60 +145,68 @@ def _import_pyarrow():
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictionFormat:
-    """A format of prediction files.
+class FileFormat:
+    """A format of files that are joined from parts.
 
     Attributes:
+        name: its name as a flag.
         ending: ending of the names of its files, before `.gz`.
         part_ending: ending of the names of its parts.
-        lines: function from an id, its best classes, their scores (float32) and names by class to
-            the lines of a part.
+        lines: function that returns the lines of a part for some videos.
         join: function that joins the parts at some paths into a file.
         has_names: whether it holds class names.
     """
 
+    name: str
     ending: str
     part_ending: str
-    lines: Callable[[str, list[int], np.ndarray, Mapping[int, str]], str]
-    join: Callable[[Iterable[str], str], None]
-    has_names: bool = True
+    lines: Callable[..., str]
+    join: Callable[[Sequence[str], str], None]
+    has_names: bool = False
 
 
+# `lines` takes an id, its best classes, their scores (float32) and names by class.
 FORMATS = {
-    "kaggle": PredictionFormat(
-        ".csv",
-        ".csv",
-        _kaggle_line,
-        functools.partial(_join_text, header=f"{HEADER}\n"),
-        has_names=False,
-    ),
-    "csv": PredictionFormat(
-        ".csv", ".csv", _csv_lines, functools.partial(_join_text, header=csv_line(COLUMNS))
-    ),
-    "jsonl": PredictionFormat(".jsonl", ".jsonl", _json_line, _join_text),
-    "parquet": PredictionFormat(".parquet", ".jsonl", _json_line, _join_parquet),
+    found.name: found
+    for found in (
+        FileFormat(
+            *("kaggle", ".csv", ".csv"),
+            _kaggle_line,
+            functools.partial(_join_text, header=f"{HEADER}\n"),
+        ),
+        FileFormat(
+            *("csv", ".csv", ".csv"),
+            _csv_lines,
+            functools.partial(_join_text, header=csv_line(COLUMNS)),
+            has_names=True,
+        ),
+        FileFormat("jsonl", ".jsonl", ".jsonl", _json_line, _join_text, has_names=True),
+        FileFormat("parquet", ".parquet", ".jsonl", _json_line, _join_parquet, has_names=True),
+    )
 }
+# Formats with these endings are text, which may be compressed.
+_TEXT_ENDINGS = (".csv", ".jsonl")
+_ENDINGS = (*_TEXT_ENDINGS, ".parquet", ".npy")
 
 
-def check_format(output_format: str, output_file: str) -> None:
+def check_format(file_format: FileFormat, output_file: str) -> None:
     """Rejects a format that cannot be written, or that the name of the file contradicts.
 
     Raises:
         InputError: naming the format and the file, or the package that is missing.
     """
-    expected = FORMATS[output_format].ending
     ending = os.path.splitext(output_file.removesuffix(".gz"))[1]
-    if ending != expected and ending in {found.ending for found in FORMATS.values()}:
+    if ending != file_format.ending and ending in _ENDINGS:
         raise InputError(
-            f"--output_file={output_file} ends in {ending}, but --output_format={output_format} "
-            f"writes {expected}. Change one of them."
+            f"--output_file={output_file} ends in {ending}, but --output_format={file_format.name} "
+            f"writes {file_format.ending}. Change one of them."
         )
-    if output_format == "parquet":
-        if output_file.endswith(".gz"):
-            raise InputError(
-                f"--output_file={output_file} ends in .gz, but --output_format=parquet compresses "
-                "inside the file. Leave out .gz."
-            )
+    if output_file.endswith(".gz") and file_format.ending not in _TEXT_ENDINGS:
+        raise InputError(
+            f"--output_file={output_file} ends in .gz, but --output_format={file_format.name} is "
+            "never compressed as a whole. Leave out .gz."
+        )
+    if file_format.ending == ".parquet":
         _import_pyarrow()
 
 
@@ -202,7 +226,7 @@ def prediction_parts(
     input_files: Sequence[str],
     *,
     resume: bool,
-    output_format: str = "kaggle",
+    file_format: FileFormat = FORMATS["kaggle"],
 ) -> Iterator["PredictionParts"]:
     """Yields the parts of a prediction file, and joins them into the file at the end.
 
@@ -214,7 +238,7 @@ def prediction_parts(
             for JSON.
         input_files: paths of the input files.
         resume: whether to reuse existing parts instead of removing them.
-        output_format: key of `FORMATS`.
+        file_format: format of the file.
 
     Raises:
         InputError: if the existing parts were written with other settings, another process writes
@@ -229,7 +253,7 @@ def prediction_parts(
             "Wait until it ends, stop it, or choose another --output_file.",
         ):
             parts = PredictionParts(
-                output_file, settings, input_files, resume=resume, output_format=output_format
+                output_file, settings, input_files, resume=resume, file_format=file_format
             )
             try:
                 yield parts
@@ -258,16 +282,16 @@ class PredictionParts:
         input_files: Sequence[str],
         *,
         resume: bool,
-        output_format: str,
+        file_format: FileFormat,
     ):
-        self._format = FORMATS[output_format]
+        self._format = file_format
         self._output_file = output_file
         self._folder = f"{output_file}.parts"
         self._input_files = input_files
         self._fingerprints: dict[int, dict] = {}
         self._finished: dict[int, dict[str, Any]] = {}
         found = _own_files(self._folder)
-        settings = {**settings, "output_format": output_format, "input_files": input_files}
+        settings = {**settings, "output_format": file_format.name, "input_files": input_files}
         settings = json.loads(json.dumps(settings))
         path = os.path.join(self._folder, _SETTINGS)
         if resume and _SETTINGS in found:
@@ -367,8 +391,8 @@ class PredictionParts:
 
     def join(self) -> None:
         """Joins all parts into the output file, and removes them."""
-        numbers = range(len(self._input_files))
-        self._format.join(map(self._lines_path, numbers), self._output_file)
+        paths = [self._lines_path(number) for number in range(len(self._input_files))]
+        self._format.join(paths, self._output_file)
         self._remove()
 
     def _remove(self):

@@ -149,9 +149,10 @@ class Predictor:
         label_loss: name of the loss that evaluation reports.
         steps: steps of the restored checkpoints.
         predict: function from the inputs of a `readers.Batch` to probabilities `[B, C]`.
+        embed: function from these inputs to embeddings `[B, E]`, all models side by side.
 
     Raises:
-        InputError: if a directory holds no run, or the runs take different data.
+        InputError: if a directory holds no run, or the runs differ in their data or classes.
     """
 
     def __init__(
@@ -177,7 +178,9 @@ class Predictor:
             seed=seed,
         )
         self.predict = compiled(self.ensemble)
+        self.embed = compiled(self.ensemble.embeddings)
         self._train_dirs = train_dirs
+        self._vocabulary = find_vocabulary(train_dirs)
         self._use_ema = use_ema
 
     def restore(self, checkpoint: str | None = None) -> None:
@@ -189,6 +192,15 @@ class Predictor:
             restore = functools.partial(restore_frozen, model, config, use_ema=self._use_ema)
             path = checkpoints.restore(train_dir, checkpoint, restore)
             self.steps.append(checkpoints.step_of(path))
+
+    @property
+    def embedding_sizes(self) -> list[int]:
+        """Sizes of the embeddings of the models.
+
+        Raises:
+            InputError: if a model has no embeddings.
+        """
+        return self.ensemble.embedding_sizes
 
     def identity(self) -> dict:
         """Returns everything except the input that predictions depend on, for comparison."""
@@ -207,8 +219,14 @@ class Predictor:
         }
 
     def class_names(self) -> dict[int, str] | None:
-        """Returns None: training saves no class names."""
-        return None
+        """Returns the names in the vocabulary that the runs were trained with, or None.
+
+        Raises:
+            InputError: if the vocabulary cannot be read, or does not fit the models.
+        """
+        if self._vocabulary is None:
+            return None
+        return files.read_class_names(self._vocabulary, self.data.num_classes)
 
     def describe(self) -> str:
         """Describes the restored models in a few words."""
@@ -246,10 +264,32 @@ class ExportedPredictor:
 
     def predict(self, inputs: dict | np.ndarray) -> np.ndarray:
         """Returns probabilities `[B, C]` for the inputs of a `readers.Batch`."""
+        return self._run("predict", inputs)["predictions"].numpy()
+
+    def embed(self, inputs: dict | np.ndarray) -> np.ndarray:
+        """Returns embeddings `[B, E]`, all models side by side."""
+        return self._run("embed", inputs)["embeddings"].numpy()
+
+    def _run(self, signature, inputs):
         if not isinstance(inputs, dict):
             inputs = {"features": inputs}
         tensors = {name: tf.convert_to_tensor(value) for name, value in inputs.items()}
-        return self._loaded.signatures["predict"](**tensors)["predictions"].numpy()
+        return self._loaded.signatures[signature](**tensors)
+
+    @property
+    def embedding_sizes(self) -> list[int]:
+        """Sizes of the embeddings of the models.
+
+        Raises:
+            InputError: if the exported model has no signature for embeddings.
+        """
+        sizes = [model.get("embedding_size") for model in self._manifest["models"]]
+        if "embed" not in self._loaded.signatures or None in sizes:
+            raise InputError(
+                f"{self._name} has no embeddings: either an earlier version exported it, then "
+                "export its runs again; or it classifies the features of a video directly."
+            )
+        return sizes
 
     def restore(self, checkpoint: str | None = None) -> None:
         """Does nothing: the weights are in the graph."""
@@ -291,6 +331,19 @@ def load_predictor(options: PredictorOptions) -> Predictor | ExportedPredictor:
     )
 
 
+def load_class_names(
+    predictor: Predictor | ExportedPredictor, path: str | None
+) -> dict[int, str] | None:
+    """Returns the names in a vocabulary, by default that of the model; None if there is none.
+
+    Raises:
+        InputError: if the vocabulary cannot be read, or does not fit the model.
+    """
+    if path:
+        return files.read_class_names(path, predictor.data.num_classes)
+    return predictor.class_names()
+
+
 def read_manifest(export_dir: str, *, verify_digest: bool = False) -> tuple[dict, DataConfig]:
     """Reads the description of an exported model without loading it.
 
@@ -313,6 +366,8 @@ def read_manifest(export_dir: str, *, verify_digest: bool = False) -> tuple[dict
         check_one_of(losses.LOSSES, label_loss=manifest["label_loss"])
         for model in manifest["models"]:
             check_at_least(0, step=model["step"])
+            if model.get("embedding_size") is not None:
+                check_at_least(1, embedding_size=model["embedding_size"])
         data = DataConfig(**manifest["data"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not fit this version: {error!r}") from error
@@ -348,6 +403,19 @@ def load_configs(train_dirs: Sequence[str]) -> list[RunConfig]:
     return configs
 
 
+def find_vocabulary(train_dirs: Sequence[str]) -> str | None:
+    """Returns the path of the vocabulary that runs were trained with, or None if they have none.
+
+    Raises:
+        InputError: if two runs name a class differently.
+    """
+    return files.same_class_names(
+        [*filter(None, map(checkpoints.find_vocabulary, train_dirs))],
+        "Models of an ensemble must have the same classes. If only names have been corrected, copy "
+        "one of these files over the other.",
+    )
+
+
 def predict_videos(
     predictor: Predictor | ExportedPredictor, video_ids: Sequence[str], inputs: dict | np.ndarray
 ) -> np.ndarray:
@@ -361,14 +429,28 @@ def predict_videos(
     Raises:
         InputError: if a prediction is not finite, naming the first such video.
     """
-    predictions = predictor.predict(inputs)
-    wrong = ~np.isfinite(predictions).all(axis=1)
+    return _finite(predictor.predict(inputs), "prediction", video_ids)
+
+
+def embed_videos(
+    predictor: Predictor | ExportedPredictor, video_ids: Sequence[str], inputs: dict | np.ndarray
+) -> np.ndarray:
+    """Returns embeddings `[B, E]` for the videos of a batch, like `predict_videos`.
+
+    Raises:
+        InputError: if an embedding is not finite, naming the first such video.
+    """
+    return _finite(predictor.embed(inputs), "embedding", video_ids)
+
+
+def _finite(vectors, name, video_ids):
+    wrong = ~np.isfinite(vectors).all(axis=1)
     if wrong.any():
         raise InputError(
-            f"the prediction for video {video_ids[wrong.argmax()]!r} is not finite: the features "
+            f"the {name} for video {video_ids[wrong.argmax()]!r} is not finite: the features "
             "of that video are far out of range, or the model has diverged."
         )
-    return predictions
+    return vectors
 
 
 def compiled(function: Callable) -> Callable:
@@ -429,24 +511,50 @@ class LoadedModel:
         Raises:
             InputError: naming the video, if its features do not fit the model.
         """
+        parts = [
+            self._table(part, batch, top_k)
+            for part, batch in self._batches(arrays, ids, batch_size)
+        ]
+        columns = ("id", "class", "name", "score")
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+    def embed(
+        self,
+        arrays: Sequence[np.ndarray | Mapping[str, np.ndarray]],
+        *,
+        batch_size: int = 128,
+    ) -> np.ndarray:
+        """Returns the embeddings of videos, float32 `[videos, E]`, all models side by side.
+
+        Args:
+            arrays: features of each video, as for `predict`.
+            batch_size: videos per batch.
+
+        Raises:
+            InputError: naming the video, if its features do not fit the model; or if a model has no
+                embeddings.
+        """
+        parts = [np.zeros([0, sum(self._predictor.embedding_sizes)], np.float32)]
+        for _, batch in self._batches(arrays, None, batch_size):
+            parts.append(embed_videos(self._predictor, batch.video_ids, batch.inputs))
+        return np.concatenate(parts)
+
+    def _batches(self, arrays, ids, batch_size):
+        """Yields ids and a `readers.Batch` for some videos after another."""
         if isinstance(arrays, Mapping) or getattr(arrays, "ndim", 3) < 2 + self.data.frame_level:
             raise InputError(
-                "predict takes a list with the features of each video. Put those of a single video "
+                "a list with the features of each video is expected. Put those of a single video "
                 "into a list, too."
             )
         ids = list(range(len(arrays)) if ids is None else ids)
         if len(ids) != len(arrays):
             raise InputError(f"there are {len(ids)} ids for {len(arrays)} videos.")
-        parts = [
-            self._table(ids[start : start + batch_size], arrays[start : start + batch_size], top_k)
-            for start in range(0, len(arrays), batch_size)
-        ]
-        columns = ("id", "class", "name", "score")
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        for start in range(0, len(arrays), batch_size):
+            part = ids[start : start + batch_size]
+            pairs = zip(part, arrays[start : start + batch_size], strict=True)
+            yield part, self._reader.assemble([self._video(*pair) for pair in pairs])
 
-    def _table(self, ids, arrays, top_k):
-        videos = [self._video(*pair) for pair in zip(ids, arrays, strict=True)]
-        batch = self._reader.assemble(videos)
+    def _table(self, ids, batch, top_k):
         scores = predict_videos(self._predictor, batch.video_ids, batch.inputs)
         classes = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         names = self.class_names or {}

@@ -81,7 +81,13 @@ class Model(private_api.NoSaveSignature, keras.Model):
 
     Keras saves, loads and clones a model by its config. Keras' own config of a subclass holds the
     constructor's defaults; this one holds the arguments.
+
+    Attributes:
+        embedding_size: size of the vectors that `embed` returns, once the model has its weights;
+            None for a model without embeddings.
     """
+
+    embedding_size: int | None = None
 
     def __new__(cls, *args: Any, **arguments: Any) -> "Model":
         """Keeps the arguments for `get_config`."""
@@ -136,6 +142,17 @@ class Model(private_api.NoSaveSignature, keras.Model):
         for layer, value in zip(found, trainable, strict=False):
             layer.trainable = value
         return model
+
+    def embed(self, inputs: Any) -> Any:
+        """Returns the embeddings of videos, the vectors before the classifier.
+
+        Raises:
+            InputError: if the model classifies its input directly.
+        """
+        raise InputError(
+            f"{self.name} has no embeddings: it classifies the features of a video directly. Use "
+            "these features, or a frame-level model."
+        )
 
     def check_input(
         self, tensor: Any, dtypes: tuple[str, ...], axes: tuple[str, ...], hint: str

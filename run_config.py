@@ -496,6 +496,12 @@ class TrainOptions(RecipeOptions, ReadOptions):
         required=True,
         environment="AIP_CHECKPOINT_DIR",
     )
+    class_names: str | None = option(
+        None,
+        "vocabulary.csv of the data set, saved with the run for the names of its classes. Default: "
+        "the one that dataset.json names.",
+        group="data",
+    )
     start_new_model: bool = option(
         False,
         "Remove an earlier run from --train_dir first (only files that these programs wrote).",

@@ -32,7 +32,8 @@ def make_module(
     """Returns a `tf.Module` to save, with only what its signatures use.
 
     Its attribute `served` is a dict of the functions `serving_default` and `predict`, for frames
-    also `predict_floats`, and `kept_variables` a list of the `tf.Variable`s that they use.
+    also `predict_floats`, and, if all models have embeddings, `embed`; `kept_variables` is a list
+    of the `tf.Variable`s that they use.
 
     Args:
         ensemble: models that predict.
@@ -45,11 +46,14 @@ def make_module(
     parse = _parse_frames if data.frame_level else _parse_vectors
     top_k = min(top_k, data.num_classes)
 
-    def predict(**inputs):
-        inputs = _checked(inputs, data) if data.frame_level else _checked_vectors(**inputs)
-        return {"predictions": tf.identity(ensemble(inputs), name="predictions")}
+    def signature(output, function):
+        def serve(**inputs):
+            inputs = _checked(inputs, data) if data.frame_level else _checked_vectors(**inputs)
+            return {output: tf.identity(function(inputs), name=output)}
 
-    predict = tf.function(predict, autograph=False).get_concrete_function(**_input_specs(data))
+        return tf.function(serve, autograph=False).get_concrete_function(**_input_specs(data))
+
+    predict = signature("predictions", ensemble)
 
     def serve_records(example_bytes):
         video_ids, inputs = parse(example_bytes, data)
@@ -62,6 +66,8 @@ def make_module(
     served = {"serving_default": serve_records, "predict": predict}
     if data.frame_level:
         served["predict_floats"] = _predict_floats(predict, data)
+    if ensemble.has_embeddings:
+        served["embed"] = signature("embeddings", ensemble.embeddings)
     if mediapipe:
         served["records"] = serve_records
         served["serving_default"] = _mediapipe(served["predict_floats"], data)

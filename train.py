@@ -83,6 +83,8 @@ def train(
     reader = config.data.reader(paths or options.train_data_pattern, options)
     # Fail on bad data before creating anything.
     reader.check_first_records()
+    if options.class_names:
+        files.read_class_names(options.class_names, config.num_classes)
     if options.tensorboard_dir:
         files.check_writable(os.path.join(options.tensorboard_dir, "train", "events"))
     with checkpoints.training_lock(options.train_dir):
@@ -97,7 +99,9 @@ def _train(config, options, reader, stop_requests):
     with workers.explained_errors(), stop_requests() as stop_requested:
         trainer = make_trainer(config, workers.strategy, options)
         if workers.is_chief:
-            checkpoints.prepare_train_dir(options.train_dir, config, options.start_new_model)
+            checkpoints.prepare_train_dir(
+                options.train_dir, config, options.start_new_model, options.class_names
+            )
         workers.wait_for_all()
         manager = checkpoints.new_manager(
             options.train_dir,
@@ -107,6 +111,7 @@ def _train(config, options, reader, stop_requests):
         checkpoints.resume(manager, trainer.model)
         workers.check_same_step(trainer.step)
         if workers.is_chief:
+            checkpoints.save_vocabulary(options.train_dir, options.class_names)
             config.save(options.train_dir)
         logging.info(
             "%s: %s weights; %d files; batches of %d videos%s; %s",
@@ -293,6 +298,8 @@ def main(config: RunConfig, options: TrainOptions, given: program.GivenFlags) ->
     if options.feature_scale:
         scale = dataset_info.read_feature_scale(options.feature_scale)
         config = dataclasses.replace(config, feature_scale=dataclasses.asdict(scale))
+    class_names = options.class_names or dataset_info.find_vocabulary(paths)
+    options = dataclasses.replace(options, class_names=class_names)
     train(config, options, paths=paths, stop_requests=distribution.termination_requests)
 
 

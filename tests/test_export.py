@@ -257,6 +257,7 @@ def test_signatures_declare_the_shapes_of_their_outputs(loaded):
     assert shapes == {
         "predict": {"predictions": [None, 10]},
         "predict_floats": {"predictions": [None, 10]},
+        "embed": {"embeddings": [None, 8]},
         "serving_default": {
             "video_id": [None],
             "class_indexes": [None, 3],

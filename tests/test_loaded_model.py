@@ -126,8 +126,8 @@ def frames(length=3, size=12, **options):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (frames(), "predict takes a list with the features of each video"),
-        ({"rgb": frames()}, "predict takes a list with the features of each video"),
+        (frames(), "a list with the features of each video is expected"),
+        ({"rgb": frames()}, "a list with the features of each video is expected"),
         ([frames(), frames(size=11)], r"video 1 must be \[frames, 12\]. Received: \[3, 11\]\."),
         ([frames(12, 5)], r"Received: \[12, 5\]. Transpose the array: rows are frames"),
         ([frames()[0]], r"video 0 must be \[frames, 12\]. Received: \[12\]"),

@@ -270,7 +270,7 @@ class Killed(BaseException):
 
 def write_parts(output, model, inputs, output_format, resume=True):
     """Writes a prediction file whose ids name the model and the input file."""
-    given = {"output_format": output_format, "resume": resume}
+    given = {"file_format": prediction_file.FORMATS[output_format], "resume": resume}
     with prediction_file.prediction_parts(str(output), {"model": model}, inputs, **given) as parts:
         for number, path in enumerate(inputs):
             if not parts.is_finished(number):

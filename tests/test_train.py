@@ -70,7 +70,7 @@ def test_raising_num_epochs_continues_a_finished_run(tmp_path, trained_mean, fra
 @pytest.mark.parametrize(("files", "steps"), [("0", [5]), ("[01]", [5]), ("*", [5, 10])])
 def test_a_run_continues_on_other_files_from_its_step(tmp_path, frame_data, files, steps, caplog):
     train_mean(tmp_path, frame_data.replace("*", "00[01]*"), "--num_epochs=1")
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     train_mean(tmp_path, frame_data.replace("*", f"00{files}*"), "--num_epochs=1")
     assert steps_in(tmp_path) == steps
     assert ("no step was made: the run already used its" in caplog.text) == (steps == [5])
