@@ -141,9 +141,15 @@ OF_THE_PAPER = {name for name, expected in EXPECTED.items() if expected.gap}
 
 
 def parsed(name, *more):
-    """Returns the config and the options of train.py that a recipe sets."""
+    """Returns the config and the options of train.py that a recipe sets, on its data."""
+    _, sizes, num_classes, max_frames = EXPECTED[name].data
+    data = (
+        f"--feature_sizes={','.join(map(str, sizes))}",
+        f"--num_classes={num_classes}",
+        f"--max_frames={max_frames}",
+    )
     arguments = (f"--flagfile={RECIPES[name]}", "--train_data_pattern=data", "--train_dir=run")
-    found = programs.options("train", *arguments, *more)
+    found = programs.options("train", *arguments, *data, *more)
     return found["config"], found["options"]
 
 
@@ -170,6 +176,13 @@ def test_a_recipe_has_the_settings_of_the_table(name):
 @pytest.mark.parametrize("name", sorted(OF_THE_PAPER - {"soft_bof_8k"}))
 def test_defaults_of_a_model_are_those_of_the_paper(name):
     assert registry.resolve(EXPECTED[name].model, {}) == EXPECTED[name].hyperparameters
+
+
+@EVERY_RECIPE
+def test_a_recipe_trains_on_any_data(name):
+    text = RECIPES[name].read_text()
+    flags = set(re.findall(r"^--(\w+)", text, re.MULTILINE))
+    assert not flags & {"feature_names", "feature_sizes", "num_classes", "max_frames"}
 
 
 @EVERY_RECIPE
