@@ -43,10 +43,8 @@ def test_the_commands_lead_from_arrays_to_named_predictions(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(documents.ROOT / "recipes")
     document = documents.ROOT / "docs" / "own_data.md"
-    way = [command for command in documents.commands(document) if "run" in " ".join(command)]
     for _, script, *flags in documents.commands(document)[:6]:
         programs.run(script.removesuffix(".py"), *flags, *SMALL.get(script, ()))
-    assert way
     classes = pd.read_csv("classes.csv")
     assert set(classes["name"]) == {f"kind {label}" for label in range(NUM_CLASSES)}
     assert classes["ap"].mean() > 0.9
@@ -66,3 +64,11 @@ def test_the_commands_lead_from_arrays_to_named_predictions(tmp_path, monkeypatc
     first = table[table["id"] == names["paths"][0]].iloc[0]
     assert first["name"] in shown["clip_0000"]
     assert list(table) == ["id", "class", "name", "score"]
+    (tmp_path / "features").mkdir()
+    for name, path in zip("ab", names["paths"], strict=False):
+        np.savez(f"features/{name}.npz", rgb=np.load(path))
+    exec(documents.readme_python("predictor.load"), names)
+    of_readme = names["table"]
+    assert of_readme["id"].tolist() == ["a"] * 5 + ["b"] * 5
+    assert of_readme["name"][0] == first["name"]
+    assert names["vectors"].shape == (2, embeddings.shape[1])
