@@ -41,7 +41,8 @@ class ReportOptions(PredictorOptions):
     )
     class_names: str | None = option(
         None,
-        "vocabulary.csv of the data set, for class names. Default: the names saved with the model.",
+        "vocabulary.csv for the class names. Default: the vocabulary of the training run or of "
+        "--exported_model, if it has one.",
         group="data",
     )
     output_file: str = option(
