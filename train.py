@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -150,6 +151,10 @@ def _train(config, options, reader, stop_requests):
             "no step was made: the run already used its data and steps. To continue, give "
             "more files, --num_epochs or --max_steps."
         )
+    logging.info(
+        "to see the run: python report.py --train_dir=%s --output_file=report.html",
+        shlex.quote(options.train_dir),
+    )
     return TrainResult(trainer.step, log.last_loss, checkpoint)
 
 

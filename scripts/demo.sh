@@ -52,5 +52,6 @@ Done. Results:
   $demo/averaged/               the mean of the model's last checkpoints
   $demo/exported/               both in one graph, which needs only TensorFlow
   $demo/predictions.csv         the 20 best classes of each test video, predicted by that graph
-To see the curves: tensorboard --logdir=$demo
+To see both runs on one page, after pip install '.[report]':
+  python report.py --train_dirs=$demo/small_moe,$demo/small_lfnl_netvlad --eval_data_pattern='$demo/data/validate*.tfrecord' --output_file=$demo/report.html
 END

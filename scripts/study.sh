@@ -3,6 +3,6 @@
 # paper's. Arguments are passed to study/run.py; --quick is short for --scale=quick.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/environment.sh requirements.txt requirements/study.txt
+. scripts/environment.sh requirements.txt requirements/{report,study}.txt
 
 python study/run.py "${@/#--quick/--scale=quick}"

@@ -20,8 +20,8 @@ import program
 
 from absl import logging
 
+import findings
 import plan
-import report
 import results
 import schedule
 from options import Options, option
@@ -66,8 +66,8 @@ def main(options: StudyOptions):
         steps = plan.Plan(plan.SCALES[options.scale], output_dir)
         setting = results.setting()
         schedule.Runner(steps.jobs, output_dir, options.num_parallel, setting).run()
-        results.collect(steps, options.scale).save(report_dir / report.FOLDER)
-    report.write(report_dir)
+        results.collect(steps, options.scale).save(report_dir / findings.FOLDER)
+    findings.write(report_dir)
     logging.info("report: %s", report_dir / "study.md")
 
 

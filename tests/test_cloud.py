@@ -264,7 +264,7 @@ def run_command(*command, **options):
 def build_archive(folder):
     """Builds the archive of the project, as docs/cloud.md does, and returns its path."""
     source = folder / "source"
-    for name in ("requirements", "own_data"):
+    for name in ("requirements", "own_data", "report_page"):
         shutil.copytree(programs.ROOT / name, source / name)
     for pattern in ("*.py", "*.toml", "requirements.txt", "README.md", "LICENSE"):
         for path in programs.ROOT.glob(pattern):
@@ -296,6 +296,7 @@ def test_the_archive_installs_trains_and_predicts_in_a_fresh_environment(tmp_pat
     assert {"train.py", "requirements.txt", "gcs.txt"} <= names
     python, packages = install(archive, tmp_path / "fresh")
     assert (packages / "train.py").exists()
+    assert (packages / "report_page" / "templates" / "report.html").exists()
     marker = tmp_path / "foreign"
     (packages / "foreign_models.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import re
 import sys
 from types import SimpleNamespace
 
@@ -10,14 +9,15 @@ import pandas as pd
 import pytest
 
 import files
+import pages
 import programs
 from utils import InputError
 
 sys.path.insert(0, str(programs.ROOT / "study"))
 
+import findings
 import plan
 import plots
-import report
 import results
 import schedule
 
@@ -154,7 +154,7 @@ def test_the_output_of_an_interrupted_job_is_removed_unless_it_resumes(tmp_path)
 
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory):
-    """Runs a miniature study and returns the directory of its report."""
+    """Runs a miniature study and returns the directory of its findings."""
     folder = tmp_path_factory.mktemp("study")
     given = ("--scale=miniature", f"--output_dir={folder}/out", f"--report_dir={folder}/report")
     programs.run("run", *given)
@@ -180,27 +180,41 @@ def test_the_report_starts_by_saying_that_the_data_are_generated(miniature):
     assert "generated videos, not from YouTube-8M" in text.splitlines()[0]
     for number in range(1, 5):
         assert f"## Table {number}" in text
-    page = (miniature / "study" / "index.html").read_text()
-    assert "http" not in re.sub(r"data:image/png;base64,[^\"]*", "", page)
-    assert page.count("<img ") == 4
+    page = pages.Page(miniature / "study" / "index.html")
+    assert page.tags.count("svg") == len(plots.PLOTS)
 
 
 def test_the_report_in_docs_matches_its_numbers():
     docs = programs.ROOT / "docs"
-    folder = docs / report.FOLDER
-    text = report.to_markdown(results.Results.load(folder))
+    text = findings.to_markdown(results.Results.load(docs / findings.FOLDER))
     assert text == (docs / "study.md").read_text()
-    assert report.to_html(text, folder) == (folder / "index.html").read_text()
+
+
+def test_the_page_has_every_table_and_plot_of_the_report_and_loads_nothing(tmp_path):
+    docs = programs.ROOT / "docs"
+    text = (docs / "study.md").read_text()
+    path = tmp_path / "index.html"
+    path.write_text(findings.to_html(text, docs / findings.FOLDER))
+    page = pages.Page(path)
+    assert page.loaded == []
+    assert page.tags.count("svg") == len(plots.PLOTS)
+    assert "img" not in page.tags
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    cells = [cell.strip(" *`") for line in lines for cell in line.split("|") if "--" not in cell]
+    assert len(cells) > 300
+    for cell in cells:
+        assert cell in page.text
+    assert path.stat().st_size < 300_000
 
 
 def scores_of(gap):
-    """`report.Scores` in the world `bag` of GAP by seed, keyed by subject and variant."""
+    """`findings.Scores` in the world `bag` of GAP by seed, keyed by subject and variant."""
     rows = [
         {"world": "bag", "seed": seed, "subject": subject, "variant": variant, "gap": value}
         for (subject, variant), values in gap.items()
         for seed, value in enumerate(values)
     ]
-    return report.Scores(SimpleNamespace(gap=pd.DataFrame(rows)))
+    return findings.Scores(SimpleNamespace(gap=pd.DataFrame(rows)))
 
 
 def test_an_ensemble_is_compared_with_the_best_member_per_seed():
@@ -217,10 +231,10 @@ def test_an_ensemble_is_compared_with_the_best_member_per_seed():
             **{("soft_bof_4k", variant): two for variant in single},
         }
     )
-    claims = report.claims(scores, scale).set_index("claim")
+    claims = findings.claims(scores, scale).set_index("claim")
     claim = claims.loc["M1 + M4 together above the best of them"]
     assert tuple(claim) == ("0.0200 ± 0.0000", "holds")
-    table = report.ensembles(scores, scale)
+    table = findings.ensembles(scores, scale)
     assert table["best member"].tolist() == ["0.5900 ± 0.0173 (M1 or M4)"]
 
 
@@ -232,9 +246,17 @@ def test_numbers_of_the_study_in_the_readme_match_the_report():
     assert "\n".join(rows) in written
 
 
-def test_no_two_models_have_the_same_marker():
-    markers = [plots._look(name, "light")["marker"] for name in plan.MODELS]
-    assert len(set(markers)) == len(markers)
+def test_plots_name_every_model_of_the_world_bag():
+    found = results.Results.load(programs.ROOT / "docs" / findings.FOLDER)
+    for draw in (plots.gap_and_size, plots.curves, plots.reliability):
+        chart = draw(found)
+        for name in found.scale.worlds["bag"]:
+            assert f">{plan.MODELS[name].title}</text>" in chart
+
+
+def test_the_papers_models_have_colors_of_their_own():
+    colors = [plots._color(name) for name in plan.SIX]
+    assert len(set(colors)) == len(colors)
 
 
 def test_an_interrupted_training_is_reported(tmp_path):
@@ -267,4 +289,4 @@ def test_an_interrupted_training_is_reported(tmp_path):
     ],
 )
 def test_verdicts_need_two_standard_deviations(differences, expected, verdict):
-    assert report.verdict(pd.Series(differences), expected) == verdict
+    assert findings.verdict(pd.Series(differences), expected) == verdict

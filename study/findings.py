@@ -1,18 +1,20 @@
 """Writes the study's report: tables next to the paper's, claims with verdicts, plots, and a log.
 
-The report is a list of Markdown blocks and tables. An HTML page is converted from it.
+The report is a list of Markdown blocks and tables. An HTML page is converted from it, with the
+templates of `report_page`.
 """
 
-import base64
 import pathlib
 import re
 
 import markdown
 import pandas as pd
+from markupsafe import Markup
 
 import files
 import plan
 import plots
+from report_page import page
 from results import Results
 
 FOLDER = "study"
@@ -383,36 +385,7 @@ def _table(table):
 
 
 def _figure(name, caption):
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" '
-        f'srcset="{FOLDER}/{name}_dark.png">'
-        f'<img alt="{caption}" src="{FOLDER}/{name}_light.png" width="600">'
-        f"</picture>\n\n*{caption}*"
-    )
-
-
-_STYLE = """
-:root { color-scheme: light dark; --back: #fcfcfb; --text: #1f1e1b; --soft: #5f5e58;
-  --line: #d9d8d2; --mark: #f1efe8; }
-@media (prefers-color-scheme: dark) { :root { --back: #1a1a19; --text: #f2f1ec; --soft: #b3b2a9;
-  --line: #3d3d39; --mark: #262624; } }
-body { margin: 0 auto; padding: 1rem; max-width: 54rem; background: var(--back);
-  color: var(--text); font: 1rem/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem;
-  position: sticky; left: 0; background: var(--back); }
-img { width: 100%; max-width: 40rem; height: auto; }
-em { color: var(--soft); font-size: .875rem; font-style: normal; }
-body > p:first-of-type { background: var(--mark); padding: .8rem 1rem; border-radius: .4rem; }
-code { overflow-wrap: anywhere; }
-@media (max-width: 40rem) { th, td { padding: .3rem .4rem; white-space: normal; }
-  th:first-child, td:first-child { min-width: 7rem; } }
-"""
+    return f'<img alt="{caption}" src="{FOLDER}/{name}.svg" width="600">\n\n*{caption}*'
 
 
 def to_html(text, folder):
@@ -423,16 +396,11 @@ def to_html(text, folder):
         folder: `pathlib.Path`. Folder with the plots.
     """
 
-    def embed(match):
-        encoded = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'"data:image/png;base64,{encoded}"'
+    def inline(match):
+        return (folder / match[1]).read_text()
 
     body = markdown.markdown(text, extensions=["tables"]).replace(" ± ", "\N{NO-BREAK SPACE}± ")
     body = body.replace("<table>", '<div class="scroll"><table>')
     body = body.replace("</table>", "</table></div>")
-    body = re.sub(rf'"{FOLDER}/(\w+\.png)"', embed, body)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{TITLE}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    body = re.sub(rf'<img [^>]*src="{FOLDER}/(\w+\.svg)"[^>]*>', inline, body)
+    return page.render("study.html", title=TITLE, body=Markup(body))

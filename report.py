@@ -1,0 +1,143 @@
+r"""Writes a page about a run or several: one HTML file that needs no network.
+
+    python report.py --train_dirs=runs/a,runs/b --output_file=report.html
+    python report.py --train_dirs=runs/a,runs/b --eval_data_pattern='data/validate*.tfrecord' \
+        --output_file=report.html
+
+Without records, the page has what lies in the train directories: curves, settings and results. With
+labelled records, it also has classes, calibration, confusions and single videos. The page is about
+each run, and about the mean of the predictions of all.
+"""
+
+import dataclasses
+
+import program
+
+from absl import logging
+
+import files
+from options import option
+from predictor import (
+    ExportedPredictor,
+    Predictor,
+    PredictorOptions,
+    load_class_names,
+    load_configs,
+    load_predictor,
+)
+from utils import InputError, comma_separated
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportOptions(PredictorOptions):
+    """Options of this program."""
+
+    eval_data_pattern: str | None = option(
+        None,
+        "Globs of records with labels, comma-separated; quote them. Default: none, for a page of "
+        "what the train directories hold.",
+        group="data",
+        repeats=True,
+    )
+    class_names: str | None = option(
+        None,
+        "vocabulary.csv for the class names. Default: the vocabulary of the training run or of "
+        "--exported_model, if it has one.",
+        group="data",
+    )
+    output_file: str = option(
+        help="HTML file to write, replaced if it exists.", group="output", required=True
+    )
+
+    def __post_init__(self):
+        """Checks options that depend on each other."""
+        super().__post_init__()
+        if self.eval_data_pattern is None:
+            if self.exported_model:
+                raise InputError(
+                    "--exported_model needs --eval_data_pattern: an exported model holds no curves "
+                    "and no results."
+                )
+            if self.class_names:
+                raise InputError(
+                    "--class_names names the classes of --eval_data_pattern, which is not given."
+                )
+
+
+def make_report(options: ReportOptions) -> str:
+    """Returns the page as HTML.
+
+    Raises:
+        InputError: if a directory holds no run, the runs take different data, or the records do not
+            fit.
+    """
+    content, evaluation, history, page = _import_report_page()
+    runs = history.read_runs(options.run_dirs, options.use_ema)
+    values = content.of_runs(runs)
+    names = [run.name for run in runs] or history.short_names([str(options.exported_model)])
+    subtitle = comma_separated(dict.fromkeys(run.config.model for run in runs) or names)
+    if options.eval_data_pattern:
+        paths = files.expand_patterns(options.eval_data_pattern)
+        files.check_not_input(options.output_file, filter(None, (*paths, options.class_names)))
+        predictors = dict(zip(names, load_predictors(options), strict=True))
+        first = predictors[names[0]]
+        class_names = load_class_names(first, options.class_names) or {}
+        found = evaluation.evaluate(
+            predictors,
+            first.data.reader(paths, options),
+            weights=options.weights,
+            batch_size=options.batch_size,
+            top_k=options.top_k,
+        )
+        values |= content.of_evaluation(
+            found,
+            runs,
+            predictors,
+            class_names,
+            top_k=options.top_k,
+            exported_model=options.exported_model,
+        )
+        values |= content.of_attention(found, predictors)
+        subtitle += f" on {found.num_videos:,} videos of {options.eval_data_pattern}"
+    title = f"Report of {comma_separated(names)}"
+    return page.render("report.html", title=title, subtitle=subtitle, **values)
+
+
+def load_predictors(options: ReportOptions) -> list[Predictor | ExportedPredictor]:
+    """Returns one restored predictor per run, or that of the exported model.
+
+    Raises:
+        InputError: if runs take different data, or there is no checkpoint.
+    """
+    load_configs(options.run_dirs)
+    alone = [
+        dataclasses.replace(options, train_dir=train_dir, train_dirs=None, weights=None)
+        for train_dir in options.run_dirs
+    ]
+    predictors = [load_predictor(each) for each in alone or [options]]
+    for predictor in predictors:
+        predictor.restore(options.checkpoint)
+    return predictors
+
+
+def _import_report_page():
+    try:
+        from report_page import content, evaluation, history, page
+    except ImportError as error:
+        raise InputError(
+            f"report.py needs Jinja and matplotlib: {error}. Run: pip install '.[report]'"
+        ) from error
+    return content, evaluation, history, page
+
+
+def main(options: ReportOptions) -> None:
+    """Runs the program."""
+    files.check_writable(options.output_file)
+    html = make_report(options)
+    with files.atomic_write(options.output_file) as file:
+        file.write(html)
+    logging.info("%.2f MB: %s", len(html.encode()) / 1e6, files.absolute(options.output_file))
+
+
+if __name__ == "__main__":
+    program.run(main)

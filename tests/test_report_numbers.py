@@ -1,0 +1,381 @@
+"""The numbers and charts of a report: curves, scores, confusions, single videos, attention."""
+
+import dataclasses
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+
+pytest.importorskip("jinja2", reason="needs requirements/report.txt")
+
+import eval_util
+import layer_references as references
+import model_references
+import readers
+import small_models
+from layer_references import sub_weights, weights_of
+from report_page import attention, charts, content, evaluation, history
+from run_config import RunConfig
+from small_models import FEATURE_SIZES
+
+C = 6
+
+
+@pytest.fixture(scope="module")
+def scores():
+    """Random scores and labels of 500 videos; every video has a label."""
+    rng = np.random.default_rng(0)
+    predictions = rng.beta(0.4, 1.5, (500, C)).astype(np.float32)
+    labels = rng.random((500, C)) < predictions
+    labels[np.arange(500), rng.integers(0, C, 500)] = True
+    return predictions, labels
+
+
+# --- Histograms -----------------------------------------------------------------------------------
+
+
+def test_a_histogram_adds_up_over_batches_and_counts_labels_by_class(scores):
+    predictions, labels = scores
+    histogram = evaluation.ScoreHistogram(C)
+    for rows in np.split(np.arange(500), [7, 300]):
+        histogram.add(predictions[rows], labels[rows])
+    np.testing.assert_array_equal(histogram.counts[:, 1].sum(axis=1), labels.sum(axis=0))
+    np.testing.assert_array_equal(histogram.counts[:, 0].sum(axis=1), (~labels).sum(axis=0))
+    assert histogram.sums.sum() == pytest.approx(predictions.sum(dtype=np.float64), rel=1e-6)
+
+
+def test_precision_and_recall_lie_on_the_exact_curve(scores):
+    predictions, labels = scores
+    histogram = evaluation.ScoreHistogram(C)
+    histogram.add(predictions, labels)
+    for label in range(C):
+        precision, recall = histogram.precision_recall(label)
+        order = np.argsort(-predictions[:, label], kind="stable")
+        hits = np.cumsum(labels[order, label])
+        exact = set(zip(hits / labels[:, label].sum(), hits / np.arange(1, 501), strict=True))
+        assert set(zip(recall, precision, strict=True)) <= exact
+        assert recall[-1] == 1
+        assert len(recall) > 30
+
+
+def test_reliability_is_the_fraction_of_labels_by_score(scores):
+    predictions, labels = scores
+    histogram = evaluation.ScoreHistogram()
+    histogram.add(predictions, labels)
+    table = histogram.reliability(np.array([0.1, 0.5]))
+    # Bins of the histogram are not cut at the edges, so scores near an edge may count on either
+    # side.
+    for row, (low, high) in zip(table.itertuples(), [(0, 0.1), (0.1, 0.5), (0.5, 1)], strict=True):
+        chosen = (predictions >= low) & (predictions < high)
+        assert row.fraction_true == pytest.approx(labels[chosen].mean(), abs=0.02)
+        assert row.mean_prediction == pytest.approx(predictions[chosen].mean(), abs=0.01)
+        assert row.count == pytest.approx(chosen.sum(), rel=0.05)
+
+
+def test_calibrated_scores_have_no_calibration_error_and_halved_ones_have():
+    rng = np.random.default_rng(1)
+    probabilities = rng.uniform(0.02, 0.98, (20_000, 1)).astype(np.float32)
+    labels = rng.random(probabilities.shape) < probabilities
+    errors = []
+    for factor in (1.0, 0.5):
+        histogram = evaluation.ScoreHistogram()
+        histogram.add(factor * probabilities, labels)
+        errors.append(histogram.calibration_error())
+    assert errors[0] < 0.02
+    assert errors[1] == pytest.approx(0.25, abs=0.02)
+
+
+def test_scores_of_exactly_0_and_1_are_counted():
+    histogram = evaluation.ScoreHistogram()
+    histogram.add(np.array([[0.0, 1.0]], np.float32), np.array([[False, True]]))
+    assert histogram.counts[0, 0, 0] == histogram.counts[0, 1, -1] == 1
+
+
+# --- Confusions and examples ----------------------------------------------------------------------
+
+
+def test_a_missed_label_pairs_with_every_wrong_class_among_the_best():
+    confusions = evaluation.Confusions()
+    best = np.array([3, 1, 4, 0, 2])
+    confusions.add(best, np.array([1, 2]))  # 3 and 1 are predicted: 2 is missed, 3 is wrong.
+    confusions.add(best, np.array([0, 2]))  # Both are missed, 3 and 1 are wrong.
+    confusions.add(best, np.array([3, 1]))  # All right.
+    expected = {(2, 3): 2, (0, 3): 1, (0, 1): 1, (2, 1): 1}
+    assert dict(confusions.most_common(10)) == expected
+
+
+def test_rare_pairs_are_dropped_when_there_are_many(monkeypatch):
+    monkeypatch.setattr(evaluation, "_MAX_PAIRS", 4)
+    confusions = evaluation.Confusions()
+    for label in (9, 9, 9, 1, 2, 3, 4, 5):
+        confusions.add(np.array([0]), np.array([label]))
+    pairs = dict(confusions.most_common(10))
+    assert len(pairs) <= 4
+    assert pairs[9, 0] == 3
+
+
+def test_confused_pairs_come_in_the_order_of_their_share_in_both_classes():
+    counts = {(0, 1): 50, (2, 3): 8, (2, 0): 3, (3, 2): 2}
+    found = SimpleNamespace(
+        per_class=pd.DataFrame({"positives": [1000, 900, 16, 25]}),
+        confusions=SimpleNamespace(most_common=lambda _: list(counts.items())),
+    )
+    rows = content._confusions(found)  # Two videos are too few for a pair.
+    assert [(row["label"], row["predicted"]) for row in rows] == [(2, 3), (0, 1), (2, 0)]
+    assert rows[0]["rank"] == 8 / 20
+    assert rows[0]["share"] == 8 / 16
+
+
+def test_examples_keep_the_largest_keys():
+    keys = np.random.default_rng(2).permutation(50).astype(float)
+    examples = evaluation.Examples(4)
+    for key in keys:
+        if examples.wants(key):
+            examples.add(evaluation.Example(key, f"v{key}", 0, [], [], {}))
+    assert [example.key for example in examples.sorted()] == [49, 48, 47, 46]
+
+
+# --- Evaluation -----------------------------------------------------------------------------------
+
+
+class FakePredictor:
+    """Looks predictions up by the first byte of a video."""
+
+    label_loss, steps = "CrossEntropyLoss", [7]
+
+    def __init__(self, predictions):
+        self._predictions = predictions
+        self.data = SimpleNamespace(num_classes=predictions.shape[1])
+
+    def predict(self, inputs):
+        return self._predictions[inputs["number"]]
+
+
+class FakeReader:
+    """Yields videos whose inputs hold their number and, from it, their number of frames."""
+
+    total_bytes = bytes_read = 0
+    corrupt_records = SimpleNamespace(count=0)
+
+    def __init__(self, labels):
+        self._labels = labels.astype(np.float32)
+
+    def check_labels(self):
+        pass
+
+    def batches(self, batch_size):
+        for rows in np.split(np.arange(len(self._labels)), range(batch_size, 500, batch_size)):
+            inputs = {
+                "number": rows,
+                "num_frames": 1 + rows % 3,
+                "frames": np.zeros((len(rows), 4, 2), np.uint8),
+            }
+            yield readers.Batch([f"v{row}" for row in rows], inputs, self._labels[rows])
+
+
+@pytest.fixture(scope="module")
+def members(scores):
+    """Predictions of three models, `[M, N, C]`: the scores with more or less noise."""
+    rng = np.random.default_rng(3)
+    noise = rng.random((3, *scores[0].shape))
+    shares = np.array([0.2, 0.5, 0.9])[:, None, None]
+    return ((1 - shares) * scores[0] + shares * noise).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def found(scores, members):
+    predictors = {f"model{number}": FakePredictor(one) for number, one in enumerate(members)}
+    return evaluation.evaluate(
+        predictors, FakeReader(scores[1]), weights=(2, 1, 1), batch_size=64, top_k=3
+    )
+
+
+def test_metrics_are_those_of_each_model_and_of_the_weighted_mean(found, scores, members):
+    mean = (2 * members[0] + members[1] + members[2]) / 4
+    assert [model.name for model in found.models] == ["model0", "model1", "model2", evaluation.MEAN]
+    for model, predictions in zip(found.models, [*members, mean], strict=True):
+        assert model.gap == pytest.approx(eval_util.calculate_gap(predictions, scores[1], 3))
+        assert model.hit_at_one == eval_util.calculate_hit_at_one(predictions, scores[1])
+    assert found.subject.name == evaluation.MEAN
+    assert found.num_videos == 500
+    np.testing.assert_array_equal(found.per_class.positives, scores[1].sum(axis=0))
+
+
+def test_gap_without_a_model_is_that_of_the_mean_of_the_others(found, scores, members):
+    others = [members[1] + members[2], 2 * members[0] + members[2], 2 * members[0] + members[1]]
+    expected = [eval_util.calculate_gap(predictions, scores[1], 3) for predictions in others]
+    assert found.gap_without == pytest.approx(expected, abs=1e-6)
+
+
+def test_correlations_are_those_of_the_errors(found, scores, members):
+    errors = (members - scores[1]).reshape(3, -1).astype(np.float64)
+    np.testing.assert_allclose(found.correlation, np.corrcoef(errors), atol=1e-6)
+
+
+def test_examples_are_the_extreme_videos(found, scores, members):
+    labels, mean = scores[1], (2 * members[0] + members[1] + members[2]) / 4
+    wrong = np.where(labels, -1, mean)
+    hardest = np.where(labels, mean, 2).min(axis=1)
+    kinds = [(found.mistakes, -wrong.max(axis=1)), (found.missed, hardest), (found.right, -hardest)]
+    for examples, keys in kinds:
+        order = np.argsort(keys, kind="stable")[: evaluation.NUM_EXAMPLES]
+        assert [example.video_id for example in examples] == [f"v{row}" for row in order]
+    first = found.mistakes[0]
+    row = int(first.video_id[1:])
+    assert first.focus == wrong[row].argmax()
+    assert [label for label, _ in first.labels] == sorted(
+        np.flatnonzero(labels[row]), key=lambda label: -mean[row, label]
+    )
+    assert [label for label, _ in first.best] == np.argsort(-mean[row])[:3].tolist()
+    assert first.inputs["frames"].shape == (1, 1 + row % 3, 2)
+
+
+def test_one_model_has_no_mean(scores):
+    alone = evaluation.evaluate(
+        {"only": FakePredictor(scores[0])}, FakeReader(scores[1]), batch_size=100, top_k=3
+    )
+    assert [model.name for model in alone.models] == ["only"]
+    assert alone.correlation is None
+    assert alone.gap_without is None
+
+
+# --- Train directories ----------------------------------------------------------------------------
+
+
+def write_log(folder, steps, value):
+    with tf.summary.create_file_writer(str(folder)).as_default():
+        for step in steps:
+            tf.summary.scalar("loss", value * step, step)
+
+
+def test_curves_take_the_last_value_of_a_step_and_pass_over_an_unfinished_end(tmp_path):
+    write_log(tmp_path, range(1, 6), 1.0)
+    (first,) = tmp_path.glob("events.*")
+    first.rename(tmp_path / "events.out.tfevents.1")
+    write_log(tmp_path, range(4, 8), 10.0)
+    (second,) = set(tmp_path.glob("events.*")) - {tmp_path / "events.out.tfevents.1"}
+    content = second.read_bytes()
+    (tmp_path / "events.out.tfevents.2").write_bytes(content[:-5])
+    second.unlink()
+    steps, values = history.read_curves(str(tmp_path))["loss"]
+    assert steps.tolist() == [1, 2, 3, 4, 5, 6]
+    assert values.tolist() == [1, 2, 3, 40, 50, 60]
+    assert history.read_curves(str(tmp_path / "none")) == {}
+
+
+def test_a_thinned_curve_has_the_means_of_equal_intervals():
+    steps = np.arange(0, 1000)
+    thinned = history.thin((steps, 2.0 * steps), 10)
+    assert len(thinned[0]) == 10
+    np.testing.assert_allclose(thinned[1], 2 * thinned[0])
+    assert thinned[0][0] == pytest.approx(49.5, abs=1)
+    assert history.thin((steps[:10], steps[:10]), 10)[0].tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/a/b"], ["b"]),
+        (["/a/x/", "/a/y"], ["x", "y"]),
+        (["/a/run", "/b/run"], ["a/run", "b/run"]),
+        (["gs://bucket/run"], ["run"]),
+        (["/a", "/a"], ["/a (1)", "/a (2)"]),
+    ],
+)
+def test_runs_have_the_shortest_names_that_differ(paths, names):
+    assert history.short_names(paths) == names
+
+
+def test_differing_settings_leave_out_equal_ones():
+    one = RunConfig("DbofModel", {"dbof_cluster_size": 16}, num_classes=10)
+    other = dataclasses.replace(one, base_learning_rate=0.5)
+    assert history.differing_settings([one, one]) == {}
+    assert history.differing_settings([one, other]) == {"base_learning_rate": ["0.001", "0.5"]}
+    models = history.differing_settings([one, RunConfig("LstmModel", num_classes=10)])
+    assert models["model"] == ["DbofModel", "LstmModel"]
+    assert models["dbof_cluster_size"] == ["16", ""]
+
+
+def test_the_size_of_a_run_is_that_of_its_weights(trained_mean, tmp_path):
+    model = RunConfig.load(str(trained_mean)).build_model()
+    expected = sum(weight.numpy().nbytes for weight in model.weights) / 2**20
+    assert history.weights_mib(str(trained_mean)) == pytest.approx(expected)
+    empty = tmp_path / "run"
+    shutil.copytree(trained_mean, empty, ignore=shutil.ignore_patterns("model.ckpt*", "check*"))
+    assert history.weights_mib(str(empty)) is None
+
+
+# --- Attention ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["LFNLNetVLADModel", "SoftBoFModel"])
+def test_assignments_are_those_of_the_formula(name):
+    model = model_references.build(name)
+    frames, num_frames = model_references.make_videos()
+    row = num_frames.argmax()
+    inputs = {"frames": frames[row : row + 1], "num_frames": num_frames[row : row + 1]}
+    found = attention.frame_assignments(model, inputs)
+    video = np.array(model_references.reference_frames(frames, num_frames)[row])[None]
+    encoder = sub_weights(weights_of(model), "encoder")
+    normalized = references.batch_norm(video, sub_weights(encoder, "input_norm"), False)
+    streams = np.split(normalized, np.cumsum(FEATURE_SIZES)[:-1], axis=-1)
+    layer = {"LFNLNetVLADModel": "netvlad", "SoftBoFModel": "soft_bof"}[name]
+    assert len(found) == len(streams)
+    for number, stream in enumerate(streams):
+        weights = sub_weights(encoder, f"{layer}_{number}/assignment")
+        expected = references.soft_assignment(stream, None, weights, False)[0]
+        np.testing.assert_allclose(found[number], expected, atol=1e-5)
+    # The model computes as before.
+    again = attention.frame_assignments(model, inputs)
+    np.testing.assert_array_equal(again[0], found[0])
+
+
+def test_a_model_without_soft_assignment_has_none():
+    inputs = small_models.make_inputs("DbofModel", (3,))
+    assert attention.frame_assignments(small_models.shared("DbofModel"), inputs) == []
+
+
+# --- Charts ---------------------------------------------------------------------------------------
+
+
+def test_spread_numbers_keep_their_order_and_distance():
+    numbers = [0.5, 0.52, 0.1, 0.51]
+    moved = charts.spread(numbers, 0.1)
+    assert moved[2] == 0.1
+    assert np.argsort(moved).tolist() == np.argsort(numbers).tolist()
+    np.testing.assert_allclose(sorted(moved)[1:], [0.41, 0.51, 0.61])
+    assert charts.spread([], 0.1) == []
+
+
+def test_spread_groups_that_grow_into_each_other_merge():
+    moved = charts.spread([0.0, 0.01, 0.15, 0.16], 0.1)
+    assert np.diff(moved).min() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["</text><script>alert(1)</script>", "$x_1$ & <b>", "\u6f22\u5b57"]
+)
+def test_names_in_charts_are_text(name):
+    def paint(axes):
+        axes.plot([1, 2], [3, 4])
+        axes.set_title(name)
+
+    chart = charts.draw(paint, "chart", name)
+    assert "<script" not in chart
+    assert "<b>" not in chart
+    assert "<!--" not in chart
+    text = name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    assert f">{text}</text>" in chart
+
+
+def test_charts_have_no_color_of_their_own():
+    def paint(axes):
+        for number in range(8):
+            axes.plot([1, 2], [3, number], **charts.series_style(number), label="x")
+
+    chart = charts.draw(paint, "chart", "lines")
+    assert "var(--series-5)" in chart
+    assert "#000" not in chart
