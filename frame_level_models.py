@@ -752,6 +752,12 @@ class LFNLNetVLADModel(FrameLevelModel):
             nor set by the model, it is 1 / sqrt(size of the stream).
         nonlocal_pairwise: str. Pairwise function of the non-local block: embedded_gaussian,
             gaussian or dot_product.
+        nonlocal_normalize: bool. Whether to scale the residuals to a root mean square of 1 before
+            the non-local block.
+        nonlocal_start: str. Initial output weights of the non-local block: paper for random ones,
+            identity for 0, with which the block returns its input at first.
+        nonlocal_attention: str. Weights of the non-local block: softmax, or centered to subtract
+            1 / (number of clusters) from a softmax; dot_product takes only the default.
         gating: bool. Whether context gating follows the hidden layer.
         moe_num_mixtures: int. Experts per class, not counting the dummy expert that always
             predicts 0.
@@ -777,6 +783,9 @@ class LFNLNetVLADModel(FrameLevelModel):
         nonlocal_embedding="64,32",
         nonlocal_scale: float | None = 1 / 64,
         nonlocal_pairwise="embedded_gaussian",
+        nonlocal_normalize=False,
+        nonlocal_start="paper",
+        nonlocal_attention="softmax",
         gating=True,
         moe_num_mixtures=8,
         moe_l2=1e-6,
@@ -798,9 +807,10 @@ class LFNLNetVLADModel(FrameLevelModel):
             nonlocal_embedding=nonlocal_embedding,
         )
         utils.check_at_least(1, netvlad_hidden_size=netvlad_hidden_size)
-        utils.check_one_of(
-            nonlocal_vlad.NonLocalBlock.PAIRWISE, nonlocal_pairwise=nonlocal_pairwise
-        )
+        block = nonlocal_vlad.NonLocalBlock
+        utils.check_one_of(block.PAIRWISE, nonlocal_pairwise=nonlocal_pairwise)
+        utils.check_one_of(block.STARTS, nonlocal_start=nonlocal_start)
+        utils.check_one_of(block.ATTENTIONS, nonlocal_attention=nonlocal_attention)
         if nonlocal_scale is not None:
             utils.check_above(0, nonlocal_scale=nonlocal_scale)
         self.clusters = clusters
@@ -809,10 +819,13 @@ class LFNLNetVLADModel(FrameLevelModel):
         def make_block(number):
             if not nonlocal_block:
                 return None
-            return nonlocal_vlad.NonLocalBlock(
+            return block(
                 embeddings[number],
                 scale=nonlocal_scale,
                 pairwise=nonlocal_pairwise,
+                normalize=nonlocal_normalize,
+                start=nonlocal_start,
+                attention=nonlocal_attention,
                 name="nonlocal_block",
             )
 

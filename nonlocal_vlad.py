@@ -141,28 +141,62 @@ class NonLocalBlock(MatmulLayer):
     B is the batch, K the number of vectors (for NetVLAD, one per cluster), D their size and E
     `embedding_dim`.
 
+    The defaults are the paper's block. The softmax is nearly uniform at first, so this block adds
+    the same vector, the mean of g, to every vector, and those of small norm drown in it. Three
+    options prevent that: `normalize`, `start` and `attention`.
+
     Args:
         embedding_dim: int. Size E of the embedding.
         scale: float. Factor on the products; `None` stands for `D ** -0.5`.
         pairwise: str. Pairwise function f, from the table.
+        normalize: bool. Whether to scale every vector to a root mean square of 1 first, for the
+            products and the sum alike; 0 stays 0.
+        start: str. Initial weights of out: `paper` draws them at random; `identity` sets them to
+            0, so that the block returns its input at first.
+        attention: str. Factor of g(x_j): `softmax` for f / N, `centered` for f / N - 1 / K, which
+            adds nothing where the attention is uniform. Dot products, which have no softmax, take
+            only the default.
 
     Input shape: `[B, K, D]`. Output shape: `[B, K, D]`.
 
-    Reference: [Wang et al., 2018](https://arxiv.org/abs/1711.07971), section 3, for all three;
-    [Tang et al., 2018](https://arxiv.org/abs/1810.00207) for the use on cluster residuals.
+    Reference: [Wang et al., 2018](https://arxiv.org/abs/1711.07971), section 3, for all three
+    functions and the start as identity; [Tang et al., 2018](https://arxiv.org/abs/1810.00207) for
+    the use on cluster residuals.
     """
 
     PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product")
+    STARTS = ("paper", "identity")
+    ATTENTIONS = ("softmax", "centered")
 
-    def __init__(self, embedding_dim, *, scale=None, pairwise="embedded_gaussian", **kwargs):
+    def __init__(
+        self,
+        embedding_dim,
+        *,
+        scale=None,
+        pairwise="embedded_gaussian",
+        normalize=False,
+        start="paper",
+        attention="softmax",
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         utils.check_at_least(1, embedding_dim=embedding_dim)
         if scale is not None:
             utils.check_above(0, scale=scale)
         utils.check_one_of(self.PAIRWISE, pairwise=pairwise)
+        utils.check_one_of(self.STARTS, start=start)
+        utils.check_one_of(self.ATTENTIONS, attention=attention)
+        if pairwise == "dot_product" and attention != "softmax":
+            raise utils.InputError(
+                f"attention={attention} needs a softmax, which pairwise=dot_product has not. Leave "
+                "one of them at its default."
+            )
         self.embedding_dim = embedding_dim
         self.scale = scale
         self.pairwise = pairwise
+        self.normalize = normalize
+        self.start = start
+        self.attention = attention
 
     def build(self, input_shape):
         """Creates theta, phi and g, `[D, E]`, and out, `[E, D]`; no theta and phi for gaussian."""
@@ -174,27 +208,34 @@ class NonLocalBlock(MatmulLayer):
         self.g = self.add_weight(name="g", **embedding)
         self.out = self.add_weight(
             shape=(self.embedding_dim, size),
-            initializer=scaled_normal(self.embedding_dim),
+            initializer="zeros" if self.start == "identity" else scaled_normal(self.embedding_dim),
             name="out",
         )
 
     def call(self, x):
         """Returns vectors `[B, K, D]` that have attended to each other."""
+        if self.normalize:
+            x = l2_normalize(x) * x.shape[-1] ** 0.5
         values = self.matmul(x, self.g)
         attended = self.einsum("BKJ,BJE->BKE", self._attention(x), values)
         return x + self.matmul(attended, self.out)
 
     def _attention(self, x):
         """Returns the weight of vector J in the output K, `[B, K, J]`."""
+        products = self._products(x)
+        if self.pairwise == "dot_product":
+            return products / x.shape[-2]
+        weights = ops.softmax(products, axis=-1)
+        return weights - 1.0 / x.shape[-2] if self.attention == "centered" else weights
+
+    def _products(self, x):
+        """Returns the scaled products of the vectors K and J, `[B, K, J]`."""
         scale = x.shape[-1] ** -0.5 if self.scale is None else self.scale
         if self.pairwise == "gaussian":
-            return ops.softmax(scale * self.einsum("BKD,BJD->BKJ", x, x), axis=-1)
+            return scale * self.einsum("BKD,BJD->BKJ", x, x)
         queries = self.matmul(x, self.theta)
         keys = self.matmul(x, self.phi)
-        products = scale * self.einsum("BKE,BJE->BKJ", queries, keys)
-        if self.pairwise == "embedded_gaussian":
-            return ops.softmax(products, axis=-1)
-        return products / x.shape[-2]
+        return scale * self.einsum("BKE,BJE->BKJ", queries, keys)
 
 
 class SoftBagOfFeatures(MatmulLayer):

@@ -186,10 +186,13 @@ def check_has_counterpart(model):
         getattr(pooling, "nonlocal_block", None)
         for pooling in getattr(getattr(model, "encoder", None), "poolings", ())
     ]
+    settings = {
+        (block.pairwise, block.normalize, block.attention) for block in blocks if block is not None
+    }
     if (
         not isinstance(model, supported)
         or not isinstance(model.classifier, video_level_models.MoeModel)
-        or any(block is not None and block.pairwise != "embedded_gaussian" for block in blocks)
+        or not settings <= {("embedded_gaussian", False, "softmax")}
     ):
         raise utils.InputError(
             f"{type(model).__name__} with these settings has no plain counterpart; only the "

@@ -122,12 +122,17 @@ def soft_assignment(frames, frame_weights, weights, training):
     return np.array([[softmax(scores) for scores in video] for video in logits])
 
 
-def nonlocal_block(x, weights, scale=None, pairwise="embedded_gaussian"):
-    scale = 1 / math.sqrt(np.shape(x)[-1]) if scale is None else scale
-    return np.array([_attended(video, weights, scale, pairwise) for video in x])
+def nonlocal_block(
+    x, weights, scale=None, pairwise="embedded_gaussian", normalize=False, attention="softmax"
+):
+    size = np.shape(x)[-1]
+    scale = 1 / math.sqrt(size) if scale is None else scale
+    if normalize:
+        x = [[unit_vector(vector) * math.sqrt(size) for vector in video] for video in x]
+    return np.array([_attended(video, weights, scale, pairwise, attention) for video in x])
 
 
-def _attended(vectors, weights, scale, pairwise):
+def _attended(vectors, weights, scale, pairwise, kind):
     """Returns the vectors of one video after they attended to each other."""
     values = [np.array(linear(vector, weights["g"])) for vector in vectors]
     queries, keys = vectors, vectors
@@ -141,6 +146,8 @@ def _attended(vectors, weights, scale, pairwise):
             attention = [product / len(keys) for product in attention]
         else:
             attention = softmax(attention)
+        if kind == "centered":
+            attention = [weight - 1 / len(keys) for weight in attention]
         mean = sum(a * value for a, value in zip(attention, values, strict=True))
         outputs.append(vector + linear(mean, weights["out"]))
     return outputs

@@ -60,7 +60,10 @@ CHANGED_NETVLAD = {
     "nonlocal_block": False,
     "nonlocal_embedding": "3",
     "nonlocal_scale": 0.5,
-    "nonlocal_pairwise": "dot_product",
+    "nonlocal_pairwise": "gaussian",
+    "nonlocal_normalize": True,
+    "nonlocal_start": "identity",
+    "nonlocal_attention": "centered",
     "gating": False,
 }
 # A small model in which every hyperparameter differs from its default.

@@ -53,6 +53,8 @@ NETVLAD_PROBLEMS = [
         "concat",
         "must be one of embedded_gaussian, gaussian, dot_product. Received: 'concat'",
     ),
+    ("nonlocal_start", "zero", "must be one of paper, identity. Received: 'zero'"),
+    ("nonlocal_attention", "mean", "must be one of softmax, centered. Received: 'mean'"),
     ("moe_num_mixtures", 0, "must be at least 1. Received: 0"),
     ("moe_l2", -1.0, "must be at least 0. Received: -1.0"),
 ]
@@ -73,6 +75,13 @@ PROBLEMS = [
 def test_models_reject_bad_values_by_name(name, argument, value, problem):
     with pytest.raises(InputError, match=f"^{name}: {argument} {problem}$"):
         registry.build_model(name, **SIZES, **{argument: value})
+
+
+def test_centered_attention_without_a_softmax_is_rejected():
+    given = {"nonlocal_pairwise": "dot_product", "nonlocal_attention": "centered"}
+    message = "^LFNLNetVLADModel: attention=centered needs a softmax, which pairwise=dot_product "
+    with pytest.raises(InputError, match=message):
+        registry.build_model("LFNLNetVLADModel", **SIZES, **given)
 
 
 @pytest.mark.parametrize(

@@ -149,10 +149,18 @@ def test_netvlad_models_equal_their_formula(name, training):
     check_netvlad(build(name), make_videos(), *settings, training=training, scale=scale)
 
 
-@pytest.mark.parametrize("pairwise", ["gaussian", "dot_product"])
-def test_netvlad_model_with_another_pairwise_function_equals_its_formula(pairwise):
-    model = build("LFNLNetVLADModel", nonlocal_pairwise=pairwise, nonlocal_scale=0.7)
-    check_netvlad(model, make_videos(), FEATURE_SIZES, 8, pairwise=pairwise, scale=0.7)
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"pairwise": "gaussian", "scale": 0.7},
+        {"pairwise": "dot_product", "scale": 0.7},
+        {"pairwise": "dot_product", "scale": 0.7, "normalize": True},
+        {"attention": "centered", "scale": 0.7},
+    ],
+)
+def test_netvlad_model_with_another_block_equals_its_formula(block):
+    given = {f"nonlocal_{key}": value for key, value in block.items()}
+    check_netvlad(build("LFNLNetVLADModel", **given), make_videos(), FEATURE_SIZES, 8, **block)
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in NETVLAD_MODELS])

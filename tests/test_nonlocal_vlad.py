@@ -1,5 +1,6 @@
 """The layers over frames: values and gradients of their formulas, and what changes neither."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -47,6 +48,10 @@ FRAME_LAYERS = {
         lambda: netvlad(block=True, scale=0.3, pairwise="dot_product"),
         reference_of_netvlad(scale=0.3, pairwise="dot_product"),
     ),
+    "non-local NetVLAD of normalized dot products": (
+        lambda: netvlad(block=True, normalize=True, scale=0.7, pairwise="dot_product"),
+        reference_of_netvlad(normalize=True, scale=0.7, pairwise="dot_product"),
+    ),
     "soft bag of features": (
         lambda: nonlocal_vlad.SoftBagOfFeatures(CLUSTERS),
         references.soft_bag_of_features,
@@ -56,11 +61,19 @@ FRAME_LAYERS = {
 ONE_OUTPUT_PER_FRAME = ("batch norm", "soft assignment")
 SUMMING_LAYERS = [name for name in FRAME_LAYERS if name not in ONE_OUTPUT_PER_FRAME]
 EVERY_FRAME_LAYER = pytest.mark.parametrize("name", FRAME_LAYERS)
+# Settings of the non-local block: every one alone, and those that belong together.
 BLOCKS = pytest.mark.parametrize(
     "options",
-    [{"pairwise": form, "scale": scale} for form in PAIRWISE for scale in (None, 0.3)],
-    ids=lambda options: f"{options['pairwise']}-{options['scale']}",
+    [
+        *({"pairwise": form, "scale": scale} for form in PAIRWISE for scale in (None, 0.3)),
+        *({"pairwise": form, "normalize": True} for form in PAIRWISE),
+        *({"pairwise": form, "attention": "centered"} for form in PAIRWISE[:2]),
+        {"normalize": True, "attention": "centered", "scale": 0.3},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
 )
+# The variant of the recipe lfnl_netvlad_normalized, for an embedding of 2.
+NORMALIZED = {"pairwise": "dot_product", "normalize": True, "scale": 2**-0.5}
 
 
 def make(name):
@@ -133,6 +146,91 @@ def test_nonlocal_block_treats_residuals_as_a_set(pairwise):
     layer, x = make_block(pairwise=pairwise)
     order = [2, 0, 3, 1]
     assert_close(layer(x[:, order]), np.asarray(layer(x))[:, order])
+
+
+def initial_block(**options):
+    """Returns a block with its initial weights, and residuals of a NetVLAD with such weights."""
+    keras.utils.set_random_seed(3)
+    rng = np.random.default_rng(3)
+    # Eight videos of 40 frames, which show six topics each.
+    topics = rng.normal(size=(8, 6, 64))[np.arange(8)[:, None], rng.integers(0, 6, (8, 40))]
+    frames = topics + 0.7 * rng.normal(size=topics.shape)
+    recorder = Recorder()
+    vlad = nonlocal_vlad.NetVLAD(32, nonlocal_block=recorder)
+    vlad(frames.astype(np.float32), np.ones((8, 40)), training=True)
+    layer = nonlocal_vlad.NonLocalBlock(16, **options)
+    layer(recorder.x)
+    return layer, recorder.x
+
+
+class Recorder(keras.layers.Layer):
+    """Passes on its input, and keeps it."""
+
+    def call(self, x):
+        self.x = x
+        return x
+
+
+def mean_cosine(vectors):
+    """Returns the mean cosine between different vectors of a video, `[B, K, D]`."""
+    vectors = np.asarray(vectors)
+    units = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    cosines = np.einsum("BKD,BJD->BKJ", units, units)
+    different = ~np.eye(cosines.shape[-1], dtype=bool)
+    return cosines[:, different].mean()
+
+
+def test_at_first_the_papers_block_adds_the_same_vector_to_every_residual():
+    layer, residuals = initial_block(scale=1 / 64)
+    added = layer(residuals) - residuals
+    assert mean_cosine(added) > 0.99
+    sizes = np.linalg.norm(added, axis=-1) / np.median(np.linalg.norm(residuals, axis=-1))
+    assert 0.5 < np.median(sizes) < 1.5
+    # Which makes the residuals of a video more alike.
+    assert mean_cosine(layer(residuals)) > mean_cosine(residuals) + 0.1
+
+
+def test_at_first_centered_attention_adds_a_vector_of_its_own_to_every_residual():
+    layer, residuals = initial_block(attention="centered", normalize=True)
+    normalized = layers.l2_normalize(residuals) * residuals.shape[-1] ** 0.5
+    assert mean_cosine(layer(residuals) - normalized) < 0.3
+    assert mean_cosine(layer(residuals)) < mean_cosine(residuals) + 0.05
+
+
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_a_block_that_starts_as_the_identity_changes_nothing_at_first(pairwise):
+    layer, x = initial_block(start="identity", pairwise=pairwise)
+    np.testing.assert_array_equal(layer(x), x)
+    assert [weight.name for weight in layer.weights if not np.any(weight)] == ["out"]
+
+
+def test_centered_attention_adds_nothing_where_the_attention_is_uniform():
+    layer, x = make_block(attention="centered")
+    layer.theta.assign(layer.theta * 0)
+    assert_close(layer(x), x)
+
+
+def test_a_block_that_starts_as_the_identity_learns_out_first_and_then_everything():
+    layer, x = make_block(**NORMALIZED)
+    layer.out.assign(layer.out * 0)
+    moved = []
+    for _ in range(2):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(layer(x) - 1.0))
+        weights = layer.trainable_weights
+        gradients = tape.gradient(loss, [weight.value for weight in weights])
+        found = zip(weights, gradients, strict=True)
+        moved.append({weight.name for weight, gradient in found if np.any(gradient)})
+        keras.optimizers.SGD(0.1).apply(gradients, weights)
+    assert moved == [{"out"}, {"theta", "phi", "g", "out"}]
+
+
+def test_the_normalized_block_does_not_depend_on_the_size_of_residuals_and_keeps_zero():
+    layer, x = make_block(**NORMALIZED)
+    factors = np.array([0.1, 3, 20, 1], np.float32)[:, None]
+    assert_close(layer(x * factors), layer(x))
+    x[:, 1] = 0
+    assert np.all(np.asarray(layer(x))[:, 1] == 0)
 
 
 def test_nonlocal_block_keeps_videos_apart():
@@ -255,6 +353,12 @@ def test_fewer_clusters_than_one_are_rejected(layer, clusters):
         ({"scale": -0.5}, "scale must be above 0. Received: -0.5"),
         ({"scale": float("nan")}, "scale must be above 0. Received: nan"),
         ({"pairwise": "concat"}, f"pairwise must be one of {', '.join(PAIRWISE)}. .*: 'concat'"),
+        ({"start": "zero"}, "start must be one of paper, identity. Received: 'zero'"),
+        ({"attention": "mean"}, "attention must be one of softmax, centered. Received: 'mean'"),
+        (
+            {"attention": "centered", "pairwise": "dot_product"},
+            "attention=centered needs a softmax, which pairwise=dot_product has not. .*",
+        ),
     ],
 )
 def test_a_nonlocal_block_rejects_bad_arguments_by_name(options, message):

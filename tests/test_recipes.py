@@ -31,6 +31,9 @@ NETVLAD = {
     "nonlocal_block": True,
     "nonlocal_embedding": "64,32",
     "nonlocal_pairwise": "embedded_gaussian",
+    "nonlocal_normalize": False,
+    "nonlocal_start": "paper",
+    "nonlocal_attention": "softmax",
     "nonlocal_scale": None,
     "gating": True,
     "moe_prob_gating": True,
@@ -105,6 +108,18 @@ EXPECTED = {
         {**ALL_FRAMES, "gru_cells": 1200, "gru_layers": 2},
         *(128, 0.9, 300_000, 63_466_124, 243),
         gap=("0.8568", "0.8612"),
+    ),
+    "lfnl_netvlad_normalized": Expected(
+        "LFNLNetVLADModel",
+        {
+            **NETVLAD,
+            "nonlocal_pairwise": "dot_product",
+            "nonlocal_normalize": True,
+            "nonlocal_start": "identity",
+            "nonlocal_scale": 0.125,
+            "moe_num_mixtures": 8,
+        },
+        *(80, 0.8, 700_000, 154_970_737),
     ),
     "video_moe": Expected(
         "MoeModel",
