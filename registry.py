@@ -30,7 +30,11 @@ from quantization import FrameFormat
 from utils import KERAS_PACKAGE, InputError, check_finite, comma_separated, static_shape
 
 MODULES_VARIABLE = "YOUTUBE8M_MODELS"
-_OWN_MODULES = ("frame_level_models", "video_level_models")
+_OWN_MODULES = (
+    "frame_level_models",
+    "transformer_models",
+    "video_level_models",
+)
 
 # Constructor arguments that every model gets from the data or from Keras; not hyperparameters.
 DATA_ARGUMENTS = ("num_classes", "feature_sizes", "frame_format", "l2_normalize_input", "name")

@@ -40,6 +40,16 @@ SMALL = {
     "LstmModel": {"lstm_cells": 5},
     "MoeModel": {},
     "SoftBoFModel": {"iterations": 0, "soft_bof_cluster_size": "6,4", "soft_bof_hidden_size": 5},
+    # Dropout would make training differ from call to call.
+    "TransformerModel": {
+        "transformer_units": 6,
+        "transformer_layers": 2,
+        "transformer_heads": 2,
+        "transformer_hidden_size": 7,
+        "transformer_dropout": 0.0,
+        "transformer_positions": 8,
+        "transformer_queries": 2,
+    },
 }
 
 CHANGED_MOE = {"moe_num_mixtures": 3, "moe_l2": 0.5, "moe_prob_gating": True}
@@ -93,13 +103,32 @@ CHANGED = {
         "soft_bof_hidden_size": 6,
         "gating": True,
     },
+    "TransformerModel": {
+        **CHANGED_FRAMES,
+        "transformer_units": 4,
+        "transformer_layers": 1,
+        "transformer_heads": 1,
+        "transformer_hidden_size": 5,
+        "transformer_dropout": 0.0,
+        "transformer_positions": 2,
+        "transformer_pooling": "class_token",
+        "transformer_queries": 3,
+    },
 }
 VARIANTS = {"small": SMALL, "changed": CHANGED}
 
 MODELS = list(registry.models())
 FRAME_LEVEL_MODELS = [name for name, model in registry.models().items() if model.frame_level]
 # One model of each kind, for what does not depend on the settings in which its relatives differ.
-FAMILIES = ["MoeModel", "DbofModel", "LstmModel", "GruModel", "LFNLNetVLADModel", "SoftBoFModel"]
+FAMILIES = [
+    "MoeModel",
+    "DbofModel",
+    "LstmModel",
+    "GruModel",
+    "LFNLNetVLADModel",
+    "SoftBoFModel",
+    "TransformerModel",
+]
 # Models that only set other defaults of LFNLNetVLADModel. Their tests are slow tests.
 RELATIVES = ["EFNLNetVLADModel", "LFNLNetRVLADModel"]
 

@@ -193,7 +193,7 @@ def test_a_model_rebuilt_from_its_resolved_hyperparameters_is_the_same(name):
 
 
 # These change only the initial weights, or only training; tests of their layers show how.
-WITHOUT_EFFECT_ON_PREDICTIONS = ("nonlocal_start",)
+WITHOUT_EFFECT_ON_PREDICTIONS = ("nonlocal_start", "transformer_dropout")
 
 
 def hyperparameters_of_its_own(name):
