@@ -8,7 +8,8 @@ import ensemble
 import layer_references
 import small_models
 from ensemble import Ensemble
-from small_models import NUM_CLASSES
+from run_config import RunConfig
+from small_models import FAMILIES, FEATURE_SIZES, NUM_CLASSES, marked
 from utils import InputError
 
 ITERATIONS = {"LFNLNetVLADModel": 6, "SoftBoFModel": 6, "DbofModel": 6, "GruModel": 0}
@@ -24,6 +25,26 @@ def models():
         found[name] = small_models.build(name, iterations=iterations)
         layer_references.randomize(found[name])
     return found
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03)])
+@pytest.mark.parametrize("name", [marked(name, slow=FAMILIES[2:]) for name in FAMILIES])
+def test_a_frozen_model_predicts_as_the_trained_one(name, dtype, tolerance, monkeypatch):
+    given = {"num_classes": NUM_CLASSES, "feature_sizes": FEATURE_SIZES}
+    config = RunConfig(name, hyperparameters=small_models.SMALL[name], **given)
+    trained, inputs = config.build_model(), small_models.make_inputs(name, (9, 2, 7, 5))
+    for _ in range(3):  # Statistics of batch normalization.
+        small_models.predict(trained, inputs, training=True)
+    monkeypatch.setattr(
+        ensemble.checkpoints,
+        "restore_weights",
+        lambda model, *_: model.set_weights(trained.get_weights()),
+    )
+    frozen = ensemble.frozen_model(config, dtype)
+    ensemble.restore_frozen(frozen, config, "checkpoint")
+    difference = np.abs(small_models.predict(frozen, inputs) - small_models.predict(trained, inputs))
+    assert difference.max() < tolerance
+    assert (difference.max() > 0) or dtype == "float32"
 
 
 def make_inputs(num_videos=4):
