@@ -101,28 +101,13 @@ class NetVLAD(MatmulLayer):
     def call(self, frames, frame_weights, training=False):
         """Returns the normalized VLAD, `[B, K * D]` or `[B * N, K * D]`."""
         assignments = self.assignment(frames, frame_weights, training=training)
-        residuals = self._residuals(frames, assignments, per_sampling(frame_weights))
+        weights = per_sampling(frame_weights)
+        centers = ops.tile(self.centers, (weights.shape[1], 1)) if self.has_centers else None
+        residuals = self.pool(frames, weighted_assignments(weights, assignments), centers)
+        residuals = ops.reshape(residuals, (-1, self.clusters, frames.shape[-1]))
         if self.nonlocal_block is not None:
             residuals = self.nonlocal_block(residuals)
         return ops.reshape(intra_normalize(residuals), (-1, self.clusters * frames.shape[-1]))
-
-    def _residuals(self, frames, assignments, weights):
-        """Returns the v_k of every sampling, `[B * N, K, D]`.
-
-        Values that depend only on the frame are computed once for all samplings, which are further
-        columns of one product.
-
-        Args:
-            frames: `[B, T, D]` or `StoredFrames`.
-            assignments: `[B, T, K]`.
-            weights: `[B, N, T]`.
-        """
-        size, length = frames.shape[-1], ops.shape(weights)[2]
-        num_samplings = weights.shape[1]
-        weighted = ops.transpose(weights, (0, 2, 1))[..., None] * assignments[:, :, None]
-        weighted = ops.reshape(weighted, (-1, length, num_samplings * self.clusters))
-        centers = ops.tile(self.centers, (num_samplings, 1)) if self.has_centers else None
-        return ops.reshape(self.pool(frames, weighted, centers), (-1, self.clusters, size))
 
 
 class NonLocalBlock(MatmulLayer):
@@ -267,7 +252,10 @@ class SoftBagOfFeatures(MatmulLayer):
     def call(self, frames, frame_weights, training=False):
         """Returns the normalized histogram, `[B, K]` or `[B * N, K]`."""
         assignments = self.assignment(frames, frame_weights, training=training)
-        weights = per_sampling(frame_weights)
+        return self.histogram(assignments, per_sampling(frame_weights), training)
+
+    def histogram(self, assignments, weights, training):
+        """Returns the normalized sums of assignments `[B, T, K]` with weights `[B, N, T]`."""
         if training:
             sums = weighted_sum(weights[:, 0], assignments)
         else:
@@ -296,6 +284,24 @@ def per_sampling(frame_weights):
     """Returns weights of frames, `[B, T]` or `[B, N, T]`, as `[B, N, T]`."""
     frame_weights = ops.cast(frame_weights, "float32")
     return frame_weights if len(frame_weights.shape) == 3 else frame_weights[:, None]
+
+
+def weighted_assignments(weights, assignments):
+    """Multiplies assignments by the weights of their frames, with all samplings side by side.
+
+    Values that depend only on the frame are thus computed once for all samplings, which are further
+    columns of one product.
+
+    Args:
+        weights: `[B, N, T]`.
+        assignments: `[B, T, K]`.
+
+    Returns:
+        `[B, T, N * K]`.
+    """
+    weighted = ops.transpose(weights, (0, 2, 1))[..., None] * assignments[:, :, None]
+    columns = weights.shape[1] * assignments.shape[-1]
+    return ops.reshape(weighted, (-1, ops.shape(weights)[2], columns))
 
 
 def intra_normalize(residuals):

@@ -34,6 +34,7 @@ _OWN_MODULES = (
     "frame_level_models",
     "transformer_models",
     "video_level_models",
+    "willow_models",
 )
 
 # Constructor arguments that every model gets from the data or from Keras; not hyperparameters.

@@ -12,7 +12,11 @@ import numpy as np
 EPSILON = 1e-3
 
 # Weights whose gradient is 0: batch normalization removes what they add to every row.
-WITHOUT_EFFECT = {"DbofModel/input_norm/beta", "SoftBoFModel/encoder/input_norm/beta"}
+WITHOUT_EFFECT = {
+    "DbofModel/input_norm/beta",
+    "GatedDbofModel/encoder/input_norm/beta",
+    "SoftBoFModel/encoder/input_norm/beta",
+}
 
 
 def weights_of(layer):
@@ -180,3 +184,43 @@ def soft_bag_of_features(frames, frame_weights, weights, training):
     )
     counted = assignments * np.asarray(frame_weights)[..., None]
     return np.array([unit_vector(sum(video)) for video in counted])
+
+
+def gated_bag_of_features(frames, frame_weights, weights, training):
+    assignments = soft_assignment(
+        frames, frame_weights, sub_weights(weights, "assignment"), training
+    )
+    logits, sums = [], []
+    for video, counts in zip(assignments, frame_weights, strict=True):
+        real = [row for row, count in zip(video, counts, strict=True) if count > 0]
+        largest = unit_vector([max(column) for column in zip(*real, strict=True)])
+        reduced = linear(largest, weights["reduction/kernel"])
+        logits.append(linear(reduced, weights["gate/kernel"]))
+        sums.append(sum(count * row for row, count in zip(video, counts, strict=True)))
+    logits = batch_norm(logits, sub_weights(weights, "gate/norm"), training)
+    gated = [
+        [sigmoid(logit) * value for logit, value in zip(*rows, strict=True)]
+        for rows in zip(logits, sums, strict=True)
+    ]
+    return np.array([unit_vector(video) for video in gated])
+
+
+def netfv(frames, frame_weights, weights, training, second_order_norm="global"):
+    assignments = soft_assignment(
+        frames, frame_weights, sub_weights(weights, "assignment"), training
+    )
+    deviations = weights["deviations"] ** 2 + 1e-6
+    outputs = []
+    for video, counts, assigned in zip(frames, frame_weights, assignments, strict=True):
+        first, second = np.zeros((2, *deviations.shape))
+        for k, (center, deviation) in enumerate(zip(weights["centers"], deviations, strict=True)):
+            for frame, n, row in zip(video, counts, assigned, strict=True):
+                standard = (frame - center) / deviation
+                first[k] += n * row[k] * standard
+                second[k] += n * row[k] * (standard**2 - 1)
+        first = [unit_vector(part) for part in first]
+        if second_order_norm == "intra":
+            second = [unit_vector(part) for part in second]
+        parts = [unit_vector(np.concatenate(part)) for part in (first, second)]
+        outputs.append(np.concatenate(parts))
+    return np.array(outputs)

@@ -21,7 +21,7 @@ NETVLAD_MODELS = {
     "EFNLNetVLADModel": ((D,), 2, None),
 }
 # Models that ignore the order of the frames and count sampled frames instead of copying them.
-COUNTING_MODELS = [*NETVLAD_MODELS, "SoftBoFModel"]
+COUNTING_MODELS = [*NETVLAD_MODELS, "SoftBoFModel", "NetFVModel", "GatedDbofModel"]
 
 
 def build(name, feature_sizes=FEATURE_SIZES, **hyperparameters):
@@ -127,8 +127,9 @@ def reference_pooling_model(model, videos, streams, name, pool, mixtures, traini
 
     Args:
         streams: sizes of the streams. The weights of stream n are in the layer `name_n`.
-        pool: reference of that layer.
+        pool: reference of that layer, or a list with one for each stream.
     """
+    pools = pool if isinstance(pool, list) else [pool] * len(streams)
     weights = weights_of(model)
     encoder = sub_weights(weights, "encoder")
     frames = np.zeros((len(videos), max(map(len, videos)), sum(streams)))
@@ -139,7 +140,7 @@ def reference_pooling_model(model, videos, streams, name, pool, mixtures, traini
     norm = sub_weights(encoder, "input_norm")
     frames = references.batch_norm(frames, norm, training, frame_weights)
     pooled = [
-        pool(stream, frame_weights, sub_weights(encoder, f"{name}_{number}"), training)
+        pools[number](stream, frame_weights, sub_weights(encoder, f"{name}_{number}"), training)
         for number, stream in enumerate(np.split(frames, np.cumsum(streams)[:-1], axis=-1))
     ]
     hidden = [

@@ -33,12 +33,18 @@ SMALL = {
     "DbofModel": {"iterations": 0, "dbof_cluster_size": 8, "dbof_hidden_size": 5},
     "EFNLNetVLADModel": for_one_stream(SMALL_NETVLAD),
     "FrameLevelLogisticModel": {},
+    "GatedDbofModel": {
+        "iterations": 0,
+        "gated_dbof_cluster_size": "6,4",
+        "gated_dbof_hidden_size": 5,
+    },
     "GruModel": {"gru_cells": 5},
     "LFNLNetRVLADModel": SMALL_NETVLAD,
     "LFNLNetVLADModel": SMALL_NETVLAD,
     "LogisticModel": {},
     "LstmModel": {"lstm_cells": 5},
     "MoeModel": {},
+    "NetFVModel": {"iterations": 0, "fv_cluster_size": "4,3", "fv_hidden_size": 5},
     "SoftBoFModel": {"iterations": 0, "soft_bof_cluster_size": "6,4", "soft_bof_hidden_size": 5},
     # Dropout would make training differ from call to call.
     "TransformerModel": {
@@ -91,12 +97,26 @@ CHANGED = {
         "video_level_classifier_model": "MoeModel",
         **CHANGED_MOE,
     },
+    "GatedDbofModel": {
+        **CHANGED_FRAMES,
+        "gated_dbof_cluster_size": "5",
+        "gated_dbof_hidden_size": 6,
+        "gated_dbof_streams": 2,
+        "gating": True,
+    },
     "GruModel": {**CHANGED_FRAMES, "gru_cells": 4, "gru_layers": 1},
     "LFNLNetRVLADModel": {**CHANGED_NETVLAD, "early_fusion": True, "netvlad_centers": True},
     "LFNLNetVLADModel": {**CHANGED_NETVLAD, "early_fusion": True, "netvlad_centers": False},
     "LogisticModel": {"l2_penalty": 0.5},
     "LstmModel": {**CHANGED_FRAMES, "lstm_cells": 4, "lstm_layers": 1},
     "MoeModel": CHANGED_MOE,
+    "NetFVModel": {
+        **CHANGED_FRAMES,
+        "fv_cluster_size": "5",
+        "fv_hidden_size": 6,
+        "fv_second_order_norm": "intra",
+        "gating": False,
+    },
     "SoftBoFModel": {
         **CHANGED_FRAMES,
         "soft_bof_cluster_size": "5",
@@ -128,6 +148,8 @@ FAMILIES = [
     "LFNLNetVLADModel",
     "SoftBoFModel",
     "TransformerModel",
+    "NetFVModel",
+    "GatedDbofModel",
 ]
 # Models that only set other defaults of LFNLNetVLADModel. Their tests are slow tests.
 RELATIVES = ["EFNLNetVLADModel", "LFNLNetRVLADModel"]

@@ -42,7 +42,9 @@ def test_a_frozen_model_predicts_as_the_trained_one(name, dtype, tolerance, monk
     )
     frozen = ensemble.frozen_model(config, dtype)
     ensemble.restore_frozen(frozen, config, "checkpoint")
-    difference = np.abs(small_models.predict(frozen, inputs) - small_models.predict(trained, inputs))
+    difference = np.abs(
+        small_models.predict(frozen, inputs) - small_models.predict(trained, inputs)
+    )
     assert difference.max() < tolerance
     assert (difference.max() > 0) or dtype == "float32"
 

@@ -1,5 +1,7 @@
 """Every model equals its formula, written as plain loops in float64."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -205,6 +207,33 @@ def test_soft_bof_model_equals_its_formula(streams, gating, training):
     model = build("SoftBoFModel", streams, gating=gating)
     videos = reference_frames(*make_videos())
     expected = model_references.reference_soft_bof_model(model, videos, streams, training)
+    assert_close(call(model, *make_videos(), training), expected)
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("norm", ["global", "intra"])
+@pytest.mark.parametrize("streams", [FEATURE_SIZES, (D,), (4, 3, 2)])
+def test_netfv_model_equals_its_formula(streams, norm, training):
+    model = build("NetFVModel", streams, fv_second_order_norm=norm)
+    pool = functools.partial(references.netfv, second_order_norm=norm)
+    check_pooling(model, streams, "netfv", pool, training)
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("gated", [0, 1, 2, 3])
+@pytest.mark.parametrize("streams", [FEATURE_SIZES, (4, 3, 2)])
+def test_gated_dbof_model_equals_its_formula(streams, gated, training):
+    model = build("GatedDbofModel", streams, gated_dbof_streams=gated)
+    pools = [references.gated_bag_of_features] * gated
+    pools += [references.soft_bag_of_features] * len(streams)
+    check_pooling(model, streams, "dbof", pools, training)
+
+
+def check_pooling(model, streams, name, pool, training):
+    """Compares a model with its formula, on pooled streams; see `reference_pooling_model`."""
+    videos = reference_frames(*make_videos())
+    reference = model_references.reference_pooling_model
+    expected = reference(model, videos, streams, name, pool, 2, training)
     assert_close(call(model, *make_videos(), training), expected)
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 import layer_references as references
 import layers
 import nonlocal_vlad
+import willow_models
 from gradient_checks import assert_close, assert_gradients_equal_finite_differences
 from utils import InputError
 
@@ -55,6 +56,15 @@ FRAME_LAYERS = {
     "soft bag of features": (
         lambda: nonlocal_vlad.SoftBagOfFeatures(CLUSTERS),
         references.soft_bag_of_features,
+    ),
+    "gated bag of features": (
+        lambda: willow_models.GatedBagOfFeatures(CLUSTERS),
+        references.gated_bag_of_features,
+    ),
+    "NetFV": (lambda: willow_models.NetFV(CLUSTERS), references.netfv),
+    "NetFV, each cluster normalized": (
+        lambda: willow_models.NetFV(CLUSTERS, second_order_norm="intra"),
+        lambda *arguments: references.netfv(*arguments, second_order_norm="intra"),
     ),
 }
 # These have one output per frame; the others sum over the frames.
@@ -296,7 +306,9 @@ def test_the_order_of_the_frames_does_not_change_sums_over_them(name, training):
 @pytest.mark.parametrize("name", SUMMING_LAYERS)
 def test_a_sum_over_frames_has_norm_one(name):
     output = make(name)(make_frames(), FRAME_WEIGHTS)
-    assert_close(np.linalg.norm(output, axis=-1), np.ones(len(FRAME_WEIGHTS)))
+    # A Fisher vector has two parts, of mean and variance, with norm 1 each.
+    parts = np.split(np.asarray(output), 2 if "NetFV" in name else 1, axis=-1)
+    assert_close(np.linalg.norm(parts, axis=-1), np.ones((len(parts), len(FRAME_WEIGHTS))))
 
 
 def test_the_residuals_of_all_clusters_have_the_same_norm():
