@@ -64,6 +64,38 @@ PROBLEMS = [
     ("SoftBoFModel", "soft_bof_cluster_size", "8,x", "must be integers .* stream. Received: '8,x'"),
     ("SoftBoFModel", "soft_bof_hidden_size", 0, "must be at least 1. Received: 0"),
     ("SoftBoFModel", "moe_num_mixtures", 0, "must be at least 1. Received: 0"),
+    ("NetFVModel", "fv_cluster_size", "0", "must be at least 1. Received: 0"),
+    ("NetFVModel", "fv_hidden_size", 0, "must be at least 1. Received: 0"),
+    ("NetFVModel", "fv_second_order_norm", "l2", "must be one of global, intra. Received: 'l2'"),
+    ("GatedDbofModel", "gated_dbof_cluster_size", "0", "must be at least 1. Received: 0"),
+    ("GatedDbofModel", "gated_dbof_hidden_size", 0, "must be at least 1. Received: 0"),
+    ("GatedDbofModel", "gated_dbof_streams", -1, "must be at least 0. Received: -1"),
+    *(
+        ("TransformerModel", f"transformer_{name}", 0, "must be at least 1. Received: 0")
+        for name in ("units", "layers", "heads", "hidden_size", "queries")
+    ),
+    ("TransformerModel", "transformer_positions", -1, "must be at least 0. Received: -1"),
+    *(
+        (
+            "TransformerModel",
+            "transformer_dropout",
+            value,
+            f"must be at least 0 and below 1. Received: {value}",
+        )
+        for value in (-0.1, 1.0)
+    ),
+    (
+        "TransformerModel",
+        "transformer_units",
+        12,
+        "must be a multiple of transformer_heads, 8. Received: 12",
+    ),
+    (
+        "TransformerModel",
+        "transformer_pooling",
+        "max",
+        "must be one of mean, attention, class_token. Received: 'max'",
+    ),
     ("LstmModel", "lstm_cells", 0, "must be at least 1. Received: 0"),
     ("LstmModel", "lstm_layers", 0, "must be at least 1. Received: 0"),
     ("GruModel", "gru_cells", 0, "must be at least 1. Received: 0"),

@@ -356,7 +356,15 @@ def test_replicas_draw_different_random_numbers_from_equal_states():
         ("DbofModel", {}),
         *(
             small_models.marked(name, {}, slow=[name])
-            for name in ("LstmModel", "GruModel", "SoftBoFModel", "EFNLNetVLADModel")
+            for name in (
+                "LstmModel",
+                "GruModel",
+                "SoftBoFModel",
+                "EFNLNetVLADModel",
+                "TransformerModel",
+                "NetFVModel",
+                "GatedDbofModel",
+            )
         ),
     ],
 )

@@ -74,6 +74,33 @@ def test_initial_weights_of_soft_bof_are_normal_by_their_fan_in():
     assert not np.any(weights["hidden/bias"])
 
 
+def test_initial_weights_of_netfv_are_normal_by_their_fan_in_and_deviations_are_around_one():
+    model = build("NetFVModel", (256, 64), fv_cluster_size="49,36", fv_hidden_size=8)
+    weights = sub_weights(weights_of(model), "encoder")
+    for number, size in enumerate((256, 64)):
+        own = sub_weights(weights, f"netfv_{number}")
+        assert_normal(own["assignment/kernel"], size**-0.5)
+        assert_normal(own["centers"], size**-0.5)
+        assert_normal(own["deviations"] - 1, size**-0.5)
+    assert_normal(weights["hidden/kernel"], 1 / 7)
+
+
+def test_initial_weights_of_gated_dbof_are_normal_by_the_size_of_a_frame():
+    options = {"gated_dbof_cluster_size": "225,64", "gated_dbof_hidden_size": 32}
+    model = build("GatedDbofModel", (64, 100), **options)
+    weights = sub_weights(weights_of(model), "encoder")
+    for name in ("assignment", "reduction", "gate"):
+        assert_normal(weights[f"dbof_0/{name}/kernel"], 1 / 8)
+    assert_normal(weights["dbof_1/assignment/kernel"], 1 / 10)
+    assert_normal(weights["hidden/kernel"], 1 / 15)
+
+
+def test_initial_embeddings_of_time_are_small():
+    model = build("TransformerModel", (8,), transformer_units=64, transformer_positions=100)
+    weights = sub_weights(weights_of(model), "encoder")
+    assert_normal(weights["time_embedding"], 0.02)
+
+
 def test_initial_batch_norm_scales_by_one_and_shifts_by_zero():
     layer = layers.BatchNorm()
     layer.build((None, 5))

@@ -45,6 +45,33 @@ def vlad_parameters(sizes, clusters, embeddings, mixtures, *, centers=True):
     )
 
 
+def layer_norm_parameters(width):
+    return 2 * width
+
+
+def linear_parameters(width, units):
+    return (width + 1) * units
+
+
+def transformer_parameters(units, blocks, hidden, positions, queries):
+    """The projected frames, their time, blocks, queries of the pooling, and the classifier."""
+    block = (
+        2 * layer_norm_parameters(units)
+        + linear_parameters(units, 3 * units)
+        + linear_parameters(units, units)
+        + linear_parameters(units, hidden)
+        + linear_parameters(hidden, units)
+    )
+    return (
+        linear_parameters(1152, units)
+        + 2 * layer_norm_parameters(units)
+        + positions * units
+        + blocks * block
+        + queries * units
+        + moe_parameters(queries * units, 3862)
+    )
+
+
 # Weights of the default model for 3862 classes of 1024 + 128 features, counted by hand.
 PARAMETER_COUNTS = {
     "DbofModel": 1152 * 8192
@@ -53,6 +80,14 @@ PARAMETER_COUNTS = {
     + moe_parameters(1024, 3862),
     "EFNLNetVLADModel": vlad_parameters([1152], [64], [64], 2),
     "FrameLevelLogisticModel": 1152 * 3862 + 3862,
+    "GatedDbofModel": 1024 * 4096
+    + 128 * 512
+    # The two matrices of the gate.
+    + 2 * 1024 * 4096
+    + (4096 + 512) * 1024
+    + 1024
+    + sum(batch_norm_parameters(width) for width in (1152, 4096, 4096, 512))
+    + moe_parameters(1024, 3862),
     "GruModel": recurrent_parameters(3, 1152, 1200)
     + recurrent_parameters(3, 1200, 1200)
     + moe_parameters(2 * 1200, 3862),
@@ -63,13 +98,28 @@ PARAMETER_COUNTS = {
     + recurrent_parameters(4, 1024, 1024)
     + moe_parameters(1024, 3862),
     "MoeModel": moe_parameters(1152, 3862),
+    # Assignment, centers and deviations; then the first and the second order.
+    "NetFVModel": 3 * (1024 * 128 + 128 * 64)
+    + 2 * (1024 * 128 + 128 * 64) * 1024
+    + 1024
+    + sum(batch_norm_parameters(width) for width in (1152, 128, 64))
+    + gating_parameters(1024)
+    + moe_parameters(1024, 3862)
+    + gating_parameters(3862),
     "SoftBoFModel": 1024 * 4000
     + 128 * 500
     + 4500 * 1024
     + 1024
     + sum(batch_norm_parameters(width) for width in (1152, 4000, 500))
     + moe_parameters(1024, 3862),
+    "TransformerModel": transformer_parameters(512, 4, 2048, positions=300, queries=4),
 }
+# Trainable weights of the published code of a model, with 2 mixtures, by hyperparameters.
+PUBLISHED = [
+    ("NetFVModel", {}, 321_388_732),
+    ("GatedDbofModel", {}, 37_168_940),
+    ("GatedDbofModel", {"moe_prob_gating": True}, 52_091_708),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,11 +132,23 @@ def test_every_model_has_its_number_of_parameters_here():
     assert sorted(PARAMETER_COUNTS) == small_models.MODELS
 
 
+def build_without_memory(name, **hyperparameters):
+    """Returns a model of full size whose weights have no values."""
+    with keras.StatelessScope(initialize_variables=False):
+        return registry.build_model(
+            name, num_classes=3862, feature_sizes=(1024, 128), **hyperparameters
+        )
+
+
 @pytest.mark.parametrize("name", small_models.MODELS)
 def test_default_model_has_the_exact_number_of_parameters(name):
-    # Without memory for the weights.
-    with keras.StatelessScope(initialize_variables=False):
-        model = registry.build_model(name, num_classes=3862, feature_sizes=(1024, 128))
+    model = build_without_memory(name)
     count = sum(math.prod(weight.shape) for weight in model.weights)
     # The state of a seed generator, two numbers, is not a parameter.
     assert (count, model.count_params()) == (PARAMETER_COUNTS[name],) * 2
+
+
+@pytest.mark.parametrize(("name", "hyperparameters", "count"), PUBLISHED)
+def test_trainable_weights_are_as_many_as_in_the_published_code(name, hyperparameters, count):
+    model = build_without_memory(name, **hyperparameters)
+    assert sum(math.prod(weight.shape) for weight in model.trainable_weights) == count
