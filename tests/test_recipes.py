@@ -121,6 +121,44 @@ EXPECTED = {
         },
         *(80, 0.8, 700_000, 154_970_737),
     ),
+    "netfv": Expected(
+        "NetFVModel",
+        {
+            **SAMPLED,
+            "fv_cluster_size": "128,64",
+            "fv_hidden_size": 1024,
+            "fv_second_order_norm": "global",
+            "gating": True,
+            "moe_prob_gating": True,
+        },
+        *(80, 0.8, 600_000, 321_401_197),
+    ),
+    "gated_dbof": Expected(
+        "GatedDbofModel",
+        {
+            **SAMPLED,
+            "gated_dbof_cluster_size": "4096,512",
+            "gated_dbof_hidden_size": 1024,
+            "gated_dbof_streams": 1,
+            "gating": False,
+        },
+        *(80, 0.95, 1_000_000, 37_188_656),
+    ),
+    "transformer": Expected(
+        "TransformerModel",
+        {
+            **ALL_FRAMES,
+            "transformer_units": 512,
+            "transformer_layers": 4,
+            "transformer_heads": 8,
+            "transformer_hidden_size": 2048,
+            "transformer_dropout": 0.1,
+            "transformer_positions": 300,
+            "transformer_pooling": "attention",
+            "transformer_queries": 4,
+        },
+        *(80, 0.8, 300_000, 52_912_172),
+    ),
     "video_moe": Expected(
         "MoeModel",
         {"moe_num_mixtures": 2, "moe_prob_gating": False, "moe_l2": 1e-8},
@@ -188,8 +226,8 @@ def test_a_recipe_has_the_settings_of_the_table(name):
     assert options.keep_checkpoints == 20
 
 
-@pytest.mark.parametrize("name", sorted(OF_THE_PAPER - {"soft_bof_8k"}))
-def test_defaults_of_a_model_are_those_of_the_paper(name):
+@pytest.mark.parametrize("name", ["gated_dbof", "netfv", *sorted(OF_THE_PAPER - {"soft_bof_8k"})])
+def test_defaults_of_a_model_are_those_of_its_authors(name):
     assert registry.resolve(EXPECTED[name].model, {}) == EXPECTED[name].hyperparameters
 
 
