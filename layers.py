@@ -704,6 +704,28 @@ class ContextGating(MatmulLayer):
         return x * ops.sigmoid(self.gate(x, training=training))
 
 
+class Dropout(Float32Layer):
+    """In training, sets entries to 0 with probability `rate` and divides the others by `1 - rate`.
+
+    Args:
+        rate: float. In [0, 1).
+
+    Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html).
+    """
+
+    def __init__(self, rate, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+
+    def build(self, input_shape):
+        """Creates the state of the random numbers."""
+        self.seed = SeedGenerator(name="seed")
+
+    def call(self, x, training=False):
+        """Returns a tensor of the shape of `x`."""
+        return keras.random.dropout(x, self.rate, seed=self.seed) if training else x
+
+
 def l2_normalize(x):
     """Scales vectors to L2 norm 1 along the last axis; 0 stays 0."""
     return x * inverse_sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))

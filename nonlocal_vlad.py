@@ -101,10 +101,8 @@ class NetVLAD(MatmulLayer):
     def call(self, frames, frame_weights, training=False):
         """Returns the normalized VLAD, `[B, K * D]` or `[B * N, K * D]`."""
         assignments = self.assignment(frames, frame_weights, training=training)
-        weights = per_sampling(frame_weights)
-        centers = ops.tile(self.centers, (weights.shape[1], 1)) if self.has_centers else None
-        residuals = self.pool(frames, weighted_assignments(weights, assignments), centers)
-        residuals = ops.reshape(residuals, (-1, self.clusters, frames.shape[-1]))
+        centers = self.centers if self.has_centers else None
+        residuals = pool_samplings(self, frames, assignments, per_sampling(frame_weights), centers)
         if self.nonlocal_block is not None:
             residuals = self.nonlocal_block(residuals)
         return ops.reshape(intra_normalize(residuals), (-1, self.clusters * frames.shape[-1]))
@@ -280,28 +278,38 @@ def weighted_sum(weights, rows):
     return run(rows)
 
 
+def pool_samplings(layer, frames, assignments, weights, centers=None):
+    """Sums the residuals of frames to cluster centers, for each of N samplings of the frames.
+
+        v_nk = sum_t weights_nt assignments_tk (x_t - c_k)
+
+    Values that depend only on the frame are computed once for all samplings, which are further
+    columns of one product.
+
+    Args:
+        layer: `MatmulLayer` that multiplies.
+        frames: the x_t, `[B, T, D]` or `StoredFrames`.
+        assignments: `[B, T, K]`.
+        weights: `[B, N, T]`.
+        centers: the c_k, `[K, D]`; None for 0.
+
+    Returns:
+        float32 `[B * N, K, D]`.
+    """
+    length, num_samplings = ops.shape(weights)[2], weights.shape[1]
+    clusters = assignments.shape[-1]
+    weighted = ops.transpose(weights, (0, 2, 1))[..., None] * assignments[:, :, None]
+    weighted = ops.reshape(weighted, (-1, length, num_samplings * clusters))
+    if centers is not None:
+        centers = ops.tile(centers, (num_samplings, 1))
+    sums = layer.pool(frames, weighted, centers)
+    return ops.reshape(sums, (-1, clusters, frames.shape[-1]))
+
+
 def per_sampling(frame_weights):
     """Returns weights of frames, `[B, T]` or `[B, N, T]`, as `[B, N, T]`."""
     frame_weights = ops.cast(frame_weights, "float32")
     return frame_weights if len(frame_weights.shape) == 3 else frame_weights[:, None]
-
-
-def weighted_assignments(weights, assignments):
-    """Multiplies assignments by the weights of their frames, with all samplings side by side.
-
-    Values that depend only on the frame are thus computed once for all samplings, which are further
-    columns of one product.
-
-    Args:
-        weights: `[B, N, T]`.
-        assignments: `[B, T, K]`.
-
-    Returns:
-        `[B, T, N * K]`.
-    """
-    weighted = ops.transpose(weights, (0, 2, 1))[..., None] * assignments[:, :, None]
-    columns = weights.shape[1] * assignments.shape[-1]
-    return ops.reshape(weighted, (-1, ops.shape(weights)[2], columns))
 
 
 def intra_normalize(residuals):

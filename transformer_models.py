@@ -89,19 +89,14 @@ class TransformerBlock(layers.Float32Layer):
         self.hidden_norm = layer_norm("hidden_norm")
         self.hidden = layers.Linear(hidden_size, name="hidden")
         self.output_projection = layers.Linear(units, name="output_projection")
-        self.dropout = dropout
-        self.dropout_seed = layers.SeedGenerator(name="dropout_seed")
+        self.dropout = layers.Dropout(dropout, name="dropout")
 
     def call(self, x, real, training=False):
         """Returns the frames after attention and feed-forward layer."""
-        x += self._drop(self.attention(self.attention_norm(x), real), training)
+        attended = self.attention(self.attention_norm(x), real)
+        x += self.dropout(attended, training=training)
         hidden = ops.gelu(self.hidden(self.hidden_norm(x)), approximate=False)
-        return x + self._drop(self.output_projection(hidden), training)
-
-    def _drop(self, x, training):
-        if not training or not self.dropout:
-            return x
-        return keras.random.dropout(x, self.dropout, seed=self.dropout_seed)
+        return x + self.dropout(self.output_projection(hidden), training=training)
 
 
 class AttentionPooling(layers.MatmulLayer):

@@ -63,12 +63,12 @@ class NetFV(layers.MatmulLayer):
         """Returns the normalized u and v, side by side."""
         assignments = self.assignment(frames, frame_weights, training=training)
         weights = nonlocal_vlad.per_sampling(frame_weights)
-        weighted = nonlocal_vlad.weighted_assignments(weights, assignments)
         values = frames.to_float() if isinstance(frames, layers.StoredFrames) else frames
-        totals = ops.reshape(ops.sum(weighted, axis=1), (-1, self.clusters, 1))
+        totals = ops.einsum("BNT,BTK->BNK", weights, assignments)
+        totals = ops.reshape(totals, (-1, self.clusters, 1))
         sums, squares = (
-            ops.reshape(pooled, (-1, self.clusters, frames.shape[-1]))
-            for pooled in (self.pool(frames, weighted), self.pool(ops.square(values), weighted))
+            nonlocal_vlad.pool_samplings(self, pooled, assignments, weights)
+            for pooled in (frames, ops.square(values))
         )
         centers = ops.cast(self.centers, "float32")
         deviations = ops.square(ops.cast(self.deviations, "float32")) + 1e-6
