@@ -198,6 +198,9 @@ NETVLAD_ARGUMENTS = FRAME_LEVEL_ARGUMENTS | {
     "nonlocal_embedding",
     "nonlocal_scale",
     "nonlocal_pairwise",
+    "nonlocal_normalize",
+    "nonlocal_start",
+    "nonlocal_attention",
     "gating",
 }
 LOGISTIC = {"video_level_classifier_model": "LogisticModel"}
