@@ -20,6 +20,7 @@ import programs
 import registry
 import sample_records
 import serving
+import small_models
 from ensemble import Ensemble
 from predictor import ExportedPredictor, Predictor, read_manifest
 from run_config import RunConfig
@@ -394,6 +395,16 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members(trained, frame_data, tm
     metrics = programs.evaluate(f"--eval_data_pattern={frame_data}", *given)
     gap = gap_of(found, tmp_path / "model", frame_data)
     assert metrics["gap"] == pytest.approx(gap, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["TransformerModel", "NetFVModel", "GatedDbofModel"])
+def test_a_model_of_every_kind_predicts_the_same_when_exported(name, frame_data, tmp_path):
+    small = {**small_models.SMALL[name], "iterations": 4}
+    train_dir = untrained_run(tmp_path / "run", name, **small)
+    export(tmp_path / "model", f"--train_dir={train_dir}", "--dtype=float32", "--num_samplings=3")
+    expected = in_process([train_dir], frame_data, num_samplings=3)
+    assert largest_difference(of_export(tmp_path / "model", frame_data), expected) < 1e-6
 
 
 @pytest.mark.slow
