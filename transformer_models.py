@@ -179,18 +179,25 @@ class TransformerEncoder(layers.Float32Layer):
 
     def call(self, frames, frame_weights, training=False):
         """Returns the encoding of each video."""
-        real = frame_weights > 0
-        x = self.projection_norm(self.projection(frames))
-        if self.positions:
-            numbers = ops.minimum(ops.arange(ops.shape(x)[1]), self.positions - 1)
-            x += ops.take(self.time_embedding, numbers, axis=0)
+        x, real = self._embedded(frames), frame_weights > 0
         if self.pooling == "class_token":
             token = ops.broadcast_to(self.class_token, (ops.shape(x)[0], 1, self.units))
             x = ops.concatenate([token, x], axis=1)
             real = ops.pad(real, ((0, 0), (1, 0)), constant_values=True)
         for block in self.blocks:
             x = block(x, real, training=training)
-        x = self.output_norm(x)
+        return self._pooled(self.output_norm(x), real)
+
+    def _embedded(self, frames):
+        """Returns the projected frames with the embeddings of their time, `[B, T, E]`."""
+        x = self.projection_norm(self.projection(frames))
+        if not self.positions:
+            return x
+        numbers = ops.minimum(ops.arange(ops.shape(x)[1]), self.positions - 1)
+        return x + ops.take(self.time_embedding, numbers, axis=0)
+
+    def _pooled(self, x, real):
+        """Returns one vector per video from frames `[B, T, E]`, behind the class token if any."""
         if self.pooling == "class_token":
             return x[:, 0]
         if self.pooling == "attention":
@@ -203,7 +210,8 @@ class TransformerEncoder(layers.Float32Layer):
 class TransformerModel(FrameLevelModel):
     """Transformer encoder over the frames, with pre-normalization; classifies their pooling.
 
-    Without `transformer_positions` the order of the frames has no effect.
+    Without `transformer_positions` the order of the frames has no effect. Where frames are sampled,
+    their time is their number in the sampling.
 
     Args:
         transformer_units: int. Size of the frames in the transformer, a multiple of the heads.
@@ -256,7 +264,7 @@ class TransformerModel(FrameLevelModel):
                 f"transformer_units must be a multiple of transformer_heads, {transformer_heads}. "
                 f"Received: {transformer_units}"
             )
-        # Fewer frames have other numbers, and so other embeddings of time.
+        # All frames of a video have other numbers than those of a sampling.
         self.default_samplings = 5 if transformer_positions else 0
         self.floats_per_frame = 6 * transformer_units + 2 * transformer_hidden_size
         self.heads = transformer_heads
@@ -279,7 +287,7 @@ class TransformerModel(FrameLevelModel):
         )
 
     def encode(self, frames, frame_weights, training):
-        """Returns the pooled frames, `[B, transformer_units]`, or as many times `queries`."""
+        """Returns the pooled frames, `[B, size]`; see `TransformerEncoder`."""
         return self.encoder(frames, frame_weights, training=training)
 
     def floats_per_video(self, num_frames, num_samplings):
