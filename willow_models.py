@@ -57,31 +57,35 @@ class NetFV(layers.MatmulLayer):
             shape=shape, initializer=layers.scaled_normal(size), name="centers"
         )
         around_one = keras.initializers.RandomNormal(mean=1.0, stddev=size**-0.5)
-        self.deviations = self.add_weight(shape=shape, initializer=around_one, name="deviations")
+        self.deviation_roots = self.add_weight(
+            shape=shape, initializer=around_one, name="deviation_roots"
+        )
 
     def call(self, frames, frame_weights, training=False):
         """Returns the normalized u and v, side by side."""
         assignments = self.assignment(frames, frame_weights, training=training)
-        weights = nonlocal_vlad.per_sampling(frame_weights)
+        first, second = self._orders(frames, assignments, nonlocal_vlad.per_sampling(frame_weights))
+        if self.second_order_norm == "intra":
+            second = nonlocal_vlad.intra_normalize(second)
+        size = self.clusters * frames.shape[-1]
+        first = ops.reshape(nonlocal_vlad.intra_normalize(first), (-1, size))
+        second = layers.l2_normalize(ops.reshape(second, (-1, size)))
+        return ops.concatenate([first, second], axis=-1)
+
+    def _orders(self, frames, assignments, weights):
+        """Returns the u_k and the v_k of every sampling, `[B * N, K, D]` each."""
         values = frames.to_float() if isinstance(frames, layers.StoredFrames) else frames
-        totals = ops.einsum("BNT,BTK->BNK", weights, assignments)
-        totals = ops.reshape(totals, (-1, self.clusters, 1))
         sums, squares = (
             nonlocal_vlad.pool_samplings(self, pooled, assignments, weights)
             for pooled in (frames, ops.square(values))
         )
+        totals = ops.einsum("BNT,BTK->BNK", weights, assignments)
+        totals = ops.reshape(totals, (-1, self.clusters, 1))
         centers = ops.cast(self.centers, "float32")
-        deviations = ops.square(ops.cast(self.deviations, "float32")) + 1e-6
+        deviations = ops.square(ops.cast(self.deviation_roots, "float32")) + 1e-6
         first = (sums - totals * centers) / deviations
         second = squares + centers * (totals * centers - 2.0 * sums)
-        second = second / ops.square(deviations) - totals
-        if self.second_order_norm == "intra":
-            second = nonlocal_vlad.intra_normalize(second)
-        parts = [nonlocal_vlad.intra_normalize(first), second]
-        first, second = (
-            ops.reshape(part, (-1, self.clusters * frames.shape[-1])) for part in parts
-        )
-        return ops.concatenate([first, layers.l2_normalize(second)], axis=-1)
+        return first, second / ops.square(deviations) - totals
 
 
 @registry.register

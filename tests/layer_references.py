@@ -209,7 +209,7 @@ def netfv(frames, frame_weights, weights, training, second_order_norm="global"):
     assignments = soft_assignment(
         frames, frame_weights, sub_weights(weights, "assignment"), training
     )
-    deviations = weights["deviations"] ** 2 + 1e-6
+    deviations = weights["deviation_roots"] ** 2 + 1e-6
     outputs = []
     for video, counts, assigned in zip(frames, frame_weights, assignments, strict=True):
         first, second = np.zeros((2, *deviations.shape))

@@ -81,7 +81,7 @@ def test_initial_weights_of_netfv_are_normal_by_their_fan_in_and_deviations_are_
         own = sub_weights(weights, f"netfv_{number}")
         assert_normal(own["assignment/kernel"], size**-0.5)
         assert_normal(own["centers"], size**-0.5)
-        assert_normal(own["deviations"] - 1, size**-0.5)
+        assert_normal(own["deviation_roots"] - 1, size**-0.5)
     assert_normal(weights["hidden/kernel"], 1 / 7)
 
 
