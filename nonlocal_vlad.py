@@ -171,7 +171,7 @@ class NonLocalBlock(MatmulLayer):
         utils.check_one_of(self.ATTENTIONS, attention=attention)
         if pairwise == "dot_product" and attention != "softmax":
             raise utils.InputError(
-                f"attention={attention} needs a softmax, which pairwise=dot_product has not. Leave "
+                f"attention={attention} needs a softmax, and pairwise=dot_product has none. Leave "
                 "one of them at its default."
             )
         self.embedding_dim = embedding_dim

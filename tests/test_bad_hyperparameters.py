@@ -111,7 +111,7 @@ def test_models_reject_bad_values_by_name(name, argument, value, problem):
 
 def test_centered_attention_without_a_softmax_is_rejected():
     given = {"nonlocal_pairwise": "dot_product", "nonlocal_attention": "centered"}
-    message = "^LFNLNetVLADModel: attention=centered needs a softmax, which pairwise=dot_product "
+    message = "^LFNLNetVLADModel: attention=centered needs a softmax, and pairwise=dot_product "
     with pytest.raises(InputError, match=message):
         registry.build_model("LFNLNetVLADModel", **SIZES, **given)
 

@@ -369,7 +369,7 @@ def test_fewer_clusters_than_one_are_rejected(layer, clusters):
         ({"attention": "mean"}, "attention must be one of softmax, centered. Received: 'mean'"),
         (
             {"attention": "centered", "pairwise": "dot_product"},
-            "attention=centered needs a softmax, which pairwise=dot_product has not. .*",
+            "attention=centered needs a softmax, and pairwise=dot_product has none. .*",
         ),
     ],
 )
