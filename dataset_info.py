@@ -15,7 +15,7 @@ from absl import logging
 import files
 from options import Options, option
 from quantization import FeatureScale, FrameStorage, Quantization
-from run_config import RunConfig
+from run_config import DataConfig, RunConfig
 from utils import InputError, comma_separated
 
 FILE = "dataset.json"
@@ -314,6 +314,33 @@ def _text(value):
     return ",".join(
         _described(entry) if isinstance(entry, Feature) else str(entry) for entry in value
     )
+
+
+def check_storage(data: DataConfig, paths: Sequence[str]) -> None:
+    """Rejects frames that a `dataset.json` says are stored otherwise than those of the model.
+
+    Bytes of another range would otherwise be read without any error.
+
+    Args:
+        data: data that the model takes.
+        paths: record files. Without a `dataset.json` in their directories, nothing is checked.
+
+    Raises:
+        InputError: naming file and feature.
+    """
+    for path, info in _load_all(paths).items():
+        known = {feature.name: feature for feature in info.features if info.level == "frame"}
+        for name, size, storage in zip(
+            data.feature_names, data.feature_sizes, data.storages, strict=False
+        ):
+            if name in known and known[name].storage != storage:
+                ranges = storage.quantization.as_json() if storage.quantization else None
+                expected = Feature(name=name, size=size, dtype=storage.dtype, quantization=ranges)
+                raise InputError(
+                    f"{path} says that frames are stored as {_described(known[name])}, but the "
+                    f"model takes {_described(expected)}. make_records.py --like=DATASET.JSON "
+                    "stores new videos as those of the training data."
+                )
 
 
 def read_feature_scale(path: str) -> FeatureScale:

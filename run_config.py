@@ -139,16 +139,20 @@ class DataConfig(Options):
             with_labels: whether to read labels; prediction needs none.
 
         Raises:
-            InputError: if a glob matches no file.
+            InputError: if a glob matches no file, or a `dataset.json` says that the frames are
+                stored otherwise.
         """
+        import dataset_info
         import files
         import readers
 
+        paths = files.expand_patterns(paths) if isinstance(paths, str) else paths
         reader: Callable = readers.YT8MAggregatedFeatureReader
         if self.frame_level:
+            dataset_info.check_storage(self, paths)
             reader = functools.partial(readers.YT8MFrameFeatureReader, storages=self.storages)
         return reader(
-            files.expand_patterns(paths) if isinstance(paths, str) else paths,
+            paths,
             feature_names=self.feature_names,
             feature_sizes=self.feature_sizes,
             num_classes=self.num_classes,

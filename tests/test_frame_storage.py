@@ -329,6 +329,26 @@ def test_a_run_on_any_storage_is_trained_evaluated_exported_and_served(tmp_path,
     np.testing.assert_allclose(best, of_run["v0"], atol=2e-6)
 
 
+def test_records_of_another_range_are_refused_by_all_programs(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_data(tmp_path / name, ("audio",))
+    path = tmp_path / "b" / "dataset.json"
+    description = json.loads(path.read_text())
+    description["features"][0]["quantization"]["max"][0] += 0.5
+    path.write_text(json.dumps(description))
+    flags = ("--model=FrameLevelLogisticModel", "--batch_size=12", "--max_steps=1")
+    train(tmp_path / "run", tmp_path / "a" / "data", *flags)
+    message = "b/dataset.json says that frames are stored as audio:4 .* --like=DATASET.JSON"
+    data = tmp_path / "b" / "data"
+    with pytest.raises(InputError, match=message):
+        programs.evaluate(f"--train_dir={tmp_path / 'run'}", f"--eval_data_pattern={data}")
+    with pytest.raises(InputError, match=message):
+        programs.predict(tmp_path / "run", data, tmp_path / "a.csv")
+    path.unlink()  # Nothing says how they are stored.
+    programs.predict(tmp_path / "run", data, tmp_path / "a.csv")
+
+
 def test_a_run_keeps_the_numbers_of_its_feature_scale(tmp_path):
     write_data(tmp_path, ("audio",))
     factor, offset = np.array([[1.0, 0.0, 2.0, 0.5], [0.0, 0.0, 1.0, -1.0]])
