@@ -52,7 +52,8 @@ class FrameLevelModel(registry.Model):
         sample_random_frames: bool. Whether to draw each frame independently, uniformly and with
             replacement; otherwise a run of consecutive frames is drawn.
         video_level_classifier_model: str. Video-level model that classifies the encoding; its
-            hyperparameters are accepted too.
+            hyperparameters are accepted too. A subclass that passes None sets `classifier` itself,
+            a layer that is called with encodings and `training`.
     """
 
     frame_level = True
@@ -91,9 +92,10 @@ class FrameLevelModel(registry.Model):
         self.iterations = iterations
         self.sample_random_frames = sample_random_frames
         self.sampling_seed = layers.SeedGenerator(name="sampling_seed")
-        self.classifier = registry.build_classifier(
-            video_level_classifier_model, num_classes=num_classes, **classifier_hyperparameters
-        )
+        if video_level_classifier_model is not None:
+            self.classifier = registry.build_classifier(
+                video_level_classifier_model, num_classes=num_classes, **classifier_hyperparameters
+            )
 
     def input_spec_tensors(self):
         """Returns symbolic inputs, with which `registry.build_model` creates the weights."""

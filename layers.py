@@ -620,6 +620,7 @@ class Linear(MatmulLayer):
         initializer: Keras initializer of W.
         bias_initializer: Keras initializer of b.
         regularizer: Keras regularizer of W.
+        bias_regularizer: Keras regularizer of b.
 
     Input shape: `[B, D]`, `[B, T, D]` or `StoredFrames`, for batch normalization with
     `row_weights` of `[B]` or `[B, T]`. Output shape: `[B, units]` or `[B, T, units]`.
@@ -634,6 +635,7 @@ class Linear(MatmulLayer):
         initializer="glorot_uniform",
         bias_initializer="zeros",
         regularizer=None,
+        bias_regularizer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -643,6 +645,7 @@ class Linear(MatmulLayer):
         self.initializer = initializer
         self.bias_initializer = bias_initializer
         self.regularizer = regularizer
+        self.bias_regularizer = bias_regularizer
 
     def build(self, input_shape, *_):
         """Creates W, `[D, units]`, and b, `[units]`, or the normalization."""
@@ -656,6 +659,7 @@ class Linear(MatmulLayer):
             self.bias = self.add_weight(
                 shape=(self.units,),
                 initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
                 dtype="float32",
                 name="bias",
             )

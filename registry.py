@@ -19,10 +19,11 @@ import pathlib
 import re
 import typing
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import keras
+from keras import ops
 
 import layers
 import private_api
@@ -32,6 +33,7 @@ from utils import KERAS_PACKAGE, InputError, check_finite, comma_separated, stat
 MODULES_VARIABLE = "YOUTUBE8M_MODELS"
 _OWN_MODULES = (
     "frame_level_models",
+    "nextvlad_models",
     "transformer_models",
     "video_level_models",
     "willow_models",
@@ -90,9 +92,12 @@ class Model(private_api.NoSaveSignature, keras.Model):
     Attributes:
         embedding_size: size of the vectors that `embed` returns, once the model has its weights;
             None for a model without embeddings.
+        fixed_arguments: tuple of str. Arguments of base constructors that the class sets itself;
+            they are not among its hyperparameters.
     """
 
     embedding_size: int | None = None
+    fixed_arguments: tuple[str, ...] = ()
 
     def __new__(cls, *args: Any, **arguments: Any) -> "Model":
         """Keeps the arguments for `get_config`."""
@@ -182,6 +187,37 @@ class Model(private_api.NoSaveSignature, keras.Model):
                 f"{self.name} takes {' or '.join(dtypes)} [{comma_separated((*axes, size))}]. "
                 f"Received: {received} [{comma_separated(shape)}]. {hint}"
             )
+
+    def auxiliary_loss(self, label_loss: Callable[[Any], Any]) -> Any:
+        """Returns a loss to add, in training, to that of the predictions; 0 for most models.
+
+        Called after the forward pass of the same training step. Unlike losses that layers add, it
+        may depend on the labels, and `--regularization_penalty` does not scale it.
+
+        Args:
+            label_loss: function from probabilities `[B, C]` to their loss, a scalar.
+        """
+        del label_loss
+        return 0.0
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Returns the loss of `fit` and `evaluate`: in training, with the `auxiliary_loss`."""
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        if not training or self.loss is None:
+            return loss
+
+        def label_loss(predictions):
+            weights = () if sample_weight is None else (sample_weight,)
+            return ops.mean(keras.losses.get(self.loss)(y, predictions, *weights))
+
+        return loss + self.auxiliary_loss(label_loss)
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, class_weight: None = None, **options: Any) -> Any:
@@ -439,6 +475,7 @@ def own_hyperparameters(cls: type[keras.Model]) -> dict[str, Hyperparameter]:
     The most derived default applies, and so does the most derived description.
     """
     found: dict[str, Hyperparameter] = {}
+    others = (*DATA_ARGUMENTS, *getattr(cls, "fixed_arguments", ()))
     for ancestor in inspect.getmro(cls):
         if "__init__" not in vars(ancestor):
             continue
@@ -452,7 +489,7 @@ def own_hyperparameters(cls: type[keras.Model]) -> dict[str, Hyperparameter]:
                     f"argument {parameter.name!r} of {cls.__name__} must be keyword-only: put it "
                     "after a *."
                 )
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in DATA_ARGUMENTS:
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in others:
                 text = described.get(parameter.name, "")
                 known = found.get(parameter.name)
                 if known is None:

@@ -1,5 +1,6 @@
-"""The training step: loss, gradients, clipping, update, moving averages."""
+"""The training step: losses, gradients, clipping, update, moving averages."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import distribution
 import layers
 import losses
 import private_api
+import registry
 from run_config import RunConfig
 from utils import comma_separated
 
@@ -24,7 +26,7 @@ class Trainer:
 
     Args:
         config: what to learn.
-        model: built Keras model.
+        model: built model, a `registry.Model`.
         optimizer: Keras optimizer, built for the model's trainable variables.
         strategy: strategy under which both were built.
         sync_batch_norm: whether batch normalization uses the batch of all devices.
@@ -37,7 +39,7 @@ class Trainer:
     def __init__(
         self,
         config: RunConfig,
-        model: keras.Model,
+        model: registry.Model,
         optimizer: keras.optimizers.Optimizer,
         strategy: tf.distribute.Strategy,
         sync_batch_norm: bool = True,
@@ -142,15 +144,21 @@ class Trainer:
         with layers.running_replica(distribution.this_replica(self._sync_batch_norm)):
             with tf.GradientTape() as tape:
                 predictions = self.model(inputs, training=True)
-                # Keras' own mean would be divided by the number of replicas.
-                label_loss = tf.reduce_mean(self._label_loss.call(labels, predictions))
-                loss = tf.add_n([label_loss, *self._added_losses()])
+                label_loss = self._mean_label_loss(labels, predictions)
+                auxiliary_loss = self.model.auxiliary_loss(
+                    functools.partial(self._mean_label_loss, labels)
+                )
+                loss = tf.add_n([label_loss, *self._added_losses()]) + auxiliary_loss
             gradients = tape.gradient(loss, weights)
         self._warn_of_unused(weights, gradients)
         self._update(self._merged(gradients))
         if self.ema is not None:
             self._update_ema()
         return tf.stack([label_loss, loss]), predictions
+
+    def _mean_label_loss(self, labels, predictions):
+        # Keras' own mean would be divided by the number of replicas.
+        return tf.reduce_mean(self._label_loss.call(labels, predictions))
 
     def _added_losses(self):
         """Returns the losses that layers added, without the weight penalties, which come last."""

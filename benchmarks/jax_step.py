@@ -69,7 +69,7 @@ def gradient_function(model, config):
             weights, state, inputs, training=True, return_losses=True
         )
         loss = label_loss(labels, predictions) + config.regularization_penalty * sum(added)
-        return loss, state
+        return loss + model.auxiliary_loss(functools.partial(label_loss, labels)), state
 
     return jax.value_and_grad(loss_of, has_aux=True)
 

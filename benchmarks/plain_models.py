@@ -9,7 +9,9 @@ import keras
 from keras import layers, ops
 
 import frame_level_models
+import nextvlad_models
 import quantization
+import registry
 import utils
 import video_level_models
 from nonlocal_vlad import l2_normalize
@@ -125,6 +127,89 @@ class PlainStreams(layers.Layer):
         return hidden if self.gating is None else self.gating(hidden, training=training)
 
 
+class PlainNeXtVLAD(layers.Layer):
+    """NeXtVLAD for one stream."""
+
+    def __init__(self, pooling):
+        super().__init__()
+        self.groups, self.clusters = pooling.groups, pooling.clusters
+        self.expand = layers.Dense(pooling.expansion.units)
+        self.attend = layers.Dense(self.groups, activation="sigmoid")
+        self.assign = layers.Dense(self.groups * self.clusters, use_bias=False)
+        self.norm = layers.BatchNormalization(momentum=0.999, epsilon=1e-3)
+        self.centers = self.add_weight(shape=pooling.centers.shape, name="centers")
+
+    def call(self, frames, mask, training=False):
+        """Returns one vector per video."""
+        x = self.expand(frames)
+        rows = ops.shape(x)[1] * self.groups
+        attention = ops.reshape(self.attend(x) * mask[..., None], (-1, rows, 1))
+        logits = self.norm(self.assign(x), training=training)
+        assignments = ops.softmax(ops.reshape(logits, (-1, rows, self.clusters))) * attention
+        x = ops.reshape(x, (-1, rows, x.shape[-1] // self.groups))
+        vlad = ops.matmul(ops.transpose(assignments, (0, 2, 1)), x)
+        vlad = l2_normalize(vlad - ops.sum(assignments, axis=1)[..., None] * self.centers)
+        return ops.reshape(vlad, (-1, vlad.shape[1] * vlad.shape[2]))
+
+
+class PlainBranch(layers.Layer):
+    """NeXtVLAD from frames to logits."""
+
+    def __init__(self, encoder, logistic):
+        super().__init__()
+        self.sizes = encoder.stream_sizes
+        self.poolings = [PlainNeXtVLAD(pooling) for pooling in encoder.poolings]
+        self.vlad_norm, self.norm, self.squeeze_norm = (
+            layers.BatchNormalization(momentum=0.999, epsilon=1e-3) for _ in range(3)
+        )
+        self.dropout = layers.Dropout(encoder.dropout.rate)
+        self.hidden = layers.Dense(encoder.hidden.units, use_bias=False)
+        self.squeeze = layers.Dense(encoder.gating.squeeze.units, use_bias=False)
+        self.excite = layers.Dense(encoder.hidden.units, use_bias=False, activation="sigmoid")
+        self.logistic = layers.Dense(
+            logistic.units,
+            kernel_regularizer=logistic.regularizer,
+            bias_regularizer=logistic.bias_regularizer,
+        )
+
+    def call(self, frames, mask, training=False):
+        """Returns logits `[B, C]`."""
+        pooled, start = [], 0
+        for size, pooling in zip(self.sizes, self.poolings, strict=True):
+            pooled.append(pooling(frames[..., start : start + size], mask, training=training))
+            start += size
+        x = self.vlad_norm(ops.concatenate(pooled, axis=-1), training=training)
+        x = self.hidden(self.dropout(x, training=training))
+        x = self.norm(x, training=training)
+        squeezed = ops.relu(self.squeeze_norm(self.squeeze(x), training=training))
+        return self.logistic(x * self.excite(squeezed))
+
+
+class PlainNeXtVLADs(layers.Layer):
+    """One NeXtVLAD, or a mixture of several."""
+
+    def __init__(self, model):
+        super().__init__()
+        heads = getattr(model.classifier, "branches", [model.classifier])
+        self.branches = [PlainBranch(*parts) for parts in zip(model.encoders, heads, strict=True)]
+        if len(self.branches) > 1:
+            self.norm = layers.BatchNormalization(momentum=0.999, epsilon=1e-3)
+            self.gate = layers.Dense(len(self.branches), activation="softmax")
+        self.logits = None
+
+    def call(self, frames, mask, training=False):
+        """Returns probabilities `[B, C]`."""
+        branches = [branch(frames, mask, training=training) for branch in self.branches]
+        if len(branches) == 1:
+            return ops.sigmoid(branches[0])
+        mean = ops.sum(frames, axis=1) / ops.sum(mask, axis=1, keepdims=True)
+        gates = self.gate(self.norm(mean, training=training))
+        branches = ops.stack(branches, axis=1)
+        mixed = ops.sum(gates[..., None] * branches, axis=1)
+        self.logits = mixed, branches
+        return ops.sigmoid(mixed)
+
+
 class PlainGrus(layers.Layer):
     """Stacked GRUs."""
 
@@ -144,17 +229,26 @@ class PlainGrus(layers.Layer):
         return ops.concatenate(states, axis=-1)
 
 
-class PlainModel(keras.Model):
+class PlainModel(registry.Model):
     """The plain Keras counterpart of a model of the project."""
 
     def __init__(self, model):
         super().__init__(name="plain")
         check_has_counterpart(model)
         self.iterations = model.iterations
+        self.normalize_frames = model.normalize_frames
         self.sampling_seed = keras.random.SeedGenerator(name="sampling_seed")
-        is_gru = isinstance(model, frame_level_models.GruModel)
-        self.encoder = PlainGrus(model.stack) if is_gru else PlainStreams(model.encoder)
-        self.classifier = PlainMoe(model.classifier)
+        self.classifier = self.distillation = None
+        if isinstance(model, nextvlad_models.NeXtVLADModel):
+            self.encoder = PlainNeXtVLADs(model)
+        elif isinstance(model, frame_level_models.GruModel):
+            self.encoder = PlainGrus(model.stack)
+        else:
+            self.encoder = PlainStreams(model.encoder)
+        if isinstance(model.classifier, video_level_models.MoeModel):
+            self.classifier = PlainMoe(model.classifier)
+        if isinstance(model, nextvlad_models.MixNeXtVLADModel):
+            self.distillation = model.distillation_weight, model.distillation_temperature
 
     def call(self, inputs, training=False):
         """Returns probabilities, float32 `[B, C]`, for the input of a `FrameLevelModel`."""
@@ -167,12 +261,20 @@ class PlainModel(keras.Model):
             frame_indices = ops.cast(uniform * ops.cast(num_frames[:, None], "float32"), "int32")
             frames = ops.take_along_axis(frames, frame_indices[..., None], axis=1)
         mask = ops.cast(frame_indices < num_frames[:, None], "float32")
-        encoding = self.encoder(l2_normalize(frames) * mask[..., None], mask, training=training)
-        return self.classifier(encoding, training=training)
+        if self.normalize_frames == "l2":
+            frames = l2_normalize(frames)
+        encoding = self.encoder(frames * mask[..., None], mask, training=training)
+        return encoding if self.classifier is None else self.classifier(encoding, training=training)
+
+    def auxiliary_loss(self, label_loss):
+        """Returns the losses of the branches of a mixture."""
+        if self.distillation is None:
+            return 0.0
+        return nextvlad_models.branch_loss(label_loss, *self.encoder.logits, *self.distillation)
 
 
 def check_has_counterpart(model):
-    """Checks that a model is one of the paper's.
+    """Checks that a model is one of the paper's, or a NeXtVLAD.
 
     Raises:
         InputError: if it is not, naming the model.
@@ -181,6 +283,7 @@ def check_has_counterpart(model):
         frame_level_models.LFNLNetVLADModel,
         frame_level_models.SoftBoFModel,
         frame_level_models.GruModel,
+        nextvlad_models.NeXtVLADModel,
     )
     blocks = [
         getattr(pooling, "nonlocal_block", None)
@@ -191,10 +294,10 @@ def check_has_counterpart(model):
     }
     if (
         not isinstance(model, supported)
-        or not isinstance(model.classifier, video_level_models.MoeModel)
+        or isinstance(model.classifier, video_level_models.LogisticModel)
         or not settings <= {("embedded_gaussian", False, "softmax")}
     ):
         raise utils.InputError(
             f"{type(model).__name__} with these settings has no plain counterpart; only the "
-            "paper's models have one. Use --noplain."
+            "paper's models and NeXtVLAD have one. Use --noplain."
         )

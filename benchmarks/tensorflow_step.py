@@ -1,5 +1,7 @@
 """The training step under TensorFlow: the project's and the plain one."""
 
+import functools
+
 import tensorflow as tf
 
 import full_size
@@ -46,6 +48,7 @@ def plain_step(model, config, optimizer, batch):
         with tf.GradientTape() as tape:
             penalty = config.regularization_penalty
             loss = label_loss(labels, model(inputs, training=True))
+            loss += model.auxiliary_loss(functools.partial(label_loss, labels))
             loss += penalty * tf.add_n(model.losses)
         gradients = tape.gradient(loss, model.trainable_variables)
         if config.clip_gradient_norm > 0:

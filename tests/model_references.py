@@ -21,7 +21,10 @@ NETVLAD_MODELS = {
     "EFNLNetVLADModel": ((D,), 2, None),
 }
 # Models that ignore the order of the frames and count sampled frames instead of copying them.
-COUNTING_MODELS = [*NETVLAD_MODELS, "SoftBoFModel", "NetFVModel", "GatedDbofModel"]
+COUNTING_MODELS = [
+    *NETVLAD_MODELS,
+    *("SoftBoFModel", "NetFVModel", "GatedDbofModel", "NeXtVLADModel", "MixNeXtVLADModel"),
+]
 
 
 def build(name, feature_sizes=FEATURE_SIZES, **hyperparameters):

@@ -10,6 +10,7 @@ the hyperparameters of each model and the other arguments of `registry.build_mod
 `imported_tensorflow`.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -28,7 +29,7 @@ import registry
 
 def main(input_path, output_path):
     # The weights come from the file, and random initializers take long to compile.
-    for kind in ("GlorotUniform", "Orthogonal", "RandomNormal"):
+    for kind in ("VarianceScaling", "Orthogonal", "RandomNormal"):
         getattr(keras.initializers, kind).__call__ = keras.initializers.Zeros.__call__
     with np.load(input_path) as file:
         arrays = dict(file)
@@ -68,7 +69,8 @@ def training_gradients(model, inputs, labels):
     @jax.grad
     def gradients(weights):
         predictions, _ = model.stateless_call(weights, state, inputs, training=True)
-        return losses.CrossEntropyLoss()(labels, predictions)
+        label_loss = functools.partial(losses.CrossEntropyLoss(), labels)
+        return label_loss(predictions) + model.auxiliary_loss(label_loss)
 
     return gradients(values(model.trainable_variables))
 

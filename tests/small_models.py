@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import checkpoints
 import registry
 
 FEATURE_SIZES = (6, 3)
@@ -17,6 +18,13 @@ SMALL_NETVLAD = {
     "netvlad_cluster_size": "4,3",
     "netvlad_hidden_size": 5,
     "nonlocal_embedding": "2,3",
+}
+
+SMALL_NEXTVLAD = {
+    "nextvlad_groups": "2,1",
+    "nextvlad_cluster_size": "3,2",
+    "nextvlad_hidden_size": 6,
+    "gating_reduction": 2,
 }
 
 
@@ -43,8 +51,10 @@ SMALL = {
     "LFNLNetVLADModel": SMALL_NETVLAD,
     "LogisticModel": {},
     "LstmModel": {"lstm_cells": 5},
+    "MixNeXtVLADModel": SMALL_NEXTVLAD,
     "MoeModel": {},
     "NetFVModel": {"iterations": 0, "fv_cluster_size": "4,3", "fv_hidden_size": 5},
+    "NeXtVLADModel": SMALL_NEXTVLAD,
     "SoftBoFModel": {"iterations": 0, "soft_bof_cluster_size": "6,4", "soft_bof_hidden_size": 5},
     # Dropout would make training differ from call to call.
     "TransformerModel": {
@@ -82,6 +92,17 @@ CHANGED_NETVLAD = {
     "nonlocal_attention": "centered",
     "gating": False,
 }
+CHANGED_NEXTVLAD = {
+    **CHANGED_SAMPLING,
+    "normalize_frames": "l2",
+    "nextvlad_expansion": 3,
+    "nextvlad_groups": "3",
+    "nextvlad_cluster_size": "2",
+    "nextvlad_hidden_size": 8,
+    "gating_reduction": 1,
+    "nextvlad_dropout": 0.25,
+    "l2_penalty": 0.5,
+}
 # A small model in which every hyperparameter differs from its default.
 CHANGED = {
     "DbofModel": {
@@ -109,6 +130,12 @@ CHANGED = {
     "LFNLNetVLADModel": {**CHANGED_NETVLAD, "early_fusion": True, "netvlad_centers": False},
     "LogisticModel": {"l2_penalty": 0.5},
     "LstmModel": {**CHANGED_FRAMES, "lstm_cells": 4, "lstm_layers": 1},
+    "MixNeXtVLADModel": {
+        **CHANGED_NEXTVLAD,
+        "num_branches": 2,
+        "distillation_weight": 0.5,
+        "distillation_temperature": 2.0,
+    },
     "MoeModel": CHANGED_MOE,
     "NetFVModel": {
         **CHANGED_FRAMES,
@@ -117,6 +144,7 @@ CHANGED = {
         "fv_second_order_norm": "intra",
         "gating": False,
     },
+    "NeXtVLADModel": CHANGED_NEXTVLAD,
     "SoftBoFModel": {
         **CHANGED_FRAMES,
         "soft_bof_cluster_size": "5",
@@ -150,9 +178,11 @@ FAMILIES = [
     "TransformerModel",
     "NetFVModel",
     "GatedDbofModel",
+    "NeXtVLADModel",
+    "MixNeXtVLADModel",
 ]
-# Models that only set other defaults of LFNLNetVLADModel. Their tests are slow tests.
-RELATIVES = ["EFNLNetVLADModel", "LFNLNetRVLADModel"]
+# Models that set other defaults of LFNLNetVLADModel or repeat another model. Their tests are slow.
+RELATIVES = ["EFNLNetVLADModel", "LFNLNetRVLADModel", "MixNeXtVLADModel"]
 
 
 def marked(name, *values, slow=tuple(RELATIVES)):
@@ -203,7 +233,13 @@ def make_labels(count, num_classes=NUM_CLASSES, seed=0):
 
 
 def predict(model, inputs, training=False, **options):
-    """Returns predictions; in training, with the frames that the model samples first."""
-    if training and isinstance(inputs, dict):
-        model.sampling_seed.state.assign([3, 0])
+    """Returns predictions; in training, with the random numbers that the model draws first."""
+    if training:
+        reset_random_numbers(model)
     return model(tf.nest.map_structure(tf.constant, inputs), training=training, **options)
+
+
+def reset_random_numbers(model):
+    """Makes a model sample frames and drop entries in the next call as in the call before."""
+    for state in checkpoints.random_states(model):
+        state.assign([3, 0])

@@ -138,6 +138,8 @@ def test_heaps_agree_with_the_metrics_of_the_project(benchmark_module):
         ("LFNLNetRVLADModel", {}),
         ("SoftBoFModel", {"gating": True}),
         ("GruModel", {"gru_layers": 2}),
+        ("NeXtVLADModel", {"normalize_frames": "l2"}),
+        ("MixNeXtVLADModel", {"num_branches": 2}),
     ],
 )
 def test_plain_models_predict_the_same_as_the_models_of_the_project(
@@ -153,6 +155,9 @@ def test_plain_models_predict_the_same_as_the_models_of_the_project(
 
 
 def copy_weights(model, plain):
+    if plain.classifier is None:
+        copy_branches(model, plain.encoder)
+        return
     classifier = plain.classifier
     for dense, linear in (
         (classifier.gates, model.classifier.gates),
@@ -182,6 +187,30 @@ def copy_weights(model, plain):
             for name in ("theta", "phi", "g", "out"):
                 kernel = getattr(pooling.nonlocal_block, name)
                 getattr(plain_pooling.block, name).set_weights([kernel])
+
+
+def copy_branches(model, plain):
+    heads = getattr(model.classifier, "branches", [model.classifier])
+    for source, head, target in zip(model.encoders, heads, plain.branches, strict=True):
+        for pooling, plain_pooling in zip(source.poolings, target.poolings, strict=True):
+            plain_pooling.expand.set_weights(pooling.expansion.get_weights())
+            attention = pooling.attention
+            plain_pooling.attend.set_weights([attention.kernel, attention.bias])
+            plain_pooling.assign.set_weights([pooling.assignment.kernel])
+            copy_norm(pooling.assignment.norm, plain_pooling.norm)
+            plain_pooling.centers.assign(pooling.centers)
+        copy_norm(source.vlad_norm, target.vlad_norm)
+        for linear, dense, norm in (
+            (source.hidden, target.hidden, target.norm),
+            (source.gating.squeeze, target.squeeze, target.squeeze_norm),
+        ):
+            dense.set_weights([linear.kernel])
+            copy_norm(linear.norm, norm)
+        target.excite.set_weights(source.gating.excite.get_weights())
+        target.logistic.set_weights(head.get_weights())
+    if len(plain.branches) > 1:
+        copy_norm(model.gate.norm, plain.norm)
+        plain.gate.set_weights(model.gate.logits.get_weights())
 
 
 def copy_gating(source, target):

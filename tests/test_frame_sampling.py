@@ -18,7 +18,7 @@ from model_references import (
     make_videos,
     reference_frames,
 )
-from small_models import marked
+from small_models import marked, reset_random_numbers
 
 
 def draw_indices(limits, count):
@@ -258,7 +258,7 @@ def test_counting_sampled_frames_predicts_as_copying_them(
     predictions = []
     for by_count in (True, False):
         monkeypatch.setattr(type(model), "sample_by_count", by_count)
-        model.sampling_seed.state.assign([3, 0])
+        reset_random_numbers(model)
         predictions.append(call(model, *make_videos(), training, num_samplings=2))
     assert_close(*predictions)
     assert not np.allclose(predictions[0], all_frames, rtol=1e-5)

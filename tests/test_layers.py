@@ -162,3 +162,15 @@ def test_sublayers_of_a_model_include_every_batch_norm():
     counters = {weight.path for weight in model.weights if weight.name == "num_updates"}
     assert {norm.num_updates.path for norm in found} == counters
     assert len(found) == len(counters)
+
+
+# --- Dropout --------------------------------------------------------------------------------------
+
+
+def test_dropout_zeroes_its_share_of_entries_and_keeps_their_mean():
+    layer, x = layers.Dropout(0.75), np.ones((100, 100), np.float32)
+    np.testing.assert_array_equal(layer(x), x)
+    first, second = (np.asarray(layer(x, training=True)) for _ in range(2))
+    assert set(np.unique(first)) == {0.0, 4.0}
+    assert np.mean(first == 0) == pytest.approx(0.75, abs=0.03)
+    assert np.any(first != second)

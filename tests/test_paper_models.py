@@ -72,6 +72,33 @@ def transformer_parameters(units, blocks, hidden, positions, queries):
     )
 
 
+def nextvlad_parameters(clusters, reduction, hidden=2048, num_classes=3862):
+    """Streams of 1024 and 128 with 8 and 4 groups, expanded to twice their size."""
+
+    def stream(size, groups, clusters):
+        return (
+            size * 2 * size
+            + 2 * size
+            + 2 * size * groups
+            + groups
+            + 2 * size * groups * clusters
+            + batch_norm_parameters(groups * clusters)
+            + 2 * size // groups * clusters
+        )
+
+    flat = 2 * 1024 // 8 * clusters + 2 * 128 // 4 * (clusters // 2)
+    return (
+        stream(1024, 8, clusters)
+        + stream(128, 4, clusters // 2)
+        + batch_norm_parameters(flat)
+        + flat * hidden
+        + batch_norm_parameters(hidden)
+        + 2 * hidden * (hidden // reduction)
+        + batch_norm_parameters(hidden // reduction)
+        + (hidden + 1) * num_classes
+    )
+
+
 # Weights of the default model for 3862 classes of 1024 + 128 features, counted by hand.
 PARAMETER_COUNTS = {
     "DbofModel": 1152 * 8192
@@ -97,6 +124,9 @@ PARAMETER_COUNTS = {
     "LstmModel": recurrent_parameters(4, 1152, 1024)
     + recurrent_parameters(4, 1024, 1024)
     + moe_parameters(1024, 3862),
+    "MixNeXtVLADModel": 3 * nextvlad_parameters(112, 16)
+    + batch_norm_parameters(1152)
+    + (1152 + 1) * 3,
     "MoeModel": moe_parameters(1152, 3862),
     # Assignment, centers and deviations; then the first and the second order.
     "NetFVModel": 3 * (1024 * 128 + 128 * 64)
@@ -106,6 +136,7 @@ PARAMETER_COUNTS = {
     + gating_parameters(1024)
     + moe_parameters(1024, 3862)
     + gating_parameters(3862),
+    "NeXtVLADModel": nextvlad_parameters(128, 8),
     "SoftBoFModel": 1024 * 4000
     + 128 * 500
     + 4500 * 1024
@@ -116,6 +147,9 @@ PARAMETER_COUNTS = {
 }
 # Trainable weights of the published code of a model, with 2 mixtures, by hyperparameters.
 PUBLISHED = [
+    ("NeXtVLADModel", {}, 88_889_378),
+    ("NeXtVLADModel", {"nextvlad_cluster_size": "112,56", "gating_reduction": 16}, 78_643_170),
+    ("MixNeXtVLADModel", {}, 235_935_273),
     ("NetFVModel", {}, 321_388_732),
     ("GatedDbofModel", {}, 37_168_940),
     ("GatedDbofModel", {"moe_prob_gating": True}, 52_091_708),

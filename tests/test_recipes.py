@@ -45,6 +45,21 @@ NETVLAD = {
 }
 
 
+NEXTVLAD = {
+    "normalize_frames": "none",
+    "iterations": 0,
+    "sample_random_frames": True,
+    "nextvlad_expansion": 2,
+    "nextvlad_groups": "8,4",
+    "nextvlad_cluster_size": "128,64",
+    "nextvlad_hidden_size": 2048,
+    "gating_reduction": 8,
+    "nextvlad_dropout": 0.5,
+    "l2_penalty": 1e-5,
+}
+NEXTVLAD_STEPS = (160, 0.8, 120_000)
+
+
 @dataclasses.dataclass(frozen=True)
 class Expected:
     """The expected content of a recipe.
@@ -163,6 +178,23 @@ EXPECTED = {
             "transformer_queries": 4,
         },
         *(80, 0.8, 300_000, 52_912_172),
+    ),
+    "nextvlad": Expected(
+        "NeXtVLADModel", NEXTVLAD, *NEXTVLAD_STEPS, 88_970_279, decay_examples=2_000_000
+    ),
+    "mix_nextvlad": Expected(
+        "MixNeXtVLADModel",
+        {
+            **NEXTVLAD,
+            "nextvlad_cluster_size": "112,56",
+            "gating_reduction": 16,
+            "num_branches": 3,
+            "distillation_weight": 9.0,
+            "distillation_temperature": 3.0,
+        },
+        *NEXTVLAD_STEPS,
+        236_150_905,
+        decay_examples=2_500_000,
     ),
     "video_moe": Expected(
         "MoeModel",

@@ -169,7 +169,7 @@ def test_every_hyperparameter_is_described_with_its_type(name):
 
 
 def test_an_unknown_model_is_rejected_listing_the_known_ones():
-    with pytest.raises(InputError, match=r"unknown model 'Moe'.*LogisticModel, LstmModel, MoeM"):
+    with pytest.raises(InputError, match=r"unknown model 'Moe'.*LogisticModel, LstmModel, Mix"):
         registry.model_class("Moe")
 
 

@@ -47,7 +47,7 @@ def make_batches(count):
     return iter(tf.data.Dataset.from_tensor_slices((x, labels)))
 
 
-class AddsLoss(keras.Model):
+class AddsLoss(registry.Model):
     """A linear model that penalizes its weights and adds a loss of its own."""
 
     def __init__(self):
@@ -131,7 +131,7 @@ def test_a_penalized_weight_without_effect_on_predictions_shrinks(caplog):
     assert "does not depend on these weights" in caplog.text
 
 
-class Normalizes(keras.Model):
+class Normalizes(registry.Model):
     """A linear model with batch normalization."""
 
     def __init__(self):
