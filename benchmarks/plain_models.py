@@ -239,7 +239,7 @@ class PlainModel(registry.Model):
         self.normalize_frames = model.normalize_frames
         self.sampling_seed = keras.random.SeedGenerator(name="sampling_seed")
         self.classifier = self.distillation = None
-        if isinstance(model, nextvlad_models.NeXtVLADModel):
+        if isinstance(model, nextvlad_models.NeXtVLADBase):
             self.encoder = PlainNeXtVLADs(model)
         elif isinstance(model, frame_level_models.GruModel):
             self.encoder = PlainGrus(model.stack)
@@ -283,7 +283,7 @@ def check_has_counterpart(model):
         frame_level_models.LFNLNetVLADModel,
         frame_level_models.SoftBoFModel,
         frame_level_models.GruModel,
-        nextvlad_models.NeXtVLADModel,
+        nextvlad_models.NeXtVLADBase,
     )
     blocks = [
         getattr(pooling, "nonlocal_block", None)

@@ -9,6 +9,7 @@ from programs import ROOT
 WITHOUT_TENSORFLOW = {
     "layers",
     "losses",
+    "nextvlad",
     "nonlocal_vlad",
     "options",
     "private_api",

@@ -12,6 +12,7 @@ import ensemble
 import layer_references
 import losses
 import model_references
+import nextvlad
 import nextvlad_models
 import nextvlad_references as references
 import programs
@@ -39,7 +40,7 @@ def make_frames(seed=0):
 
 def make_pooling():
     """Returns a NeXtVLAD with random weights."""
-    layer = nextvlad_models.NeXtVLAD(EXPANDED, GROUPS, CLUSTERS)
+    layer = nextvlad.NeXtVLAD(EXPANDED, GROUPS, CLUSTERS)
     layer(make_frames(), FRAME_WEIGHTS)
     layer_references.randomize(layer)
     return layer
@@ -68,7 +69,7 @@ def sigmoids(logits):
 
 
 def test_two_groups_and_three_clusters_give_the_residuals_computed_by_hand():
-    layer = nextvlad_models.NeXtVLAD(4, 2, 3)
+    layer = nextvlad.NeXtVLAD(4, 2, 3)
     frame = np.array([[[2, 0, 0, 4]]], np.float32)
     layer(frame, np.ones([1, 1]))
     layer.expansion.set_weights([np.eye(4), np.zeros(4)])
@@ -110,7 +111,7 @@ def test_gradients_of_nextvlad_equal_finite_differences(training):
 
 def make_excitation():
     """Returns a gate with random weights, and rows for it."""
-    layer = nextvlad_models.SqueezeExcitation(2)
+    layer = nextvlad.SqueezeExcitation(2)
     x = np.random.default_rng(3).normal(size=(5, 6)).astype(np.float32)
     layer(x)
     layer_references.randomize(layer)
