@@ -6,6 +6,7 @@ settings of a run that no flag gives. docs/sample_data.md describes the format.
 
 import dataclasses
 import os
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from run_config import DataConfig, RunConfig
 from utils import InputError, comma_separated
 
 FILE = "dataset.json"
+# What make_records.py writes first; without `FILE`, it was interrupted.
+UNFINISHED = "make_records.json"
 LEVELS = ("frame", "video")
 
 
@@ -198,11 +201,27 @@ def complete(config: RunConfig, given: Collection[str], paths: Sequence[str]) ->
     if "max_frames" not in given and info.level == "frame":
         limits = [info.max_frames or config.max_frames for info in infos.values()]
         settings["max_frames"] = max(limits)
+    _warn_of_splits(info, path, paths)
     taken = " ".join(_flag(name, value) for name, value in settings.items() if name not in given)
     logging.info(
         "%s %s", path, f"describes the data: {taken}" if taken else "agrees with the flags"
     )
     return dataclasses.replace(config, **settings, **_quantization(info))
+
+
+def _warn_of_splits(info, path, paths):
+    """Warns if the files of a directory belong to several splits."""
+    folder = os.path.dirname(path)
+    names = {os.path.basename(file) for file in paths if os.path.dirname(file) == folder}
+    prefixes = {re.sub(r"\d+\.\w+$", "", name) for name in names}
+    splits = [split for split in info.videos or () if split in prefixes]
+    if len(splits) > 1:
+        logging.warning(
+            "the pattern matches files of several splits: %s. Train on one of them, for example "
+            "%s, and evaluate on another.",
+            comma_separated(splits),
+            os.path.join(folder, f"{splits[0]}*.tfrecord"),
+        )
 
 
 def _settings(info, names, path):
@@ -268,6 +287,11 @@ def _load_all(paths):
             continue
         if exists:
             found[path] = DatasetInfo.load(path)
+        elif files.gfile.exists(os.path.join(folder, UNFINISHED)):
+            raise InputError(
+                f"the records in {folder} are not complete: {UNFINISHED} is there, but no {FILE}. "
+                "Run the command of make_records.py again, which resumes."
+            )
     return found
 
 

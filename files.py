@@ -44,6 +44,8 @@ PATH_ERRORS = (*REMOTE_ERRORS, tf.errors.InvalidArgumentError)
 
 # Size of the blocks that `fingerprint` reads.
 _BLOCK_BYTES = 2**16
+# Names in a message about a directory.
+_MAX_NAMES = 6
 # Entries of a list in indented JSON, if none of them is a list or an object, or has brackets.
 _INNERMOST_LIST = re.compile(r"\[\n +([^][{}]*)\n *\]")
 
@@ -164,9 +166,12 @@ def _matches(pattern):
 def _no_match(pattern, line):
     for path in (pattern, line):
         if gfile.isdir(path):
+            names = sorted({re.sub(r"\d+", "*", name) for name in gfile.listdir(path)})
+            examples = ", ".join(names[:_MAX_NAMES]) or "nothing"
             raise InputError(
                 f"{path!r} is a directory. Give a pattern for its files, for example "
-                f"'{path.rstrip('/')}/*.tfrecord'."
+                f"'{path.rstrip('/')}/train*.tfrecord'. It has: {examples}"
+                f"{', ...' if len(names) > _MAX_NAMES else ''}"
             )
     hint = " If the path has commas, repeat the flag for other paths." if pattern != line else ""
     raise InputError(

@@ -24,7 +24,7 @@ import serving
 from ensemble import Ensemble, frozen_model, normalized_weights, restore_frozen, with_weight
 from options import Options, option, options_of, same_option
 from readers import RecordReader, Video
-from run_config import DataConfig, ReadOptions, RunConfig, TrainOptions
+from run_config import CONFIG_FILE, DataConfig, ReadOptions, RunConfig, TrainOptions
 from serving import MANIFEST
 from utils import InputError, check_at_least, check_one_of, comma_separated, shortened
 
@@ -511,6 +511,7 @@ class LoadedModel:
         Raises:
             InputError: naming the video, if its features do not fit the model.
         """
+        check_at_least(1, top_k=top_k, batch_size=batch_size)
         parts = [
             self._table(part, batch, top_k)
             for part, batch in self._batches(arrays, ids, batch_size)
@@ -546,6 +547,9 @@ class LoadedModel:
                 "a list with the features of each video is expected. Put those of a single video "
                 "into a list, too."
             )
+        arrays = list(arrays)
+        if isinstance(ids, str):
+            raise InputError(f"ids must be a list with the id of each video. Received: {ids!r}")
         ids = list(range(len(arrays)) if ids is None else ids)
         if len(ids) != len(arrays):
             raise InputError(f"there are {len(ids)} ids for {len(arrays)} videos.")
@@ -577,9 +581,9 @@ class LoadedModel:
                     f"{place} lacks features: {comma_separated(sorted(missing))}. It has: "
                     f"{comma_separated(features)}"
                 )
-            features = [np.asarray(features[name]) for name in self.data.feature_names]
+            features = [_array(place, features[name]) for name in self.data.feature_names]
         else:
-            features = self._split(place, np.asarray(features))
+            features = self._split(place, _array(place, features))
         for name, size, values in zip(
             self.data.feature_names, self.data.feature_sizes, features, strict=True
         ):
@@ -621,6 +625,16 @@ class LoadedModel:
         return self.data.frame_level and self.data.frame_format.is_quantized
 
 
+def _array(place, values):
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise InputError(
+            f"{place} must be an array with all features of a frame side by side, or a dict with "
+            f"an array for each feature name. Received: {type(values).__name__} ({error})"
+        ) from error
+
+
 def load(folder: Any, **options: Any) -> LoadedModel:
     """Returns a trained or exported model that predicts from arrays.
 
@@ -638,8 +652,7 @@ def load(folder: Any, **options: Any) -> LoadedModel:
     """
     if isinstance(folder, str | os.PathLike):
         folder = os.fspath(folder)
-        has_manifest = files.gfile.exists(os.path.join(folder, MANIFEST))
-        kind = "exported_model" if has_manifest else "train_dir"
+        kind = _kind(folder)
     else:
         kind, folder = "train_dirs", tuple(map(os.fspath, folder))
     fixed_by = {field.name: field.metadata["fixed_by"] for field, _ in options_of(PredictorOptions)}
@@ -650,6 +663,18 @@ def load(folder: Any, **options: Any) -> LoadedModel:
     predictor = load_predictor(settings)
     predictor.restore(settings.checkpoint)
     return LoadedModel(predictor)
+
+
+def _kind(folder):
+    """Returns the option for a directory: exported_model or train_dir."""
+    for kind, name in (("exported_model", MANIFEST), ("train_dir", CONFIG_FILE)):
+        if files.gfile.exists(os.path.join(folder, name)):
+            return kind
+    if not files.gfile.isdir(folder):
+        raise InputError(f"there is no directory {files.absolute(folder)}")
+    raise InputError(
+        f"{folder} holds neither a training run ({CONFIG_FILE}) nor an exported model ({MANIFEST})."
+    )
 
 
 # --- Evaluation -----------------------------------------------------------------------------------

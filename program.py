@@ -325,7 +325,11 @@ def _unknown_flag_message(name, known):
 
 def _refuse_positional(arguments):
     if arguments:
-        raise InputError(f"unexpected argument: {comma_separated(arguments)}. Flags start with --.")
+        others = f" and {len(arguments) - 1} more" if len(arguments) > 1 else ""
+        raise InputError(
+            f"unexpected argument: {arguments[0]}{others}. Flags start with --; quote patterns, so "
+            "that the shell does not expand them."
+        )
 
 
 def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[str, Any]:

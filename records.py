@@ -38,9 +38,9 @@ _OTHER_FORMATS = {
     b"\xfd7zXZ\x00": "compressed by xz: decompress it",
     b"\x28\xb5\x2f\xfd": "compressed by zstd: decompress it",
     b"PK\x03\x04": "a zip archive: extract its files",
-    b"PAR1": "a Parquet file: convert it, or leave it out",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file: convert it, or leave it out",
-    b"\x93NUMPY": "a NumPy file: convert it, or leave it out",
+    b"PAR1": "a Parquet file: make_records.py converts it",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file: make_records.py converts it",
+    b"\x93NUMPY": "a NumPy file: make_records.py converts it",
 }
 
 

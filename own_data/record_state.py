@@ -15,7 +15,7 @@ from files import gfile
 from own_data.clips import Clip
 from utils import InputError, examples
 
-FILE = "make_records.json"
+FILE = dataset_info.UNFINISHED
 
 
 @dataclasses.dataclass

@@ -238,3 +238,20 @@ def test_training_needs_no_flags_of_the_data_and_resumes(tmp_path, video_data):
     saved(data, info, num_classes=12)
     with pytest.raises(InputError, match="num_classes"):
         train(without, 3)
+
+
+def test_a_pattern_that_matches_several_splits_is_warned_of(tmp_path, logged_warnings):
+    saved(tmp_path)
+    config = RunConfig("DbofModel")
+    paths = [str(tmp_path / f"{split}00000.tfrecord") for split in ("train", "test")]
+    dataset_info.complete(config, (), paths[:1])
+    assert not logged_warnings
+    dataset_info.complete(config, (), paths)
+    (warning,) = logged_warnings
+    assert "several splits: train, test. Train on one of them, for example " in warning
+
+
+def test_records_of_an_interrupted_conversion_are_refused(tmp_path):
+    (tmp_path / "make_records.json").write_text("{}")
+    with pytest.raises(InputError, match=r"are not complete: .* make_records\.py again"):
+        completed(tmp_path)

@@ -139,6 +139,7 @@ def frames(length=3, size=12, **options):
             [{"rgb": frames(size=8), "audio": frames(2, 4)}],
             "the features of video 0 have unequal numbers of frames: 3, 2",
         ),
+        ([(frames(size=8), frames(2, 4))], "video 0 must be an array with all .* Received: tuple"),
         ([{"rgb": frames(), "audio": frames()}], r"rgb of video 0 must be \[frames, 8\]"),
     ],
 )
@@ -150,7 +151,8 @@ def test_arrays_that_do_not_fit_are_reported_by_video(bytes_run, arrays, message
 @pytest.mark.parametrize(
     ("folder", "options", "message"),
     [
-        ("none", {}, "none"),
+        ("none", {}, "there is no directory .*none"),
+        (".", {}, "holds neither a training run .*nor an exported model"),
         ("run", {"checkpoint": "99"}, "99"),
         ("run", {"steps": 1}, "takes no steps"),
         ("exported", {"num_samplings": 1}, "takes no num_samplings"),
@@ -159,3 +161,12 @@ def test_arrays_that_do_not_fit_are_reported_by_video(bytes_run, arrays, message
 def test_what_cannot_be_loaded_is_reported(bytes_run, folder, options, message):
     with pytest.raises(InputError, match=message):
         predictor.load(bytes_run / folder, **options)
+
+
+def test_any_iterable_of_arrays_is_taken_and_bad_options_are_not(bytes_run):
+    model = predictor.load(bytes_run / "run")
+    assert len(model.predict((frames() for _ in range(2)), top_k=3)) == 6
+    with pytest.raises(InputError, match="top_k must be at least 1"):
+        model.predict([frames()], top_k=0)
+    with pytest.raises(InputError, match=r"ids must be a list .* Received: 'ab'"):
+        model.predict([frames(), frames()], ids="ab")

@@ -193,7 +193,8 @@ def test_all_missing_flags_are_listed():
 
 def test_positional_arguments_are_rejected():
     assert error_of(train.main, *REQUIRED, "data1", "data2") == (
-        "unexpected argument: data1, data2. Flags start with --."
+        "unexpected argument: data1 and 1 more. Flags start with --; quote patterns, so that the "
+        "shell does not expand them."
     )
 
 

@@ -149,7 +149,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_detected(tmp_path):
         (b"BZh91AY&SY" * 9, "this is not a TFRecord file, but compressed by bzip2: decompress it"),
         (
             b"PAR1" + bytes(20),
-            "this is not a TFRecord file, but a Parquet file: convert it, or leave it out.",
+            "this is not a TFRecord file, but a Parquet file: make_records.py converts it.",
         ),
     ],
     ids=["text", "zeros", "JSON", "short", "compressed text", "bzip2", "Parquet"],
