@@ -16,6 +16,7 @@ import plan
 import plots
 from report_page import page
 from results import Results
+from seed_tables import TOLERANCE, markdown_table, spread, verdict
 
 FOLDER = "study"
 TITLE = "Study: what each idea of the paper contributes"
@@ -27,9 +28,6 @@ PAPER_AVERAGED = dict(zip(plan.SIX, (0.8716, 0.8704, 0.8704, 0.8574, 0.8563, 0.8
 PAPER_SIZE = dict(zip(plan.SIX, (593, 478, 427, 109, 143, 243), strict=True))
 PAPER_ENSEMBLES = (0.8752, 0.8778, 0.8782, 0.8800, 0.8820, 0.8839, 0.8842)
 PAPER_SAMPLINGS = {1: 0.8842, 5: 0.8846, 10: 0.8847}
-
-# Differences of GAP up to this count as equal.
-TOLERANCE = 0.005
 
 VARIANTS = {
     "last": "last checkpoint",
@@ -60,15 +58,6 @@ class Scores:
     def text(self, *key, **more):
         """Mean and standard deviation over the seeds."""
         return spread(self.by_seed(*key, **more))
-
-
-def spread(values):
-    """Formats mean and standard deviation of a series; a dash if it is empty."""
-    if not len(values):
-        return "-"
-    deviation = f" ± {values.std():.4f}" if len(values) > 1 else ""
-    mean = round(values.mean(), 4) + 0.0  # Without the sign of a rounded -0.00001.
-    return f"{mean:.4f}{deviation}"
 
 
 def write(report_dir):
@@ -104,14 +93,14 @@ def to_markdown(results):
         '"Not below" and "no gain" hold if the loss or gain, including two standard deviations, is '
         f'at most {TOLERANCE}, and "within 0.0005" if this is true of every seed. The world '
         "`relational` was selected for what a non-local block can learn there (see the log).",
-        _table(claims(scores, scale)),
+        markdown_table(claims(scores, scale)),
         "## Table 1: single models",
         "GAP@20 of the last checkpoint: mean and standard deviation over the seeds. Gated NetVLAD "
         "is LFNL-NetVLAD without the non-local block. In the dot product variant, the weights of "
         "the block are dot products instead of a softmax (embedded Gaussian). All predictions "
         "except those of Table 4 draw one sampling of the frames, the paper's protocol. The "
         "paper's numbers, here and below, are on YouTube-8M.",
-        _table(singles(results, scores)),
+        markdown_table(singles(results, scores)),
         _figure(
             "gap_and_size",
             "GAP in the world bag against the size of the weights in float32. Bars show one "
@@ -125,7 +114,7 @@ def to_markdown(results):
         "GAP on the classes with each factor, evaluated separately. A model that cannot "
         "distinguish the classes of a pair can still recognize the pair and be right half of the "
         "time.",
-        _table(factors(results)),
+        markdown_table(factors(results)),
         _figure(
             "factors",
             "GAP on the classes with each factor. Bars show one standard deviation, dotted lines "
@@ -135,21 +124,21 @@ def to_markdown(results):
         "This section and all following ones are on the world `bag`. Averages are of the last "
         f"{plan.AVERAGED_CHECKPOINTS} of {plan.CHECKPOINTS} checkpoints. The fair baseline is the "
         "last checkpoint with recomputed batch normalization statistics.",
-        _table(averages(scores, scale)),
+        markdown_table(averages(scores, scale)),
         "## Table 3: ensembles",
         "Mean of the predictions of models with averaged checkpoints. The best member is "
         "determined per seed.",
-        _table(ensembles(scores, scale)),
+        markdown_table(ensembles(scores, scale)),
         "## Table 4: samplings",
         f"The last ensemble of Table 3. Its models sample 32 of {plan.MIN_FRAMES} to "
         f"{plan.MAX_FRAMES} frames, except the GRU, which reads all frames. Without sampling, "
         "every frame counts once.",
-        _table(samplings(scores, scale)),
+        markdown_table(samplings(scores, scale)),
         "## Export",
         "The last ensemble of Table 3 as a single graph. Sizes on disk include the graph. Speed is "
         "that of eval.py with one thread and no other job running, including startup and reading. "
         "docs/performance.md reports how much larger models gain.",
-        _table(exports(results, scores)),
+        markdown_table(exports(results, scores)),
         "## Reliability of the probabilities",
         _figure(
             "reliability",
@@ -181,29 +170,6 @@ def _setting(setting, scale):
         "frames, or only the sound. In `relational`, most depend on a relation between residuals. "
         "`unrelated` is the same world without that relation."
     )
-
-
-def verdict(differences, expected="above"):
-    """Decides whether differences of GAP by seed are as expected.
-
-    Args:
-        differences: `pandas.Series`.
-        expected: str. `above`: the mean is at least two standard deviations above 0. `not below`
-            or `no gain`: it is within `TOLERANCE` of 0 on that side, including two standard
-            deviations. `equal`: all differences are within 0.0005.
-    """
-    if len(differences) == 1:
-        return "one seed, no verdict"
-    mean, margin = differences.mean(), 2 * differences.std()
-    if expected == "above" and mean < -margin:
-        return "**the opposite holds**"
-    holds = {
-        "above": mean > margin,
-        "not below": mean - margin >= -TOLERANCE,
-        "no gain": mean + margin <= TOLERANCE,
-        "equal": differences.abs().max() <= 5e-4,
-    }[expected]
-    return "holds" if holds else "**does not hold**"
 
 
 def claims(scores, scale):
@@ -377,11 +343,6 @@ def _title(name):
 
 def _number(value, style=".4f"):
     return "-" if value is None else format(value, style)
-
-
-def _table(table):
-    lines = [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _figure(name, caption):

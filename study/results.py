@@ -16,6 +16,7 @@ import files
 import layers
 import plan
 import run_config
+from seed_tables import SavedTables
 from utils import InputError
 
 # Edges of the bins of predicted probability.
@@ -24,7 +25,7 @@ _SIZE_OF_FLOAT = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Results:
+class Results(SavedTables):
     """All numbers of the study.
 
     Attributes:
@@ -46,42 +47,13 @@ class Results:
     reliability: pd.DataFrame
     sizes: pd.DataFrame
     exported: pd.DataFrame
-    setting: dict
+
+    made_by = "study/run.py"
 
     @property
     def scale(self):
         """The `plan.Scale` of the study."""
         return plan.SCALES[self.setting["scale"]]
-
-    def save(self, folder):
-        """Writes a CSV file per table, with six digits, and setting.json.
-
-        Args:
-            folder: `pathlib.Path`.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in _TABLES:
-            with files.atomic_write(str(folder / f"{name}.csv")) as file:
-                getattr(self, name).to_csv(file, index=False, float_format="%.6g")
-        files.write_json(str(folder / _SETTING), self.setting)
-
-    @classmethod
-    def load(cls, folder):
-        """Reads the files that `save` wrote.
-
-        Args:
-            folder: `pathlib.Path`.
-
-        Raises:
-            InputError: if a file is missing.
-        """
-        _, setting = files.read_description(str(folder), _SETTING, "study/run.py", "report_dir")
-        tables = {name: pd.read_csv(folder / f"{name}.csv") for name in _TABLES}
-        return cls(**tables, setting=setting)
-
-
-_TABLES = [field.name for field in dataclasses.fields(Results) if field.type is pd.DataFrame]
-_SETTING = "setting.json"
 
 
 def collect(steps, scale_name):
@@ -123,9 +95,7 @@ def collect(steps, scale_name):
         exported=pd.DataFrame(_exported(steps)),
         setting={
             "scale": scale_name,
-            "date": str(datetime.date.today()),
-            "cores": os.cpu_count(),
-            "processor": _processor(),
+            **machine(),
             **setting(),
         },
     )
@@ -177,6 +147,15 @@ def _exported(steps):
 def setting():
     """Returns what results depend on in addition to the commands."""
     return {"versions": run_config.versions(), "matmul_precision": layers.resolve_compute_dtype()}
+
+
+def machine():
+    """Returns the date and the machine, for the report."""
+    return {
+        "date": str(datetime.date.today()),
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+    }
 
 
 def _processor():
