@@ -16,7 +16,17 @@ import plan
 import plots
 from report_page import page
 from results import Results
-from seed_tables import TOLERANCE, markdown_table, spread, verdict
+from seed_tables import (
+    ALIKE,
+    TOLERANCE,
+    by_seed,
+    markdown_table,
+    mean_and_deviation,
+    p_text,
+    p_value,
+    spread,
+    verdict,
+)
 
 FOLDER = "study"
 TITLE = "Study: what each idea of the paper contributes"
@@ -87,15 +97,19 @@ def to_markdown(results):
         _setting(results.setting, scale),
         "## Claims",
         "M1 to M6 are the paper's models, as numbered in Table 1. Differences of GAP are computed "
-        "per seed; the table shows their mean and standard deviation over the seeds. All seeds use "
-        "the same videos, so the deviation is due to training only. An advantage holds if its mean "
+        "per seed; the table shows their mean and standard deviation over the seeds, and each of "
+        "them. All seeds use the same videos of one world, so the deviation is that of training in "
+        "this world, and worlds with other videos may differ more. An advantage holds if its mean "
         "exceeds two standard deviations. The opposite holds if the mean is that far below 0. "
         '"Not below" and "no gain" hold if the loss or gain, including two standard deviations, is '
         f'at most {TOLERANCE}, and "within 0.0005" if this is true of every seed. The world '
         "`relational` was selected for what a non-local block can learn there (see the log).",
+        *_significance(scores, scale),
         markdown_table(claims(scores, scale)),
         "## Table 1: single models",
-        "GAP@20 of the last checkpoint: mean and standard deviation over the seeds. Gated NetVLAD "
+        "GAP@20 of the last checkpoint: mean and standard deviation over the seeds. Here and in "
+        f"all tables, the values of the seeds follow if their deviation is above {ALIKE}: then the "
+        "seeds are not alike, and no single number stands for them. Gated NetVLAD "
         "is LFNL-NetVLAD without the non-local block. In the dot product variant, the weights of "
         "the block are dot products instead of a softmax (embedded Gaussian). All predictions "
         "except those of Table 4 draw one sampling of the frames, the paper's protocol. The "
@@ -177,12 +191,35 @@ def claims(scores, scale):
     return pd.DataFrame(
         {
             "claim": claim,
-            "difference": spread(differences),
+            "difference": mean_and_deviation(differences),
+            "by seed": by_seed(differences),
+            "p": p_text(differences, *expected),
             "verdict": verdict(differences, *expected),
         }
-        for claim, differences, *expected in _claims(scores, scale)
-        if differences.notna().any()
+        for claim, differences, *expected in _tested(scores, scale)
     )
+
+
+def _significance(scores, scale):
+    """Returns a paragraph on the p-values of all claims, or none if there is only one seed."""
+    if len(scale.seeds) == 1:
+        return []
+    tested = [test for _, *test in _tested(scores, scale)]
+    p_values = [p_value(*test) for test in tested if verdict(*test) == "holds"]
+    corrected = 0.05 / len(tested)
+    return [
+        f"{len(tested)} claims are tested, without a correction for their number; "
+        f"{len(p_values)} hold. p is that of a one-sided t-test of the claim over the seeds. With "
+        f"{len(scale.seeds)} seeds, it depends much on the assumption that differences are "
+        f"normally distributed. {sum(p < 0.01 for p in p_values)} of the claims that hold have "
+        f"p < 0.01, and {sum(p < corrected for p in p_values)} have p < {corrected:.4f}, which "
+        "Bonferroni's correction demands for 0.05."
+    ]
+
+
+def _tested(scores, scale):
+    """Returns the claims of `_claims` that were run."""
+    return [claim for claim in _claims(scores, scale) if claim[1].notna().any()]
 
 
 def _claims(scores, scale):
