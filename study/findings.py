@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 import files
+import nonlocal_start
 import plan
 import plots
 from report_page import page
@@ -134,6 +135,8 @@ def to_markdown(results):
             "GAP on the classes with each factor. Bars show one standard deviation, dotted lines "
             "the class prior.",
         ),
+        "## What the non-local block does at first",
+        *_plateau(results, scores),
         "## Table 2: averaged checkpoints",
         "This section and all following ones are on the world `bag`. Averages are of the last "
         f"{plan.AVERAGED_CHECKPOINTS} of {plan.CHECKPOINTS} checkpoints. The fair baseline is the "
@@ -299,6 +302,61 @@ def factors(results):
         }
         for name in ("prior", *plan.MODELS)
         if name in gap.index
+    )
+
+
+def _plateau(results, scores):
+    """Returns blocks about the non-local block with initial weights, and what follows."""
+    blocks = [
+        "With initial weights, the softmax of the paper's block is almost uniform. So it adds "
+        "almost the same vector to the residuals of all clusters of a video, and makes them more "
+        "alike. The table shows, for M1 and its first "
+        f"{nonlocal_start.NUM_VIDEOS} test videos: the mean cosine between the vectors that the "
+        "block adds to two clusters; their size relative to the median residual; and the mean "
+        "cosine between two residuals in front of the block and behind it. Residuals of clusters "
+        "with few frames drown in the common vector before each is scaled to norm 1, and with them "
+        "the relations between residuals.",
+        markdown_table(first_steps(results)),
+    ]
+    if "relational" in results.scale.worlds:
+        with_block, without = (
+            scores.by_seed(name, world="relational") for name in ("lfnl_netvlad", "netvlad")
+        )
+        of_relation = results.factors.query("world == 'relational' and factor == 'relation'")
+        of_relation = of_relation.set_index("subject")["gap"]
+        blocks.append(
+            "This is a likely reason why training with the block can stay on a plateau. In "
+            f"`relational`, M1 scores {by_seed(with_block, 3)} by seed, and NetVLAD without the "
+            f"block {by_seed(without, 3)}. On the classes with a relation, M1 scores "
+            f"{by_seed(of_relation['lfnl_netvlad'], 3)}, and the MoE on the mean, which cannot see "
+            f"relations, {by_seed(of_relation['moe'], 3)}."
+        )
+    blocks.append(
+        "[Wang et al.](https://arxiv.org/abs/1711.07971), who introduced non-local blocks, start "
+        "them as the identity: the output weights are 0. The block of the paper's code does not, "
+        "and the paper has no comparison with NetVLAD without the block. The options "
+        "`--nonlocal_start=identity`, `--nonlocal_normalize` and `--nonlocal_attention=centered` "
+        "change the state at first. They are not part of this study."
+    )
+    return blocks
+
+
+def first_steps(results):
+    """What the non-local block does with initial weights, by world and feature."""
+    table = results.nonlocal_start.groupby(["world", "feature"])
+    columns = {
+        "cosine between added vectors": "added_cosine",
+        "their relative size": "added_size",
+        "cosine between residuals before": "cosine_before",
+        "after": "cosine_after",
+    }
+    return pd.DataFrame(
+        {
+            "world": world,
+            "feature": feature,
+            **{title: spread(rows[name]) for title, name in columns.items()},
+        }
+        for (world, feature), rows in table
     )
 
 

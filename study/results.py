@@ -14,6 +14,7 @@ import pandas as pd
 import eval_util
 import files
 import layers
+import nonlocal_start
 import plan
 import run_config
 from seed_tables import SavedTables
@@ -36,6 +37,8 @@ class Results(SavedTables):
             (of all labels), gap.
         reliability: one row per bin of predicted probability, over all seeds of the world `bag`:
             subject, mean_prediction, fraction_true, count.
+        nonlocal_start: what the non-local block of M1 does with initial weights: world, seed, and
+            the columns of `nonlocal_start.measure`.
         sizes: subject, mib: size of the weights in float32.
         exported: seed, dtype, mib, videos_per_second: size on disk and speed of exported ensembles.
         setting: dict: scale, date, cores, processor, versions, matmul_precision.
@@ -45,6 +48,7 @@ class Results(SavedTables):
     curves: pd.DataFrame
     factors: pd.DataFrame
     reliability: pd.DataFrame
+    nonlocal_start: pd.DataFrame
     sizes: pd.DataFrame
     exported: pd.DataFrame
 
@@ -91,6 +95,7 @@ def collect(steps, scale_name):
         curves=pd.DataFrame(curves),
         factors=pd.DataFrame(factors),
         reliability=reliability,
+        nonlocal_start=pd.DataFrame(_nonlocal_start(steps)),
         sizes=pd.DataFrame({"subject": sizes.keys(), "mib": sizes.values()}),
         exported=pd.DataFrame(_exported(steps)),
         setting={
@@ -99,6 +104,16 @@ def collect(steps, scale_name):
             **setting(),
         },
     )
+
+
+def _nonlocal_start(steps):
+    for world in steps.scale.worlds:
+        for seed in steps.scale.seeds:
+            run = steps.model_dir(world, seed, "lfnl_netvlad")
+            config = run_config.RunConfig.load(str(run))
+            batch = next(config.data.reader(steps.data(world)).batches(nonlocal_start.NUM_VIDEOS))
+            for row in nonlocal_start.measure(config, batch.inputs):
+                yield {"world": world, "seed": seed, **row}
 
 
 def _history(run, steps):

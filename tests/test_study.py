@@ -6,17 +6,20 @@ import pathlib
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import files
 import pages
 import programs
+from run_config import RunConfig
 from utils import InputError
 
 sys.path.insert(0, str(programs.ROOT / "study"))
 
 import findings
+import nonlocal_start
 import plan
 import plots
 import results
@@ -319,6 +322,44 @@ def p_of_t(t, seeds):
 def test_p_values_are_those_of_one_sided_t_tests(differences, expected, t):
     found = seed_tables.p_value(pd.Series(differences), expected)
     assert found == pytest.approx(p_of_t(t, len(differences)), rel=1e-9)
+
+
+@pytest.fixture(scope="module")
+def start_of(frame_data):
+    """Returns a function that measures the block of a small NetVLAD with some options."""
+
+    def measure(**options):
+        sizes = {"netvlad_cluster_size": "8", "nonlocal_embedding": "4", "iterations": 0}
+        config = RunConfig(
+            "LFNLNetVLADModel",
+            hyperparameters={**sizes, "netvlad_hidden_size": 4, **options},
+            num_classes=10,
+            feature_sizes=(8, 4),
+        )
+        batch = next(config.data.reader(frame_data).batches(32))
+        return list(nonlocal_start.measure(config, batch.inputs))
+
+    return measure
+
+
+def test_the_block_that_starts_as_the_identity_adds_nothing(start_of):
+    for row in start_of(nonlocal_start="identity"):
+        assert row["added_size"] == row["added_cosine"] == 0
+        assert row["cosine_before"] == row["cosine_after"]
+
+
+def test_the_papers_block_is_measured_to_add_a_common_vector(start_of):
+    rows = start_of()
+    assert [row["feature"] for row in rows] == ["rgb", "audio"]
+    for row in rows:
+        assert row["added_cosine"] > 0.9
+        assert row["added_size"] > 0.2
+
+
+def test_the_mean_cosine_is_that_of_all_pairs():
+    vectors = np.array([[[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]])
+    expected = (0 + 2 * 0.5**0.5) / 3
+    assert nonlocal_start.mean_cosine(vectors) == pytest.approx(expected)
 
 
 def test_equal_differences_have_a_p_value_of_0_on_their_side():
