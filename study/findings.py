@@ -310,7 +310,7 @@ def _plateau(results, scores):
     blocks = [
         "With initial weights, the softmax of the paper's block is almost uniform. So it adds "
         "almost the same vector to the residuals of all clusters of a video, and makes them more "
-        "alike. The table shows, for M1 and its first "
+        "alike. The table shows, for M1 and the first "
         f"{nonlocal_start.NUM_VIDEOS} test videos: the mean cosine between the vectors that the "
         "block adds to two clusters; their size relative to the median residual; and the mean "
         "cosine between two residuals in front of the block and behind it. Residuals of clusters "
