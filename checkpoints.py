@@ -28,6 +28,7 @@ LOCK_FILE = "training.lock"
 _OWN_FILES = (
     "checkpoint",
     f"{FILE_PREFIX}-*",
+    "events.out.tfevents.*",
     "train/events.out.tfevents.*",
     "eval*/events.out.tfevents.*",
     "eval*/metrics.json",

@@ -321,6 +321,13 @@ class RunConfig(Options):
             )
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All settings by name, those of the model included."""
+        values = dataclasses.asdict(self)
+        hyperparameters = values.pop("hyperparameters")
+        return values | hyperparameters
+
+    @property
     def data(self) -> DataConfig:
         """The data that the model takes."""
         return DataConfig(

@@ -24,6 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from tensorboard.plugins.hparams import api as hparams_api
 
 import checkpoints
 import dataset_info
@@ -97,6 +98,7 @@ def _train(config, options, reader, stop_requests):
     workers.check_batch_size(config.batch_size)
     workers.check_num_files(len(reader.paths))
     keras.utils.set_random_seed(config.seed)
+    log_dir = options.tensorboard_dir or options.train_dir
     with workers.explained_errors(), stop_requests() as stop_requested:
         trainer = make_trainer(config, workers.strategy, options)
         if workers.is_chief:
@@ -114,6 +116,8 @@ def _train(config, options, reader, stop_requests):
         if workers.is_chief:
             checkpoints.save_vocabulary(options.train_dir, options.class_names)
             config.save(options.train_dir)
+            if not trainer.step:
+                log_settings(config, log_dir)
         logging.info(
             "%s: %s weights; %d files; batches of %d videos%s; %s",
             config.model,
@@ -137,7 +141,7 @@ def _train(config, options, reader, stop_requests):
         with (
             reader.explained_errors(),
             _only_chief(workers, Progress, options.max_steps, "step", trainer.step) as progress,
-            _only_chief(workers, _summaries, options.tensorboard_dir or options.train_dir),
+            _only_chief(workers, _summaries, os.path.join(log_dir, "train")),
         ):
             log = TrainingLog(trainer, progress)
             run_loop(trainer, batches, log, manager, workers, options, stop_requested)
@@ -169,8 +173,22 @@ def make_trainer(
     return Trainer(config, model, optimizer, strategy, options.sync_batch_norm)
 
 
+def log_settings(config: RunConfig, log_dir: str) -> None:
+    """Writes the settings of a run for TensorBoard's HParams tab.
+
+    The tab shows next to them all curves in subdirectories of `log_dir`: training and evaluation.
+    """
+    values = {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else value
+        for name, value in config.settings.items()
+        if value is not None and not isinstance(value, dict)
+    }
+    with _summaries(log_dir):
+        hparams_api.hparams(values)
+
+
 def _summaries(folder):
-    return tf.summary.create_file_writer(os.path.join(folder, "train")).as_default()
+    return tf.summary.create_file_writer(folder).as_default()
 
 
 def _only_chief(workers, make, *arguments):

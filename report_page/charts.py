@@ -111,7 +111,10 @@ def draw_figure(
 
 
 def standalone(chart: Markup) -> str:
-    """Returns a chart as the content of an SVG file, with the colors of the reader's system."""
+    """Returns a chart as the content of an SVG file, with the colors of the reader's system.
+
+    The file has the natural size of the chart.
+    """
     style = (
         f":root {{ {css_variables('light')} }} "
         f"@media (prefers-color-scheme: dark) {{ :root {{ {css_variables('dark')} }} }} {CSS}"
@@ -119,7 +122,9 @@ def standalone(chart: Markup) -> str:
     )
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     head, content = chart.split(">", 1)
-    return f"{head} {spaces}><style>{style}</style>{content}\n"
+    width, height = head.split('"')[1].split()[2:]
+    size = f'width="{width}" height="{height}"'
+    return f"{head} {size} {spaces}><style>{style}</style>{content}\n"
 
 
 def to_svg(figure: Figure, alt: str) -> Markup:

@@ -151,9 +151,7 @@ def differing_settings(configs: Iterable[RunConfig]) -> dict[str, list[str]]:
 
 def settings(config: RunConfig) -> dict[str, str]:
     """Returns all settings of a run as text, by name, with the model first."""
-    values = dataclasses.asdict(config)
-    hyperparameters = values.pop("hyperparameters")
-    return {name: _text(value) for name, value in {**values, **hyperparameters}.items()}
+    return {name: _text(value) for name, value in config.settings.items()}
 
 
 def _text(value):

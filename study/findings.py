@@ -12,10 +12,22 @@ import pandas as pd
 from markupsafe import Markup
 
 import files
+import nonlocal_start
 import plan
 import plots
 from report_page import page
 from results import Results
+from seed_tables import (
+    ALIKE,
+    TOLERANCE,
+    by_seed,
+    markdown_table,
+    mean_and_deviation,
+    p_text,
+    p_value,
+    spread,
+    verdict,
+)
 
 FOLDER = "study"
 TITLE = "Study: what each idea of the paper contributes"
@@ -27,9 +39,6 @@ PAPER_AVERAGED = dict(zip(plan.SIX, (0.8716, 0.8704, 0.8704, 0.8574, 0.8563, 0.8
 PAPER_SIZE = dict(zip(plan.SIX, (593, 478, 427, 109, 143, 243), strict=True))
 PAPER_ENSEMBLES = (0.8752, 0.8778, 0.8782, 0.8800, 0.8820, 0.8839, 0.8842)
 PAPER_SAMPLINGS = {1: 0.8842, 5: 0.8846, 10: 0.8847}
-
-# Differences of GAP up to this count as equal.
-TOLERANCE = 0.005
 
 VARIANTS = {
     "last": "last checkpoint",
@@ -62,15 +71,6 @@ class Scores:
         return spread(self.by_seed(*key, **more))
 
 
-def spread(values):
-    """Formats mean and standard deviation of a series; a dash if it is empty."""
-    if not len(values):
-        return "-"
-    deviation = f" ± {values.std():.4f}" if len(values) > 1 else ""
-    mean = round(values.mean(), 4) + 0.0  # Without the sign of a rounded -0.00001.
-    return f"{mean:.4f}{deviation}"
-
-
 def write(report_dir):
     """Writes study.md, study/index.html and the plots from the numbers in the folder study.
 
@@ -98,20 +98,24 @@ def to_markdown(results):
         _setting(results.setting, scale),
         "## Claims",
         "M1 to M6 are the paper's models, as numbered in Table 1. Differences of GAP are computed "
-        "per seed; the table shows their mean and standard deviation over the seeds. All seeds use "
-        "the same videos, so the deviation is due to training only. An advantage holds if its mean "
+        "per seed; the table shows their mean and standard deviation over the seeds, and each of "
+        "them. All seeds use the same videos of one world, so the deviation is that of training in "
+        "this world, and worlds with other videos may differ more. An advantage holds if its mean "
         "exceeds two standard deviations. The opposite holds if the mean is that far below 0. "
         '"Not below" and "no gain" hold if the loss or gain, including two standard deviations, is '
         f'at most {TOLERANCE}, and "within 0.0005" if this is true of every seed. The world '
         "`relational` was selected for what a non-local block can learn there (see the log).",
-        _table(claims(scores, scale)),
+        *_significance(scores, scale),
+        markdown_table(claims(scores, scale)),
         "## Table 1: single models",
-        "GAP@20 of the last checkpoint: mean and standard deviation over the seeds. Gated NetVLAD "
+        "GAP@20 of the last checkpoint: mean and standard deviation over the seeds. Here and in "
+        f"all tables, the values of the seeds follow if their deviation is above {ALIKE}: then the "
+        "seeds are not alike, and no single number stands for them. Gated NetVLAD "
         "is LFNL-NetVLAD without the non-local block. In the dot product variant, the weights of "
         "the block are dot products instead of a softmax (embedded Gaussian). All predictions "
         "except those of Table 4 draw one sampling of the frames, the paper's protocol. The "
         "paper's numbers, here and below, are on YouTube-8M.",
-        _table(singles(results, scores)),
+        markdown_table(singles(results, scores)),
         _figure(
             "gap_and_size",
             "GAP in the world bag against the size of the weights in float32. Bars show one "
@@ -125,31 +129,33 @@ def to_markdown(results):
         "GAP on the classes with each factor, evaluated separately. A model that cannot "
         "distinguish the classes of a pair can still recognize the pair and be right half of the "
         "time.",
-        _table(factors(results)),
+        markdown_table(factors(results)),
         _figure(
             "factors",
             "GAP on the classes with each factor. Bars show one standard deviation, dotted lines "
             "the class prior.",
         ),
+        "## What the non-local block does at first",
+        *_plateau(results, scores),
         "## Table 2: averaged checkpoints",
         "This section and all following ones are on the world `bag`. Averages are of the last "
         f"{plan.AVERAGED_CHECKPOINTS} of {plan.CHECKPOINTS} checkpoints. The fair baseline is the "
         "last checkpoint with recomputed batch normalization statistics.",
-        _table(averages(scores, scale)),
+        markdown_table(averages(scores, scale)),
         "## Table 3: ensembles",
         "Mean of the predictions of models with averaged checkpoints. The best member is "
         "determined per seed.",
-        _table(ensembles(scores, scale)),
+        markdown_table(ensembles(scores, scale)),
         "## Table 4: samplings",
         f"The last ensemble of Table 3. Its models sample 32 of {plan.MIN_FRAMES} to "
         f"{plan.MAX_FRAMES} frames, except the GRU, which reads all frames. Without sampling, "
         "every frame counts once.",
-        _table(samplings(scores, scale)),
+        markdown_table(samplings(scores, scale)),
         "## Export",
         "The last ensemble of Table 3 as a single graph. Sizes on disk include the graph. Speed is "
         "that of eval.py with one thread and no other job running, including startup and reading. "
         "docs/performance.md reports how much larger models gain.",
-        _table(exports(results, scores)),
+        markdown_table(exports(results, scores)),
         "## Reliability of the probabilities",
         _figure(
             "reliability",
@@ -183,40 +189,40 @@ def _setting(setting, scale):
     )
 
 
-def verdict(differences, expected="above"):
-    """Decides whether differences of GAP by seed are as expected.
-
-    Args:
-        differences: `pandas.Series`.
-        expected: str. `above`: the mean is at least two standard deviations above 0. `not below`
-            or `no gain`: it is within `TOLERANCE` of 0 on that side, including two standard
-            deviations. `equal`: all differences are within 0.0005.
-    """
-    if len(differences) == 1:
-        return "one seed, no verdict"
-    mean, margin = differences.mean(), 2 * differences.std()
-    if expected == "above" and mean < -margin:
-        return "**the opposite holds**"
-    holds = {
-        "above": mean > margin,
-        "not below": mean - margin >= -TOLERANCE,
-        "no gain": mean + margin <= TOLERANCE,
-        "equal": differences.abs().max() <= 5e-4,
-    }[expected]
-    return "holds" if holds else "**does not hold**"
-
-
 def claims(scores, scale):
     """Claims that the paper's results suggest, the measured differences, and verdicts."""
     return pd.DataFrame(
         {
             "claim": claim,
-            "difference": spread(differences),
+            "difference": mean_and_deviation(differences),
+            "by seed": by_seed(differences),
+            "p": p_text(differences, *expected),
             "verdict": verdict(differences, *expected),
         }
-        for claim, differences, *expected in _claims(scores, scale)
-        if differences.notna().any()
+        for claim, differences, *expected in _tested(scores, scale)
     )
+
+
+def _significance(scores, scale):
+    """Returns a paragraph on the p-values of all claims, or none if there is only one seed."""
+    if len(scale.seeds) == 1:
+        return []
+    tested = [test for _, *test in _tested(scores, scale)]
+    p_values = [p_value(*test) for test in tested if verdict(*test) == "holds"]
+    corrected = 0.05 / len(tested)
+    return [
+        f"{len(tested)} claims are tested, without a correction for their number; "
+        f"{len(p_values)} hold. p is that of a one-sided t-test of the claim over the seeds. With "
+        f"{len(scale.seeds)} seeds, it depends much on the assumption that differences are "
+        f"normally distributed. {sum(p < 0.01 for p in p_values)} of the claims that hold have "
+        f"p < 0.01, and {sum(p < corrected for p in p_values)} have p < {corrected:.4f}, which "
+        "Bonferroni's correction demands for 0.05."
+    ]
+
+
+def _tested(scores, scale):
+    """Returns the claims of `_claims` that were run."""
+    return [claim for claim in _claims(scores, scale) if claim[1].notna().any()]
 
 
 def _claims(scores, scale):
@@ -299,6 +305,61 @@ def factors(results):
     )
 
 
+def _plateau(results, scores):
+    """Returns blocks about the non-local block with initial weights, and what follows."""
+    blocks = [
+        "With initial weights, the softmax of the paper's block is almost uniform. So it adds "
+        "almost the same vector to the residuals of all clusters of a video, and makes them more "
+        "alike. The table shows, for M1 and the first "
+        f"{nonlocal_start.NUM_VIDEOS} test videos: the mean cosine between the vectors that the "
+        "block adds to two clusters; their size relative to the median residual; and the mean "
+        "cosine between two residuals in front of the block and behind it. Residuals of clusters "
+        "with few frames drown in the common vector before each is scaled to norm 1, and with them "
+        "the relations between residuals.",
+        markdown_table(first_steps(results)),
+    ]
+    if "relational" in results.scale.worlds:
+        with_block, without = (
+            scores.by_seed(name, world="relational") for name in ("lfnl_netvlad", "netvlad")
+        )
+        of_relation = results.factors.query("world == 'relational' and factor == 'relation'")
+        of_relation = of_relation.set_index("subject")["gap"]
+        blocks.append(
+            "This is a likely reason why training with the block can stay on a plateau. In "
+            f"`relational`, M1 scores {by_seed(with_block, 3)} by seed, and NetVLAD without the "
+            f"block {by_seed(without, 3)}. On the classes with a relation, M1 scores "
+            f"{by_seed(of_relation['lfnl_netvlad'], 3)}, and the MoE on the mean, which cannot see "
+            f"relations, {by_seed(of_relation['moe'], 3)}."
+        )
+    blocks.append(
+        "[Wang et al.](https://arxiv.org/abs/1711.07971), who introduced non-local blocks, start "
+        "them as the identity: the output weights are 0. The block of the paper's code does not, "
+        "and the paper has no comparison with NetVLAD without the block. The options "
+        "`--nonlocal_start=identity`, `--nonlocal_normalize` and `--nonlocal_attention=centered` "
+        "change the state at first. They are not part of this study."
+    )
+    return blocks
+
+
+def first_steps(results):
+    """What the non-local block does with initial weights, by world and feature."""
+    table = results.nonlocal_start.groupby(["world", "feature"])
+    columns = {
+        "cosine between added vectors": "added_cosine",
+        "their relative size": "added_size",
+        "cosine between residuals before": "cosine_before",
+        "after": "cosine_after",
+    }
+    return pd.DataFrame(
+        {
+            "world": world,
+            "feature": feature,
+            **{title: spread(rows[name]) for title, name in columns.items()},
+        }
+        for (world, feature), rows in table
+    )
+
+
 def averages(scores, scale):
     """Table 2."""
     return pd.DataFrame(
@@ -377,11 +438,6 @@ def _title(name):
 
 def _number(value, style=".4f"):
     return "-" if value is None else format(value, style)
-
-
-def _table(table):
-    lines = [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _figure(name, caption):

@@ -14,8 +14,10 @@ import pandas as pd
 import eval_util
 import files
 import layers
+import nonlocal_start
 import plan
 import run_config
+from seed_tables import SavedTables
 from utils import InputError
 
 # Edges of the bins of predicted probability.
@@ -24,7 +26,7 @@ _SIZE_OF_FLOAT = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Results:
+class Results(SavedTables):
     """All numbers of the study.
 
     Attributes:
@@ -35,6 +37,8 @@ class Results:
             (of all labels), gap.
         reliability: one row per bin of predicted probability, over all seeds of the world `bag`:
             subject, mean_prediction, fraction_true, count.
+        nonlocal_start: what the non-local block of M1 does with initial weights: world, seed, and
+            the columns of `nonlocal_start.measure`.
         sizes: subject, mib: size of the weights in float32.
         exported: seed, dtype, mib, videos_per_second: size on disk and speed of exported ensembles.
         setting: dict: scale, date, cores, processor, versions, matmul_precision.
@@ -44,44 +48,16 @@ class Results:
     curves: pd.DataFrame
     factors: pd.DataFrame
     reliability: pd.DataFrame
+    nonlocal_start: pd.DataFrame
     sizes: pd.DataFrame
     exported: pd.DataFrame
-    setting: dict
+
+    made_by = "study/run.py"
 
     @property
     def scale(self):
         """The `plan.Scale` of the study."""
         return plan.SCALES[self.setting["scale"]]
-
-    def save(self, folder):
-        """Writes a CSV file per table, with six digits, and setting.json.
-
-        Args:
-            folder: `pathlib.Path`.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in _TABLES:
-            with files.atomic_write(str(folder / f"{name}.csv")) as file:
-                getattr(self, name).to_csv(file, index=False, float_format="%.6g")
-        files.write_json(str(folder / _SETTING), self.setting)
-
-    @classmethod
-    def load(cls, folder):
-        """Reads the files that `save` wrote.
-
-        Args:
-            folder: `pathlib.Path`.
-
-        Raises:
-            InputError: if a file is missing.
-        """
-        _, setting = files.read_description(str(folder), _SETTING, "study/run.py", "report_dir")
-        tables = {name: pd.read_csv(folder / f"{name}.csv") for name in _TABLES}
-        return cls(**tables, setting=setting)
-
-
-_TABLES = [field.name for field in dataclasses.fields(Results) if field.type is pd.DataFrame]
-_SETTING = "setting.json"
 
 
 def collect(steps, scale_name):
@@ -119,16 +95,25 @@ def collect(steps, scale_name):
         curves=pd.DataFrame(curves),
         factors=pd.DataFrame(factors),
         reliability=reliability,
+        nonlocal_start=pd.DataFrame(_nonlocal_start(steps)),
         sizes=pd.DataFrame({"subject": sizes.keys(), "mib": sizes.values()}),
         exported=pd.DataFrame(_exported(steps)),
         setting={
             "scale": scale_name,
-            "date": str(datetime.date.today()),
-            "cores": os.cpu_count(),
-            "processor": _processor(),
+            **machine(),
             **setting(),
         },
     )
+
+
+def _nonlocal_start(steps):
+    for world in steps.scale.worlds:
+        for seed in steps.scale.seeds:
+            run = steps.model_dir(world, seed, "lfnl_netvlad")
+            config = run_config.RunConfig.load(str(run))
+            batch = next(config.data.reader(steps.data(world)).batches(nonlocal_start.NUM_VIDEOS))
+            for row in nonlocal_start.measure(config, batch.inputs):
+                yield {"world": world, "seed": seed, **row}
 
 
 def _history(run, steps):
@@ -177,6 +162,15 @@ def _exported(steps):
 def setting():
     """Returns what results depend on in addition to the commands."""
     return {"versions": run_config.versions(), "matmul_precision": layers.resolve_compute_dtype()}
+
+
+def machine():
+    """Returns the date and the machine, for the report."""
+    return {
+        "date": str(datetime.date.today()),
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+    }
 
 
 def _processor():

@@ -13,6 +13,7 @@ import program
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 import checkpoints
 
@@ -117,12 +118,26 @@ def metrics_of(train_dir):
 
 def tensorboard_tags(folder):
     """Returns the names of the curves in a directory of TensorBoard logs, a set."""
-    return {
-        value.tag
-        for path in folder.glob("events.out.tfevents.*")
-        for event in tf.compat.v1.train.summary_iterator(str(path))
-        for value in event.summary.value
-    }
+    return {value.tag for value in _summary_values(folder)}
+
+
+def tensorboard_settings(folder):
+    """Returns what each session logged for the HParams tab in a directory, a list of dicts."""
+    sessions = [
+        hparams_metadata.parse_session_start_info_plugin_data(value.metadata.plugin_data.content)
+        for value in _summary_values(folder)
+        if value.tag == hparams_metadata.SESSION_START_INFO_TAG
+    ]
+    return [
+        {name: getattr(value, value.WhichOneof("kind")) for name, value in session.hparams.items()}
+        for session in sessions
+    ]
+
+
+def _summary_values(folder):
+    for path in folder.glob("events.out.tfevents.*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            yield from event.summary.value
 
 
 def prediction_rows(path):

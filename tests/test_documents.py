@@ -95,6 +95,15 @@ def test_the_readme_lists_every_module_by_group():
     assert re.findall(r"^- \*\*([\w ]+)\.\*\*", text, re.MULTILINE) == GROUPS
 
 
+def test_every_file_of_requirements_is_an_extra_of_the_package():
+    text = (documents.ROOT / "pyproject.toml").read_text()
+    extras = dict(
+        re.findall(r'^(\w+) = \{ file = "requirements/(\w+)\.txt" \}$', text, re.MULTILINE)
+    )
+    names = [path.stem for path in sorted((documents.ROOT / "requirements").glob("*.txt"))]
+    assert extras == {name: name for name in names}
+
+
 def test_help_explains_every_hyperparameter_with_its_default():
     for model in registry.models():
         text = " ".join(program.help_text(train.main, model).split())

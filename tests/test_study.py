@@ -1,25 +1,30 @@
 """Tests of the study: its plan, its scheduler, its report, and a miniature run."""
 
 import dataclasses
+import math
 import pathlib
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import files
 import pages
 import programs
+from run_config import RunConfig
 from utils import InputError
 
 sys.path.insert(0, str(programs.ROOT / "study"))
 
 import findings
+import nonlocal_start
 import plan
 import plots
 import results
 import schedule
+import seed_tables
 
 
 @pytest.mark.parametrize("name", list(plan.SCALES))
@@ -233,7 +238,9 @@ def test_an_ensemble_is_compared_with_the_best_member_per_seed():
     )
     claims = findings.claims(scores, scale).set_index("claim")
     claim = claims.loc["M1 + M4 together above the best of them"]
-    assert tuple(claim) == ("0.0200 ± 0.0000", "holds")
+    assert claim["difference"] == "0.0200 ± 0.0000"
+    assert claim["by seed"] == "0.0200, 0.0200, 0.0200"
+    assert claim["verdict"] == "holds"
     table = findings.ensembles(scores, scale)
     assert table["best member"].tolist() == ["0.5900 ± 0.0173 (M1 or M4)"]
 
@@ -290,3 +297,85 @@ def test_an_interrupted_training_is_reported(tmp_path):
 )
 def test_verdicts_need_two_standard_deviations(differences, expected, verdict):
     assert findings.verdict(pd.Series(differences), expected) == verdict
+
+
+def p_of_t(t, seeds):
+    """Closed forms of the upper tail of Student's t."""
+    if seeds == 2:
+        return 0.5 - math.atan(t) / math.pi
+    assert seeds == 3
+    return 0.5 - t / (2 * math.sqrt(2 + t**2))
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected", "t"),
+    [
+        ((1.0, 3.0), "above", 2.0),
+        ((1.0, 2.0, 3.0), "above", 2 * 3**0.5),
+        ((-1.0, -2.0, -3.0), "above", -2 * 3**0.5),
+        ((-0.003, -0.002, -0.001), "not below", 3 * 3**0.5),
+        ((0.003, 0.002, 0.001), "no gain", 3 * 3**0.5),
+        ((0.0001, 0.0002, 0.0003), "equal", 3 * 3**0.5),
+        ((-0.0001, -0.0002, -0.0003), "equal", 3 * 3**0.5),
+    ],
+)
+def test_p_values_are_those_of_one_sided_t_tests(differences, expected, t):
+    found = seed_tables.p_value(pd.Series(differences), expected)
+    assert found == pytest.approx(p_of_t(t, len(differences)), rel=1e-9)
+
+
+@pytest.fixture(scope="module")
+def start_of(frame_data):
+    """Returns a function that measures the block of a small NetVLAD with some options."""
+
+    def measure(**options):
+        sizes = {"netvlad_cluster_size": "8", "nonlocal_embedding": "4", "iterations": 0}
+        config = RunConfig(
+            "LFNLNetVLADModel",
+            hyperparameters={**sizes, "netvlad_hidden_size": 4, **options},
+            num_classes=10,
+            feature_sizes=(8, 4),
+        )
+        batch = next(config.data.reader(frame_data).batches(32))
+        return list(nonlocal_start.measure(config, batch.inputs))
+
+    return measure
+
+
+def test_the_block_that_starts_as_the_identity_adds_nothing(start_of):
+    for row in start_of(nonlocal_start="identity"):
+        assert row["added_size"] == row["added_cosine"] == 0
+        assert row["cosine_before"] == row["cosine_after"]
+
+
+def test_the_papers_block_is_measured_to_add_a_common_vector(start_of):
+    rows = start_of()
+    assert [row["feature"] for row in rows] == ["rgb", "audio"]
+    for row in rows:
+        assert row["added_cosine"] > 0.9
+        assert row["added_size"] > 0.2
+
+
+def test_the_mean_cosine_is_that_of_all_pairs():
+    vectors = np.array([[[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]])
+    expected = (0 + 2 * 0.5**0.5) / 3
+    assert nonlocal_start.mean_cosine(vectors) == pytest.approx(expected)
+
+
+def test_equal_differences_have_a_p_value_of_0_on_their_side():
+    assert seed_tables.p_value(pd.Series([0.5, 0.5, 0.5])) == 0
+    assert seed_tables.p_value(pd.Series([-0.5, -0.5, -0.5])) == 1
+    assert seed_tables.p_value(pd.Series([0.0, 0.0, 0.0])) == 1
+
+
+def test_p_values_of_many_seeds_are_those_of_tables():
+    noise = pd.Series([-1.0, 1.0] * 5 + [0.0])  # 11 seeds with the deviation 1.
+    found = seed_tables.p_value(noise + 2.764 / 11**0.5)
+    assert found == pytest.approx(0.01, abs=1e-5)
+
+
+def test_seeds_that_are_not_alike_are_shown_one_by_one():
+    assert seed_tables.spread(pd.Series([0.45, 0.46, 0.44])) == "0.4500 ± 0.0100"
+    unlike = pd.Series([0.449, 0.386, 0.463])
+    assert seed_tables.spread(unlike) == "0.4327 ± 0.0410 (0.449, 0.386, 0.463)"
+    assert seed_tables.spread(pd.Series([0.45])) == "0.4500"

@@ -120,6 +120,32 @@ def test_tensorboard_gets_loss_and_learning_rate(trained_mean):
     assert tags == {"loss", "learning_rate", "examples/s", "GAP", "Hit@1", "PERR"}
 
 
+def test_tensorboard_gets_all_settings_once_above_the_curves(tmp_path, trained_mean, frame_data):
+    (logged,) = programs.tensorboard_settings(trained_mean)
+    config = RunConfig.load(str(trained_mean))
+    assert logged["model"] == "FrameLevelLogisticModel"
+    assert logged["feature_sizes"] == "8,4"
+    numbers = {
+        name: value
+        for name, value in {**vars(config), **config.hyperparameters}.items()
+        if isinstance(value, bool | int | float)
+    }
+    assert len(numbers) > 12
+    assert {name: logged[name] for name in numbers} == numbers
+    resumed = shutil.copytree(trained_mean, tmp_path / "run")
+    train_mean(resumed, frame_data, "--num_epochs=3")
+    assert steps_in(resumed)[-1] == 30
+    assert programs.tensorboard_settings(resumed) == [logged]
+
+
+def test_tensorboard_dir_gets_the_settings_and_the_curves(tmp_path, frame_data):
+    logs = tmp_path / "logs"
+    train_mean(tmp_path / "run", frame_data, "--max_steps=1", f"--tensorboard_dir={logs}")
+    assert len(programs.tensorboard_settings(logs)) == 1
+    assert "loss" in programs.tensorboard_tags(logs / "train")
+    assert not list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -157,6 +183,7 @@ def test_start_new_model_removes_only_the_old_run(tmp_path, trained_mean, frame_
     assert steps_in(tmp_path) == [2]
     assert not unfinished.exists()
     assert RunConfig.load(str(tmp_path)).hyperparameters["l2_penalty"] == 0.5
+    assert [logged["l2_penalty"] for logged in programs.tensorboard_settings(tmp_path)] == [0.5]
     for name in ("notes.txt", "eval/mine.csv", "model.ckpt.txt"):
         assert (tmp_path / name).read_text() == "mine"
 
