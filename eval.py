@@ -21,8 +21,9 @@ from absl import logging
 
 import checkpoints
 import files
+from evaluation import evaluate, format_summary
 from options import option, same_option
-from predictor import PredictorOptions, evaluate, format_summary, load_class_names, load_predictor
+from predictor import PredictorOptions, load_class_names, load_predictor
 from run_config import CONFIG_FILE, TrainOptions
 from utils import InputError, csv_line
 
@@ -92,7 +93,7 @@ def save_summary(
     """Saves a summary to metrics.json, replacing that of the same step, and to TensorBoard.
 
     Args:
-        summary: numbers from `predictor.evaluate`.
+        summary: numbers from `evaluation.evaluate`.
         train_dir: directory of the run.
         kind: name of the subdirectory for evaluations.
         tensorboard_dir: directory for TensorBoard logs instead of `train_dir`.
@@ -133,7 +134,7 @@ def write_per_class(
     """Writes the average precision of the classes as CSV, in the order of the classes.
 
     Args:
-        per_class: table from `predictor.evaluate`.
+        per_class: table from `evaluation.evaluate`.
         path: file to write.
         class_names: names by class, or None.
     """

@@ -28,15 +28,14 @@ import layers
 import run_config
 import serving
 from ensemble import Ensemble, StackingFit, frozen_model, restore_frozen, with_weight
+from evaluation import evaluate, format_summary
 from options import option, same_option
 from predictor import (
     ModelOptions,
     Predictor,
     PredictorOptions,
     compiled,
-    evaluate,
     find_vocabulary,
-    format_summary,
     load_configs,
 )
 from readers import RecordReader
