@@ -79,7 +79,8 @@ class LabelOptions(Options):
     )
     test_fraction: float | None = option(
         None,
-        "Fraction of the videos in test, chosen like validate. Default: 0.",
+        "Fraction of the videos in test, chosen like validate. Default: 0; without any labels, "
+        "all videos belong to test.",
         group="labels",
         at_least=0,
         below=1,
