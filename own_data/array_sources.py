@@ -44,9 +44,9 @@ class NpyFiles(FeatureSource):
     def _naming(self) -> Callable[[str], tuple[str, str]]:
         """Returns the function that splits a path into video id and stored name of the feature."""
         names = [self._options.stored_name(name) for name in self._options.feature_names or ()]
-        endings = tuple(_endings(names))
-        if len(names) > 1 or any(_stem(path).endswith(endings) for path in self._paths):
-            return lambda path: _split(path, names)
+        endings = {f"{mark}{name}": name for name in names for mark in "._"}
+        if len(names) > 1 or any(_stem(path).endswith(tuple(endings)) for path in self._paths):
+            return lambda path: _split(path, endings)
         if not names:
             _check_no_names(self._paths)
         return lambda path: (_stem(path), self._options.unnamed)
@@ -74,15 +74,13 @@ class NpyFiles(FeatureSource):
                 yield Clip(video_id, features, origin)
 
 
-def _endings(names):
-    """Returns the feature by each ending of a file name that names one."""
-    return {f"{mark}{name}": name for name in names for mark in "._"}
+def _split(path, endings):
+    """Returns video id and stored name of the feature of a file named after both.
 
-
-def _split(path, names):
-    """Returns video id and stored name of the feature of a file named after both."""
+    Where no ending names the feature, the directory does.
+    """
     stem, folder = _stem(path), _folder(path)
-    endings = _endings(names)
+    names = dict.fromkeys(endings.values())
     for ending, name in endings.items():
         if stem.endswith(ending) and stem != ending:
             return stem.removesuffix(ending), name
