@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -30,11 +29,12 @@ import record_writer
 import vocabulary
 from dataset_info import DatasetInfo
 from options import option, options_of
-from own_data import feature_sources, feature_storage, record_state, video_labels
+from own_data import feature_sources, feature_storage, record_state, record_summary, video_labels
 from own_data.clips import Clip, ClipChecker, EmptyClipError, FeatureSource
 from own_data.feature_storage import Encoder, StorageOptions
-from own_data.record_plan import RecordPlan
+from own_data.record_plan import SPLITS, RecordPlan
 from own_data.record_state import FileCounts, RecordState
+from own_data.record_summary import Summary
 from own_data.video_labels import LabelOptions
 from utils import InputError, comma_separated, examples
 
@@ -45,7 +45,6 @@ _OF_PLACE = ("output_dir", "overwrite")
 _FILE_BYTES, _MEMORY_BYTES = 64e6, 256e6
 # Number of training files by default, at least.
 _MIN_FILES = 4
-_LARGE_SHARE = 0.001
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,27 +99,6 @@ class RecordsOptions(feature_sources.SourceOptions, LabelOptions, StorageOptions
                 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """Summary of the written data set.
-
-    Attributes:
-        info: its description.
-        files: paths of the record files.
-        num_bytes: total size of the record files.
-        without_labels: number of videos left out because they have no labels.
-        without_frames: ids of the videos left out because they have no frames.
-        clipped: share of the values that bytes could not represent, by feature.
-    """
-
-    info: DatasetInfo
-    files: list[str]
-    num_bytes: int
-    without_labels: int
-    without_frames: list[str]
-    clipped: dict[str, float]
-
-
 def make_records(options: RecordsOptions) -> Summary:
     """Writes record files, the vocabulary and, last, their `DatasetInfo`.
 
@@ -132,12 +110,13 @@ def make_records(options: RecordsOptions) -> Summary:
     """
     source = feature_sources.open_source(options.input_data_pattern, options)
     ids = source.ids()
-    labels = video_labels.match(_read_labels(source, options), ids, options)
+    labels = video_labels.match(_read_labels(source, ids, options), ids, options)
     like = _load_like(options)
     names = (video.names for video in labels.values())
     classes = vocabulary.classes(names, options.vocabulary or _vocabulary_of(like, options))
-    plan = RecordPlan(labels, classes.numbers, options.fractions)
-    _warn_of_empty_splits(plan, options)
+    fractions = _fractions(labels, options)
+    plan = RecordPlan(labels, classes.numbers, fractions)
+    _warn_of_empty_splits(plan, fractions)
     settings = _settings(plan, classes, options)
     with _locked(options.output_dir):
         state = record_state.resume(options.output_dir, settings, options.overwrite)
@@ -147,20 +126,26 @@ def make_records(options: RecordsOptions) -> Summary:
         rows = sorted(classes.names.items())
         vocabulary.write(options.output_dir, ("Index", "Name"), rows)
         info.save(options.output_dir)
-    return _summarize(info, state, len(ids) - len(labels), options)
+    return record_summary.summarize(info, state, plan, classes, len(ids), options.output_dir)
 
 
-def _warn_of_empty_splits(plan, options):
-    expected = ("train", "validate") if options.fractions[0] else ("train",)
-    for split in expected:
-        if not plan.by_split[split]:
+def _fractions(labels, options):
+    """Returns the fractions of validate and test; test has all videos if none has a label."""
+    given = options.eval_fraction is not None or options.test_fraction is not None
+    has_labels = any(video.names for video in labels.values())
+    return options.fractions if given or has_labels else (0.0, 1.0)
+
+
+def _warn_of_empty_splits(plan, fractions):
+    for split, share in zip(SPLITS, (1 - sum(fractions), *fractions), strict=True):
+        if share and not plan.by_split[split]:
             logging.warning("no video belongs to %s", split)
 
 
-def _read_labels(source, options):
+def _read_labels(source, ids, options):
     """Returns labels by id: those of the file, or else of the source."""
     if options.labels_file is not None:
-        return video_labels.read_labels(options)
+        return video_labels.read_labels(options, ids)
     logging.info("reading the labels in the feature files")
     return {clip.video_id: video_labels.labels_of(clip) for clip in source.clips()}
 
@@ -352,69 +337,10 @@ def _describe(state, classes, options):
     )
 
 
-def _summarize(info, state, without_labels, options):
-    """Returns a `Summary`, and logs warnings."""
-    counts = [found for found in state.files.values() if found is not None]
-    without_frames = [name for found in counts for name in found.without_frames]
-    if without_frames:
-        logging.warning("%s without frames left out", video_labels.counted(without_frames))
-    clipped = {}
-    for feature in info.features:
-        all_zero = [name for found in counts for name in found.all_zero.get(feature.name, ())]
-        if all_zero:
-            logging.warning("%s is zero in %s", feature.name, video_labels.counted(all_zero))
-        num_values = sum(found.values.get(feature.name, 0) for found in counts)
-        if num_values:
-            num_clipped = sum(found.clipped[feature.name] for found in counts if found.values)
-            clipped[feature.name] = num_clipped / num_values
-    for name, share in clipped.items():
-        if share > _LARGE_SHARE:
-            logging.warning(
-                "%.2f %% of the values of %s are beyond the range of the bytes. --storage=float16 "
-                "clips none; fitted ranges per dimension, the default, clip less than others.",
-                *(100 * share, name),
-            )
-    paths = [os.path.join(options.output_dir, name) for name in state.files]
-    num_bytes = sum(map(files.file_size, paths))
-    return Summary(info, paths, num_bytes, without_labels, without_frames, clipped)
-
-
-def report(summary: Summary, output_dir: str) -> str:
-    """Returns lines that describe written records, and the command that trains on them."""
-    videos = summary.info.videos or {}
-    counts = ", ".join(f"{count:,} {split}" for split, count in videos.items())
-    dropped = {
-        "without labels": summary.without_labels,
-        "without frames": len(summary.without_frames),
-    }
-    left_out = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
-    features = ", ".join(
-        f"{feature.name} ({feature.size} values, {feature.dtype}{_clipped(summary, feature.name)})"
-        for feature in summary.info.features
-    )
-    pattern = os.path.join(output_dir, "train*.tfrecord")
-    command = ("python", "train.py", "--model=DbofModel", f"--train_data_pattern={pattern}")
-    return "\n".join(
-        [
-            f"videos    {counts}",
-            f"left out  {left_out or 'none'}",
-            f"features  {features}",
-            f"classes   {summary.info.num_classes:,}",
-            f"files     {len(summary.files):,}, {summary.num_bytes / 1e6:,.1f} MB: {output_dir}",
-            "",
-            f"To train on them:\n{shlex.join([*command, '--train_dir=run'])}",
-        ]
-    )
-
-
-def _clipped(summary, name):
-    return f", {summary.clipped[name]:.4%} clipped" if name in summary.clipped else ""
-
-
 def main(options: RecordsOptions) -> None:
     """Runs the program."""
     summary = make_records(options)
-    print(report(summary, options.output_dir))
+    print(record_summary.report(summary, options.output_dir))
 
 
 if __name__ == "__main__":

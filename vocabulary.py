@@ -7,13 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from absl import logging
+
 import files
-from utils import InputError, examples
+from utils import InputError, comma_separated, examples
 
 FILE = "vocabulary.csv"
 _NUMBER = re.compile(r"(-?[0-9]+)(\.0)?")
 # Larger numbers are ids of another kind.
 _MAX_CLASSES = 10**6
+# Groups of similar names that a warning lists.
+_NUM_SIMILAR = 10
 
 
 class Classes(NamedTuple):
@@ -55,8 +59,22 @@ def classes(labels: Iterable[Sequence[str]], vocabulary: str | None = None) -> C
         )
     if all(map(_NUMBER.fullmatch, counts)):
         return _number_classes(counts)
+    _warn_of_similar(counts)
     names = dict(enumerate(sorted(counts, key=lambda name: (-counts[name], name))))
     return Classes(names, {name: number for number, name in names.items()})
+
+
+def _warn_of_similar(counts):
+    """Warns of names that differ only in case or white space, which become several classes."""
+    groups: dict[str, list[str]] = {}
+    for name in counts:
+        groups.setdefault(" ".join(name.casefold().split()), []).append(name)
+    similar = [" and ".join(map(repr, sorted(group))) for group in groups.values() if group[1:]]
+    if similar:
+        logging.warning(
+            "names that differ only in case or spaces become different classes: %s",
+            comma_separated(similar[:_NUM_SIMILAR]),
+        )
 
 
 def _vocabulary_classes(counts, vocabulary):

@@ -24,8 +24,8 @@ class NpyFiles(FeatureSource):
 
     Without `feature_names`, `ID.npy` holds the only feature of the video ID; its name is
     `features`. With `feature_names`, `ID.NAME.npy` or `ID_NAME.npy` holds the feature NAME of the
-    video ID, for each NAME among them. If there is one NAME and no file name ends in it, `ID.npy`
-    holds that feature.
+    video ID, for each NAME among them, and so does `NAME/ID.npy`. If there is one NAME and no file
+    name ends in it, `ID.npy` holds that feature.
 
     Raises:
         InputError: if a file has another NAME, or two files hold one feature of a video.
@@ -51,6 +51,16 @@ class NpyFiles(FeatureSource):
             _check_no_names(self._paths)
         return lambda path: (_stem(path), self._options.unnamed)
 
+    def _repeated(self, video_id, first, second):
+        error = super()._repeated(video_id, first, second)
+        folders = [_folder(first), _folder(second)]
+        if folders[0] == folders[1]:
+            return error
+        return InputError(
+            f"{error} If they are two features of the video, name both by their directories: "
+            f"--feature_names={','.join(folders)}"
+        )
+
     def _list(self):
         for video_id, paths in self._videos.items():
             yield video_id, comma_separated(paths.values())
@@ -65,15 +75,22 @@ class NpyFiles(FeatureSource):
 
 
 def _split(path, endings):
-    """Returns video id and stored name of the feature of a file named after both."""
-    stem = _stem(path)
+    """Returns video id and stored name of the feature of a file named after both.
+
+    Where no ending names the feature, the directory does.
+    """
+    stem, folder = _stem(path), _folder(path)
+    names = dict.fromkeys(endings.values())
     for ending, name in endings.items():
         if stem.endswith(ending) and stem != ending:
             return stem.removesuffix(ending), name
+    if folder in names:
+        return stem, folder
     raise InputError(
         f"{path} does not name a feature: names of files must end in "
-        f"{comma_separated(f'{ending}.npy' for ending in endings)}. Give the names of all features "
-        "with --feature_names, or leave other files out of the pattern."
+        f"{comma_separated(f'{ending}.npy' for ending in endings)}, or their directory must be "
+        f"named {' or '.join(names)}. Give the names of all features with --feature_names, or "
+        "leave other files out of the pattern; --rename=STORED:NAME renames features."
     )
 
 
@@ -93,6 +110,10 @@ def _check_no_names(paths):
 
 def _stem(path):
     return os.path.splitext(os.path.basename(path))[0]
+
+
+def _folder(path):
+    return os.path.basename(os.path.dirname(path))
 
 
 def _load(path):
@@ -117,6 +138,8 @@ def _read_npz(file: IO[bytes], origin: str, options: SourceOptions) -> dict[str,
 
 class NpzFiles(FeatureSource):
     """`.npz` files, as `numpy.savez` writes them: `ID.npz` holds an array `[T, D]` per feature."""
+
+    _remedy_for_repeated_ids = "One file must hold all features of a video: leave one of them out."
 
     def _list_file(self, path):
         yield _stem(path), path

@@ -78,13 +78,21 @@ class Sample(NamedTuple):
 
     Attributes:
         frames: values `[N, D]` by feature name, floats or, of a feature of bytes, uint8.
-        num_videos: number of videos.
-        num_frames: mean number of frames per video.
+        lengths: number of frames of each video.
     """
 
     frames: dict[str, np.ndarray]
-    num_videos: int
-    num_frames: float
+    lengths: list[int]
+
+    @property
+    def num_videos(self) -> int:
+        """Number of videos."""
+        return len(self.lengths)
+
+    @property
+    def num_frames(self) -> float:
+        """Mean number of frames per video."""
+        return float(np.mean(self.lengths)) if self.lengths else 0.0
 
 
 def take_sample(clips: Iterable[Clip], num_videos: int) -> Sample:
@@ -95,28 +103,26 @@ def take_sample(clips: Iterable[Clip], num_videos: int) -> Sample:
         num_videos: number of clips, at most.
     """
     frames: dict[str, list[np.ndarray]] = {}
-    counts = []
+    lengths = []
     for clip in clips:
-        counts.append(len(next(iter(clip.features.values()))))
+        lengths.append(len(next(iter(clip.features.values()))))
         for name, values in clip.features.items():
             limit = max(1, _SAMPLE_VALUES // (num_videos * values.shape[1]))
             step = max(1, -(-len(values) // limit))
             frames.setdefault(name, []).append(values[step // 2 :: step].copy())
-    return Sample(
-        {name: np.concatenate(parts) for name, parts in frames.items()},
-        len(counts),
-        float(np.mean(counts)) if counts else 0.0,
-    )
+    return Sample({name: np.concatenate(parts) for name, parts in frames.items()}, lengths)
 
 
 def choose_features(sample: Sample, options: StorageOptions) -> tuple[Feature, ...]:
     """Returns how the features are stored, with ranges fitted to a sample.
 
-    Logs the error of the bytes, and warns of values that are the same everywhere or far off.
+    Logs the error of the bytes, and warns of arrays that may be transposed, and of values that are
+    the same everywhere or far off.
 
     Raises:
         InputError: if a feature is zero everywhere, uint8 without a fixed range, or has no type.
     """
+    _warn_of_transposed(sample)
     names = list(sample.frames)
     dtypes = options.storage * len(names) if len(options.storage) == 1 else options.storage
     if len(dtypes) != len(names):
@@ -128,6 +134,20 @@ def choose_features(sample: Sample, options: StorageOptions) -> tuple[Feature, .
         _choose(name, sample.frames[name], dtype, sample.num_videos, options)
         for name, dtype in zip(names, dtypes, strict=True)
     )
+
+
+def _warn_of_transposed(sample):
+    """Warns if all videos are equally long and have more frames than values per frame."""
+    sizes = {name: values.shape[1] for name, values in sample.frames.items()}
+    num_frames = sample.lengths[0]
+    equal = sample.num_videos > 1 and set(sample.lengths) == {num_frames}
+    if equal and num_frames > max(sizes.values()):
+        logging.warning(
+            "all of %d videos of a sample have %d frames, but frames have fewer values: %s. If the "
+            "arrays are [values, frames], transpose them, for example array.T",
+            *(sample.num_videos, num_frames),
+            comma_separated(f"{name} {size}" for name, size in sizes.items()),
+        )
 
 
 def _choose(name, values, dtype, num_videos, options):

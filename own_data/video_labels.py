@@ -1,21 +1,19 @@
 """Labels and splits of videos, from a CSV or Parquet file with a row per video."""
 
-import csv
 import dataclasses
-import io
+import itertools
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
 from absl import logging
 
-import files
 from options import Options, option
+from own_data import label_table
 from own_data.clips import Clip
-from utils import InputError, comma_separated, examples, import_optional
+from own_data.label_table import cell_values
+from utils import InputError, comma_separated, examples
 
 # Other usual names of the splits.
 _SPLIT_NAMES = {
@@ -81,7 +79,8 @@ class LabelOptions(Options):
     )
     test_fraction: float | None = option(
         None,
-        "Fraction of the videos in test, chosen like validate. Default: 0.",
+        "Fraction of the videos in test, chosen like validate. Default: 0; without any labels, "
+        "all videos belong to test.",
         group="labels",
         at_least=0,
         below=1,
@@ -132,29 +131,38 @@ class Labels(NamedTuple):
 
 def labels_of(clip: Clip) -> Labels:
     """Returns the labels that the features of a video come with."""
-    return Labels(list(dict.fromkeys(_cell_values(clip.labels or []))))
+    return Labels(list(dict.fromkeys(cell_values(clip.labels or []))))
 
 
 # --- The file -------------------------------------------------------------------------------------
 
 
-def read_labels(options: LabelOptions) -> dict[str, Labels]:
+def read_labels(
+    options: LabelOptions, video_ids: Collection[str] = frozenset()
+) -> dict[str, Labels]:
     """Reads `--labels_file` and returns labels by id, as it is written there.
 
+    Args:
+        options: options of labels.
+        video_ids: ids of the videos that have features.
+
     Raises:
-        InputError: if the file cannot be read or lacks a column, a row has no id, or rows assign a
-            video to two splits.
+        InputError: if the file cannot be read or lacks a header or a column, a row has no id, or
+            rows assign a video to two splits.
     """
     path = options.labels_file
     assert path is not None
-    table = _read_table(path)
+    table = label_table.read(path)
+    _check_header(path, table, frozenset(video_ids))
     id_column, label_columns = _columns(table, options)
+    label_cells = itertools.chain.from_iterable(table[column] for column in label_columns)
+    label_table.warn_of_separator(path, label_cells, options.label_separator)
     cells = [table[column] for column in (id_column, *label_columns)]
     splits = [None] * len(cells[0]) if options.split_column is None else table[options.split_column]
     found: dict[str, Labels] = {}
     for number, (row, split) in enumerate(zip(zip(*cells, strict=True), splits, strict=True)):
         place = f"{path}, data row {number + 1}"
-        video_id = "".join(_cell_values(row[0]))
+        video_id = "".join(cell_values(row[0]))
         if not video_id:
             raise InputError(f"{place}: the column {id_column!r} has no id.")
         if split is not None:
@@ -166,42 +174,20 @@ def read_labels(options: LabelOptions) -> dict[str, Labels]:
                 "row. Assign each video to one split."
             )
         for cell in row[1:]:
-            for name in _cell_values(cell, options.label_separator):
+            for name in cell_values(cell, options.label_separator):
                 if name not in labels.names:
                     labels.names.append(name)
     return found
 
 
-def _read_table(path):
-    """Returns the cells of a CSV file, all texts, or of a Parquet file, by column."""
-    if path.endswith(".parquet"):
-        import_optional("pyarrow", f"{path} needs PyArrow", "parquet")
-    try:
-        with files.open_binary(path) as file:
-            if path.endswith(".parquet"):
-                table = pd.read_parquet(file)
-                return {name: list(table[name]) for name in table}
-            # pandas would cut rows that are too long.
-            text = file.read().decode("utf-8-sig")
-        rows = csv.reader(
-            io.StringIO(text, newline=""),
-            delimiter="\t" if path.endswith(".tsv") else ",",
-            strict=True,
-        )
-        header, *rows = filter(any, rows)
-    except (OSError, ValueError, csv.Error, *files.REMOTE_ERRORS) as error:
+def _check_header(path, names, video_ids):
+    """Rejects a file whose first line belongs to a video, which would be lost."""
+    found = [name for name in names if _video_of(name, video_ids) is not None]
+    if found:
         raise InputError(
-            f"cannot read {path}: {error}. Expected: CSV in UTF-8 with a header line, or Parquet "
-            "in a file whose name ends in .parquet."
-        ) from error
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}, data row {number}: it has {len(row)} cells instead of {len(header)}. Put "
-                "cells with commas in double quotes."
-            )
-    columns = zip(*rows, strict=True) if rows else [()] * len(header)
-    return dict(zip(map(str.strip, header), columns, strict=True))
+            f"the first line of {path} is no header: {found[0]!r} is the id of a video. Insert a "
+            "first line with the names of the columns, for example: id,labels"
+        )
 
 
 def _columns(table, options):
@@ -232,20 +218,8 @@ def _columns(table, options):
     return id_column, label_columns
 
 
-def _cell_values(cell: Any, separator: str | None = None) -> Iterator[str]:
-    """Yields the texts in a cell of a table: text that may have separators, a number or a list."""
-    if isinstance(cell, list | tuple | np.ndarray):
-        for entry in cell:
-            yield from _cell_values(entry)
-    elif isinstance(cell, str):
-        parts = [cell] if separator is None else cell.split(separator)
-        yield from filter(None, map(str.strip, parts))
-    elif not pd.isna(cell):
-        yield str(cell)
-
-
 def _split_name(place, cell):
-    name = "".join(_cell_values(cell))
+    name = "".join(cell_values(cell))
     if not re.fullmatch("[A-Za-z][A-Za-z_-]*", name):
         raise InputError(
             f"{place}: the split must be a word such as train, validate or test. Received: {name!r}"
@@ -278,13 +252,15 @@ def match(
     if not written and not options.keep_unlabeled:
         raise InputError(_no_match(found, video_ids, origin))
     if unknown:
-        logging.warning("%s has %s without features", origin, counted(unknown))
+        hint = _lost_zeros(unknown, video_ids)
+        logging.warning("%s has %s without features.%s", origin, counted(unknown), hint)
     labels = {name: found[written[name]] if name in written else Labels([]) for name in video_ids}
     unlabeled = [name for name in video_ids if not labels[name].names]
     if len(unlabeled) == len(labels) and not options.keep_unlabeled:
+        remedy = "Check --label_columns" if options.labels_file else "Give --labels_file"
         raise InputError(
-            f"{origin}: none of {len(labels)} videos has a label. Check --labels_file and "
-            "--label_columns; --keep_unlabeled with --vocabulary or --like writes them without."
+            f"{origin}: none of {len(labels)} videos has a label. {remedy}; or, for prediction, "
+            "give --keep_unlabeled with --like or --vocabulary, which writes them without labels."
         )
     if unlabeled and not options.keep_unlabeled:
         logging.warning(
@@ -302,9 +278,8 @@ def _by_video(found, video_ids, origin):
     written: dict[str, str] = {}
     unknown = []
     for name in found:
-        stem = os.path.splitext(os.path.basename(name))[0]
-        video_id = name if name in video_ids else stem
-        if video_id not in video_ids:
+        video_id = _video_of(name, video_ids)
+        if video_id is None:
             unknown.append(name)
         elif written.setdefault(video_id, name) != name:
             raise InputError(
@@ -314,12 +289,35 @@ def _by_video(found, video_ids, origin):
     return written, unknown
 
 
+def _video_of(written, video_ids):
+    """Returns the id of the video that an id of the file stands for, or None."""
+    return next((name for name in (written, _stem(written)) if name in video_ids), None)
+
+
+def _stem(path):
+    return os.path.splitext(os.path.basename(path))[0]
+
+
 def _no_match(found, video_ids, origin):
     return (
         f"no id in {origin} is the id of a video. Ids in the file are "
-        f"{examples(found)}; ids of videos are {examples(video_ids)}. Choose the column with "
-        "--id_column. The first line of the file must be a header."
+        f"{examples(found)}; ids of videos are {examples(video_ids)}."
+        f"{_lost_zeros(found, video_ids)} Choose the column with --id_column. The first line of "
+        "the file must be a header."
     )
+
+
+def _lost_zeros(found, video_ids):
+    """Returns a sentence that names an id that equals that of a video as a number, or nothing."""
+    by_number = {int(name): name for name in video_ids if name.isdecimal()}
+    for name in found:
+        stem = _stem(name)
+        if stem.isdecimal() and int(stem) in by_number:
+            return (
+                f" Ids in the file may have lost leading zeros, such as {name!r} of "
+                f"{by_number[int(stem)]!r}: write them as text."
+            )
+    return ""
 
 
 def _check_splits(kept, origin):

@@ -224,6 +224,34 @@ def test_npy_files_name_their_feature_after_a_dot_or_underscore(tmp_path):
     assert_equal_clips(only, {"a": {"clip": values}, "b_c": {"clip": values}})
 
 
+def test_npy_files_may_name_their_feature_by_their_directory(tmp_path):
+    clips = random_clips(4, (("feats", 6), ("sound", 3)))
+    for name in ("feats", "sound"):
+        (tmp_path / name).mkdir()
+        for video_id, features in clips.items():
+            np.save(tmp_path / name / f"{video_id}.npy", features[name])
+    pattern = f"{tmp_path}/feats/*.npy,{tmp_path}/sound/*.npy"
+    assert_equal_clips(read(pattern, feature_names=("feats", "sound")), clips)
+    renamed = read(pattern, feature_names=("sound", "rgb"), rename=("feats:rgb",))
+    assert list(renamed["v1"]) == ["sound", "rgb"]
+    np.testing.assert_array_equal(renamed["v1"]["rgb"], clips["v1"]["feats"])
+    message = error_of(pattern)
+    assert "the id 'v0' occurs twice" in message
+    assert "two features of the video" in message
+    assert "--feature_names=feats,sound" in message
+    message = error_of(pattern, feature_names=("rgb", "audio"))
+    assert f"{tmp_path}/feats/v0.npy does not name a feature" in message
+    assert "or their directory must be named rgb or audio" in message
+
+
+def test_the_name_of_an_npy_file_counts_more_than_its_directory(tmp_path):
+    (tmp_path / "rgb").mkdir()
+    for name in ("rgb", "audio"):
+        np.save(tmp_path / "rgb" / f"v.{name}.npy", np.ones((2, 3)))
+    found = read(tmp_path / "rgb", feature_names=("rgb", "audio"))
+    assert {video: list(features) for video, features in found.items()} == {"v": ["rgb", "audio"]}
+
+
 def test_a_video_without_one_of_its_npy_files_lacks_the_feature(tmp_path):
     for name in ("a.rgb", "a.audio", "b.rgb"):
         np.save(tmp_path / f"{name}.npy", np.ones((2, 3)))
@@ -374,7 +402,7 @@ def test_parquet_files_without_pyarrow_name_the_package(tmp_path, monkeypatch):
 @pytest.mark.parametrize("rows_at_once", [1, 2, 3, 1000])
 @pytest.mark.parametrize("kind", ["frames_as_rows", "dimensions_as_columns"])
 def test_rows_of_a_video_may_lie_in_several_batches(tmp_path, kind, rows_at_once, monkeypatch):
-    parquet_source = pytest.importorskip("parquet_source")
+    parquet_source = pytest.importorskip("own_data.parquet_source")
     monkeypatch.setattr(parquet_source, "_FRAME_ROWS", rows_at_once)
     monkeypatch.setattr(parquet_source, "_ID_ROWS", rows_at_once)
     clips = random_clips(7)

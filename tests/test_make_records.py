@@ -275,6 +275,32 @@ def test_new_videos_are_stored_like_the_records_of_a_model(tmp_path):
         np.testing.assert_array_equal(stored, expected_bytes)
 
 
+def test_new_videos_are_for_prediction_and_all_in_one_split(tmp_path, capsys, caplog):
+    write_input(tmp_path, clips(30))
+    make(tmp_path)
+    caplog.clear()
+    new = tmp_path / "new"
+    new.mkdir()
+    write_clips(new / "clips", clips(10))
+    flags = (
+        f"--input_data_pattern={new}/clips/*.npy",
+        f"--like={tmp_path}/records/dataset.json",
+        f"--output_dir={new}/records",
+    )
+    with pytest.raises(InputError, match=r"none of 10 videos has a label\..*give --keep_unlabeled"):
+        programs.run("make_records", *flags)
+    programs.run("make_records", *flags, "--keep_unlabeled")
+    text = capsys.readouterr().out
+    assert "videos    10 test\n" in text
+    assert "classes   3\n" in text
+    assert "train.py" not in text
+    assert f"python inference.py --train_dir=run '--input_data_pattern={new}/records/" in text
+    assert "no video belongs" not in caplog.text
+    more = ("--keep_unlabeled", "--eval_fraction=0.5", "--overwrite")
+    programs.run("make_records", *flags, *more)
+    assert set(read(new, "train")) | set(read(new, "validate")) == set(clips(10))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -525,6 +551,33 @@ def test_a_clip_that_is_not_usable_is_found_after_the_sample(tmp_path, monkeypat
         make(tmp_path)
 
 
+def test_arrays_that_are_all_transposed_alike_are_reported(tmp_path, caplog):
+    features = clips(20, size=3, num_frames=(8, 9))
+    write_input(tmp_path, features)
+    make(tmp_path, eval_fraction=0.0)
+    assert (
+        "all of 20 videos of a sample have 8 frames, but frames have fewer values: features 3."
+        in (caplog.text)
+    )
+    assert "transpose them" in caplog.text
+
+
+@pytest.mark.parametrize(("size", "num_frames"), [(3, (8, 10)), (9, (8, 9))])
+def test_arrays_of_frames_are_not_taken_for_transposed(tmp_path, caplog, size, num_frames):
+    write_input(tmp_path, clips(20, size=size, num_frames=num_frames))
+    make(tmp_path, eval_fraction=0.0)
+    assert "transpose" not in caplog.text
+
+
+def test_a_labels_file_without_a_header_is_refused(tmp_path):
+    features = write_input(tmp_path, clips(5))
+    lines = (tmp_path / "labels.csv").read_text().split("\n")
+    (tmp_path / "labels.csv").write_text("\n".join(lines[1:]))
+    first = next(iter(features))
+    with pytest.raises(InputError, match=f"labels.csv is no header: '{first}' is the id of a vid"):
+        make(tmp_path)
+
+
 def test_the_same_id_twice_is_refused(tmp_path):
     features = write_input(tmp_path, clips(5))
     write_clips(tmp_path / "more", features)
@@ -585,6 +638,7 @@ def test_the_program_prints_counts_and_a_command_that_trains(tmp_path, capsys):
     assert f"videos    {counts['train']} train, {counts['validate']} validate" in text
     assert "left out  2 without labels, 1 without frames" in text
     assert "features  features (6 values, uint8, 0.0" in text
+    assert "classes   3: cat " in text
     (line,) = (line for line in text.splitlines() if line.startswith("python train.py"))
     assert f"{tmp_path}/records/train*.tfrecord" in line
     data = tmp_path / "records" / "train*.tfrecord"
@@ -596,3 +650,11 @@ def test_the_program_prints_counts_and_a_command_that_trains(tmp_path, capsys):
     )
     programs.train(tmp_path / "run", data, *small)
     assert RunConfig.load(str(tmp_path / "run")).num_classes == 3
+
+
+def test_the_report_names_the_most_frequent_classes_and_counts_empty_ones(tmp_path, capsys):
+    write_clips(tmp_path / "clips", clips(6))
+    write_labels(tmp_path, {f"v{number:03d}": [str(1 + number % 4)] for number in range(6)})
+    given = options(tmp_path, eval_fraction=0.0)
+    make_records.main(given)
+    assert "classes   5 (1 without videos): 1 2, 2 2, 3 1, 4 1\n" in capsys.readouterr().out

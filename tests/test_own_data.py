@@ -43,7 +43,8 @@ def test_the_commands_lead_from_arrays_to_named_predictions(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(documents.ROOT / "recipes")
     document = documents.ROOT / "docs" / "own_data.md"
-    for _, script, *flags in documents.commands(document)[:6]:
+    commands = documents.commands(document)
+    for _, script, *flags in commands[:6]:
         programs.run(script.removesuffix(".py"), *flags, *SMALL.get(script, ()))
     classes = pd.read_csv("classes.csv")
     assert set(classes["name"]) == {f"kind {label}" for label in range(NUM_CLASSES)}
@@ -72,3 +73,11 @@ def test_the_commands_lead_from_arrays_to_named_predictions(tmp_path, monkeypatc
     assert of_readme["id"].tolist() == ["a"] * 5 + ["b"] * 5
     assert of_readme["name"][0] == first["name"]
     assert names["vectors"].shape == (2, embeddings.shape[1])
+    (tmp_path / "new").mkdir()
+    new = tmp_path / "new" / "new_0000.npy"
+    new.write_bytes((tmp_path / "clips" / "clip_0000.npy").read_bytes())
+    for _, script, *flags in commands[-2:]:
+        programs.run(script.removesuffix(".py"), *flags)
+    of_new = pd.read_csv("predictions.csv")
+    assert set(of_new["id"]) == {"new_0000"}
+    assert of_new["name"][0] == first["name"]

@@ -48,9 +48,65 @@ def test_the_column_labels_is_preferred_to_others(tmp_path):
     assert read(path) == {"a": ["3"]}
 
 
-def test_tab_separated_values_are_read(tmp_path):
-    path = write_csv(tmp_path / "l.tsv", "id\tlabel\na\tred, green\n")
+@pytest.mark.parametrize("name", ["l.tsv", "l.csv"])
+def test_tab_separated_values_are_read(tmp_path, name):
+    path = write_csv(tmp_path / name, "id\tlabel\na\tred, green\n")
     assert read(path) == {"a": ["red, green"]}
+
+
+def test_semicolons_may_separate_cells(tmp_path):
+    path = write_csv(tmp_path / "l.csv", '\n"id";"label"\na;"cat;dog"\nb;bird, small\n')
+    assert read(path) == {"a": ["cat", "dog"], "b": ["bird, small"]}
+    path = write_csv(tmp_path / "l.csv", "id;label\na;cat;dog\n")
+    with pytest.raises(InputError, match="3 cells instead of 2, separated by ';' as in the header"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("cells", "separator", "other"),
+    [
+        (["dog, barking|cat", "cat|bird", "bird"], ";", "|"),
+        (["cat,dog", "cat", "dog"], ";", ","),
+        (["cat;dog", "cat"], "|", ";"),
+        (["cat|dog"] * 30 + ["cat;dog"], ";", "|"),
+    ],
+)
+def test_another_usual_separator_in_many_cells_is_reported(
+    tmp_path, caplog, cells, separator, other
+):
+    rows = "".join(f'v{number},"{cell}"\n' for number, cell in enumerate(cells))
+    path = write_csv(tmp_path / "l.csv", f"id,label\n{rows}")
+    read(path, label_separator=separator)
+    count = sum(other in cell for cell in cells)
+    assert f"{other!r} is in {count} of {len(cells)} cells with labels" in caplog.text
+    assert f"give --label_separator='{other}'" in caplog.text
+    caplog.clear()
+    read(path, label_separator=other)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("cells", [["hot dog, eaten;cat", "cat;dog"], ["cat"] * 10 + ["a|b"], [""]])
+def test_a_separator_that_fits_is_not_questioned(tmp_path, caplog, cells):
+    rows = "".join(f'v{number},"{cell}"\n' for number, cell in enumerate(cells))
+    read(write_csv(tmp_path / "l.csv", f"id,label\n{rows}"))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("first", ["a,cat", "videos/a.mp4,cat", "cat,a"])
+def test_a_file_without_a_header_is_refused(tmp_path, first):
+    path = write_csv(tmp_path / "labels.csv", f"{first}\nb,dog\n")
+    options = LabelOptions(labels_file=path)
+    with pytest.raises(InputError, match=r"the first line of .*labels\.csv is no header: '.*a.*'"):
+        video_labels.read_labels(options, ["a", "b"])
+
+
+def test_a_named_index_of_parquet_is_a_column(tmp_path):
+    pytest.importorskip("pyarrow", reason="needs requirements/parquet.txt")
+    table = pd.DataFrame({"labels": ["x;y", "z"], "video": ["a", "b"]})
+    table.set_index("video").to_parquet(tmp_path / "l.parquet")
+    assert read(tmp_path / "l.parquet") == {"a": ["x", "y"], "b": ["z"]}
+    table.to_parquet(tmp_path / "plain.parquet")
+    assert read(tmp_path / "plain.parquet", id_column="video") == {"a": ["x", "y"], "b": ["z"]}
 
 
 def test_parquet_cells_may_be_lists_numbers_or_texts(tmp_path):
@@ -168,9 +224,19 @@ def test_ids_of_which_none_matches_are_refused():
         video_labels.match(names("a"), ["b", "c"], OPTIONS)
 
 
+def test_ids_that_lost_their_leading_zeros_are_recognized(caplog):
+    message = r"may have lost leading zeros, such as '7' of '0007': write them as text\. Choose"
+    with pytest.raises(InputError, match=message):
+        video_labels.match(names("x", "7"), ["0007", "0012"], OPTIONS)
+    video_labels.match(names("12.mp4", "2000"), ["0012", "2000"], OPTIONS)
+    assert "without features. Ids in the file may have lost leading zeros" in caplog.text
+
+
 def test_videos_of_which_none_has_a_label_are_refused():
     with pytest.raises(InputError, match=r"labels\.csv: none of 2 videos has a label\. Check"):
         video_labels.match({"a": Labels([])}, ["a", "b"], OPTIONS)
+    with pytest.raises(InputError, match=r"has a label\. Give --labels_file; .*--keep_unlabeled"):
+        video_labels.match({"a": Labels([])}, ["a"], LabelOptions())
 
 
 def test_a_kept_video_must_have_a_split():
@@ -239,6 +305,14 @@ def test_the_classes_do_not_depend_on_the_order_of_the_videos():
     videos = [["b"], ["a"], ["c", "b"]]
     found = [vocabulary.classes(order).numbers for order in itertools.permutations(videos)]
     assert all(numbers == {"b": 0, "a": 1, "c": 2} for numbers in found)
+
+
+def test_names_that_differ_only_in_case_or_spaces_are_reported(caplog):
+    assert vocabulary.classes([["Cat", "hot  dog", "bird"], ["cat"], ["hot dog"]]).num_classes == 5
+    assert "become different classes: 'Cat' and 'cat', 'hot  dog' and 'hot dog'" in caplog.text
+    caplog.clear()
+    vocabulary.classes([["cat", "dog"]])
+    assert not caplog.text
 
 
 def test_numbers_stay_numbers():
