@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from predictor import ExportedPredictor, Predictor
+from report_page import evaluation as evaluations
 from report_page import figures, history
 from report_page.attention import frame_assignments
 from report_page.evaluation import Evaluation
@@ -16,8 +17,10 @@ _NUM_CLASSES = 7
 _NUM_CONFUSIONS = 15
 _NUM_CANDIDATES = 10_000
 _FEWEST_CONFUSIONS = 3
-# Classes of each kind with a curve of their own, and the positives that they should have.
+# Classes of each kind with a curve of their own, and of all three kinds.
 _NUM_CURVES = 6
+_FEW_CLASSES = 3 * _NUM_CURVES
+# Positives of the classes among which the best and the worst are, if enough classes have them.
 _FEWEST_POSITIVES = 10
 _SIZE = "MiB, float32"
 _METRICS = {
@@ -91,6 +94,8 @@ def of_evaluation(
         "evaluation": evaluation,
         "names": all_names,
         "top_k": top_k,
+        "threshold": evaluations.THRESHOLD,
+        "num_best": evaluations.NUM_BEST,
         "member_names": list(predictors),
         "correlation": None if correlation is None else correlation.tolist(),
         "gap_without": evaluation.gap_without,
@@ -104,13 +109,14 @@ def of_attention(
     evaluation: Evaluation, predictors: Mapping[str, Predictor | ExportedPredictor]
 ) -> dict[str, Any]:
     """Returns the soft assignments of a few videos by the first model that has any."""
-    shown = [*evaluation.right[:1], *evaluation.mistakes[:1], *evaluation.missed[:1]]
+    kinds = (evaluation.right, evaluation.mistakes, evaluation.missed)
+    shown = {example.video_id: example for kind in kinds for example in kind[:1]}
     for name, predictor in predictors.items():
         if isinstance(predictor, Predictor):
             (model,) = predictor.ensemble.models
             found = [
                 (example, _assignment_charts(number, example, model, predictor.data.feature_names))
-                for number, example in enumerate(shown)
+                for number, example in enumerate(shown.values())
             ]
             if any(charts for _, charts in found):
                 return {
@@ -171,33 +177,46 @@ def _size_chart(runs, gaps):
 
 
 def _classes(evaluation, names):
-    table = evaluation.per_class[evaluation.per_class.positives > 0]
-    frequent = table[table.positives >= _FEWEST_POSITIVES]
-    shown = frequent if len(frequent) >= 3 else table
-    ranked = shown.sort_values("ap", ascending=False, kind="stable")
-    count = min(_NUM_CURVES, len(ranked) // 3) or 1
-    start = (len(ranked) - count) // 2
-    parts = {
-        "Best classes": ranked.index[:count],
-        "Classes in the middle": ranked.index[start : start + count],
-        "Worst classes": ranked.index[-count:],
-    }
+    per_class = evaluation.per_class
+    table = per_class[per_class.positives > 0]
+    fewest = _fewest_positives(table)
+    ranked = table[table.positives >= fewest].sort_values(
+        ["ap", "positives"], ascending=False, kind="stable"
+    )
+    if len(table) <= _FEW_CLASSES:
+        tables = curves = {"Classes, best first": ranked}
+    else:
+        start = (len(ranked) - _NUM_CURVES) // 2
+        curves = {
+            "Best classes": ranked[:_NUM_CURVES],
+            "Classes in the middle": ranked[start : start + _NUM_CURVES],
+            "Worst classes": ranked[-_NUM_CURVES:],
+        }
+        tables = {
+            "Best classes": ranked[:_NUM_CLASSES],
+            "Worst classes": ranked[::-1][:_NUM_CLASSES],
+        }
     return {
-        "classes_chart": figures.precision_by_frequency(evaluation.per_class, names),
+        "classes_chart": figures.precision_by_frequency(per_class, names),
         "classes_counted": len(table) > figures.MAX_CLASSES,
-        "fewest_positives": int(shown.positives.min()) if shown is table else _FEWEST_POSITIVES,
-        "precision_recall": [
-            (
-                title,
-                figures.precision_recall(
-                    evaluation.histogram, evaluation.per_class, classes, names
-                ),
-            )
-            for title, classes in parts.items()
-        ],
-        "best_classes": list(ranked[:_NUM_CLASSES].itertuples()),
-        "worst_classes": list(ranked[::-1][:_NUM_CLASSES].itertuples()),
+        "fewest_positives": fewest,
+        "num_rare": int((per_class.positives < fewest).sum()),
+        "precision_recall": {
+            title: figures.precision_recall(evaluation.histogram, per_class, part.index, names)
+            for title, part in curves.items()
+        },
+        "class_tables": {title: list(part.itertuples()) for title, part in tables.items()},
     }
+
+
+def _fewest_positives(table):
+    """Returns the positives that a class needs to be ranked: 1 if there are few classes.
+
+    With more classes, at least as many are ranked as have a curve.
+    """
+    if len(table) <= _FEW_CLASSES:
+        return 1
+    return min(_FEWEST_POSITIVES, int(table.positives.nlargest(_FEW_CLASSES).min()))
 
 
 def _confusions(evaluation):

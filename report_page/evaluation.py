@@ -24,9 +24,11 @@ from predictor import ExportedPredictor, Predictor, predict_videos
 from readers import RecordReader
 
 MEAN = "mean of all"
-# Videos kept of each kind, and their best predictions.
+# Videos kept of each kind, and the best predictions that a page lists of each.
 NUM_EXAMPLES = 8
-_NUM_BEST = 3
+NUM_BEST = 3
+# Score from which on a class counts as predicted, whatever its rank.
+THRESHOLD = 0.5
 # Bins of scores are equally wide in log-odds, from -14 to 14: scores next to 0 and 1 differ too.
 NUM_BINS = 224
 _LIMIT = 14.0
@@ -152,7 +154,8 @@ class Example:
         video_id: its id.
         focus: the class that the video is shown for.
         labels: its classes with their scores, best first.
-        best: the best classes with their scores.
+        best: the best classes with their scores, and the focus if it is neither among them nor
+            a label.
         inputs: its inputs, a batch of one video.
     """
 
@@ -258,8 +261,9 @@ class Evaluation:
         per_class: table with the columns `ap` and `positives`, one row per class.
         histogram: scores by class.
         confusions: pairs of missed label and wrong class, with their numbers of videos.
-        mistakes: videos with the highest scores of classes that are no labels.
-        missed: videos with the lowest scores of labels.
+        mistakes: videos with the highest scores of classes that are no labels, where such a class
+            scores at least `THRESHOLD` or ranks before all labels.
+        missed: videos with the lowest scores of labels, below `THRESHOLD`.
         right: videos whose labels all have high scores.
     """
 
@@ -325,36 +329,41 @@ class _Details:
     def add(self, batch, predictions):
         labels = batch.labels > 0
         self.histogram.add(predictions, labels)
-        most = max(_NUM_BEST, int(labels.sum(axis=1).max()))
+        most = max(NUM_BEST, int(labels.sum(axis=1).max()))
         best, _ = eval_util.top_k_predictions(predictions, most)
-        wrong = np.where(labels, -1.0, predictions).argmax(axis=1)
         for row, scores in enumerate(predictions):
             given = np.flatnonzero(labels[row])
             self.confusions.add(best[row], given)
-            kinds = []
-            if given.size < scores.size:
-                kinds.append((self.mistakes, wrong[row], scores[wrong[row]]))
-            if given.size:
-                hardest = given[scores[given].argmin()]
-                kinds += [
-                    (self.missed, hardest, -scores[hardest]),
-                    (self.right, hardest, scores[hardest]),
-                ]
-            for examples, focus, key in kinds:
+            for examples, focus, key in self._kinds(scores, labels[row]):
                 if examples.wants(float(key)):
                     examples.add(_example(batch, row, scores, given, best[row], focus, key))
+
+    def _kinds(self, scores, labels):
+        """Yields the examples among which a video may be, with focus and key."""
+        wrong = np.where(labels, -1.0, scores).argmax()
+        ranks_first = labels.any() and scores[wrong] > scores[labels].max()
+        if not labels[wrong] and (scores[wrong] >= THRESHOLD or ranks_first):
+            yield self.mistakes, wrong, scores[wrong]
+        if labels.any():
+            hardest = np.where(labels, scores, 2.0).argmin()
+            yield self.right, hardest, scores[hardest]
+            if scores[hardest] < THRESHOLD:
+                yield self.missed, hardest, -scores[hardest]
 
 
 def _example(batch, row, scores, given, best, focus, key):
     def scored(classes):
         return [(int(label), float(scores[label])) for label in classes]
 
+    shown = best[:NUM_BEST].tolist()
+    if focus not in given and focus not in shown:
+        shown.append(focus)
     return Example(
         key=float(key),
         video_id=batch.video_ids[row],
         focus=int(focus),
         labels=sorted(scored(given), key=lambda pair: -pair[1]),
-        best=scored(best[:_NUM_BEST]),
+        best=scored(shown),
         inputs=_single(batch.inputs, row),
     )
 

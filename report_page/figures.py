@@ -24,10 +24,12 @@ _MAX_POINTS = 120
 # Classes that are drawn one by one; more are counted in cells.
 MAX_CLASSES = 400
 _CELLS = (36, 20)
-# Classes that are named, classes that may be, and the width of a character in the axes.
+# Classes that are named, classes that may be, and, in the axes, the width of a character and the
+# radius of a point.
 _NUM_OUTLIERS = 10
 _NUM_CANDIDATES = 100
 _CHARACTER = 0.016
+_POINT = 0.008
 NUM_CLUSTERS = 10
 RELIABILITY_EDGES = np.concatenate([[0.001, 0.01, 0.05], np.linspace(0.1, 0.9, 9)])
 # Gray-blue between the colors of a light and a dark page, for images, which cannot adapt.
@@ -247,15 +249,16 @@ def _free_sides(places, texts):
     taken = np.array(list(places.values()))  # Of points, and of the names so far.
     for label, text in texts.items():
         x, y = places[label]
-        side = -1 if x > 0.5 else 1
         half = _CHARACTER * len(text) / 2
-        center = x + side * half
-        covered = (np.abs(taken[:, 0] - center) < half) & (np.abs(taken[:, 1] - y) < 0.05)
-        if covered.sum() <= 1:
-            # A name is as wide as several points.
-            name = [(center + offset, y) for offset in np.linspace(-half, half, 5)]
-            taken = np.concatenate([taken, name])
-            yield label, side
+        for side in (-1, 1) if x > 0.5 else (1, -1):
+            center = x + side * (half + _POINT)
+            covered = (np.abs(taken[:, 0] - center) < half) & (np.abs(taken[:, 1] - y) < 0.05)
+            if half < center < 1 - half and not covered.any():
+                # A name is as wide as several points.
+                name = [(center + offset, y) for offset in np.linspace(-half, half, 5)]
+                taken = np.concatenate([taken, name])
+                yield label, side
+                break
 
 
 def precision_recall(

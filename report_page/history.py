@@ -15,6 +15,8 @@ from run_config import RunConfig
 from utils import comma_separated
 
 _BYTES_PER_WEIGHT = 4
+# Values of a setting that are listed; of more, the first three are.
+_MOST_LISTED = 12
 # Steps and values of a curve, two vectors of equal length.
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -143,10 +145,14 @@ def thin(curve: Curve, count: int) -> Curve:
 
 def differing_settings(configs: Iterable[RunConfig]) -> dict[str, list[str]]:
     """Returns the settings in which configs differ: name to one text per config."""
-    all_settings = [settings(config) for config in configs]
+    all_settings = [config.settings for config in configs]
     names = dict.fromkeys(name for found in all_settings for name in found)
     table = {name: [found.get(name, "") for found in all_settings] for name in names}
-    return {name: texts for name, texts in table.items() if len(set(texts)) > 1}
+    return {
+        name: [_text(value) for value in values]
+        for name, values in table.items()
+        if any(value != values[0] for value in values)
+    }
 
 
 def settings(config: RunConfig) -> dict[str, str]:
@@ -155,6 +161,10 @@ def settings(config: RunConfig) -> dict[str, str]:
 
 
 def _text(value):
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_text(part)}" for name, part in value.items())
     if isinstance(value, tuple | list):
-        return comma_separated(value)
+        if len(value) > _MOST_LISTED:
+            return f"{comma_separated(map(_text, value[:3]))}, ... ({len(value)} values)"
+        return comma_separated(map(_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,7 @@
 """The numbers and charts of a report: curves, scores, confusions, single videos, attention."""
 
 import dataclasses
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import model_references
 import readers
 import small_models
 from layer_references import sub_weights, weights_of
-from report_page import attention, charts, content, evaluation, history
+from report_page import attention, charts, content, evaluation, history, page
 from run_config import RunConfig
 from small_models import FEATURE_SIZES
 
@@ -167,7 +168,8 @@ class FakeReader:
         pass
 
     def batches(self, batch_size):
-        for rows in np.split(np.arange(len(self._labels)), range(batch_size, 500, batch_size)):
+        count = len(self._labels)
+        for rows in np.split(np.arange(count), range(batch_size, count, batch_size)):
             inputs = {
                 "number": rows,
                 "num_frames": 1 + rows % 3,
@@ -219,6 +221,7 @@ def test_examples_are_the_extreme_videos(found, scores, members):
     labels, mean = scores[1], (2 * members[0] + members[1] + members[2]) / 4
     wrong = np.where(labels, -1, mean)
     hardest = np.where(labels, mean, 2).min(axis=1)
+    assert min(example.key for example in found.mistakes) > 0.5
     kinds = [(found.mistakes, -wrong.max(axis=1)), (found.missed, hardest), (found.right, -hardest)]
     for examples, keys in kinds:
         order = np.argsort(keys, kind="stable")[: evaluation.NUM_EXAMPLES]
@@ -229,8 +232,88 @@ def test_examples_are_the_extreme_videos(found, scores, members):
     assert [label for label, _ in first.labels] == sorted(
         np.flatnonzero(labels[row]), key=lambda label: -mean[row, label]
     )
-    assert [label for label, _ in first.best] == np.argsort(-mean[row])[:3].tolist()
+    assert [label for label, _ in first.best[:3]] == np.argsort(-mean[row])[:3].tolist()
     assert first.inputs["frames"].shape == (1, 1 + row % 3, 2)
+
+
+# Videos of 6 classes and their labels.
+SINGLE_VIDEOS = {
+    "five labels, and the wrong class after them": (
+        [0.9, 0.9, 0.9, 0.8, 0.8, 0.6],
+        [0, 1, 2, 3, 4],
+    ),
+    "wrong, but below 0.5 and after a label": ([0.6, 0.49, 0.1, 0, 0, 0], [0, 2]),
+    "wrong, below 0.5, but first": ([0.2, 0.3, 0, 0, 0, 0], [0]),
+    "right": ([0.5, 0.8, 0.062, 0, 0, 0], [0, 1]),
+    "without labels, low": ([0.4, 0, 0, 0, 0, 0], []),
+    "without labels, high": ([0.7, 0, 0, 0, 0, 0], []),
+    "all classes are labels": ([0.9, 0.9, 0.9, 0.9, 0.9, 0.3], range(6)),
+}
+
+
+@pytest.fixture(scope="module")
+def single_videos():
+    """The evaluation of `SINGLE_VIDEOS`."""
+    labels = np.array([np.isin(range(C), given) for _, given in SINGLE_VIDEOS.values()])
+    predictions = np.array([row for row, _ in SINGLE_VIDEOS.values()], np.float32)
+    return evaluation.evaluate(
+        {"only": FakePredictor(predictions)}, FakeReader(labels), batch_size=100, top_k=3
+    )
+
+
+def focus_by_video(examples):
+    names = list(SINGLE_VIDEOS)
+    return {names[int(example.video_id[1:])]: example.focus for example in examples}
+
+
+def test_mistakes_score_at_least_a_half_or_rank_first(single_videos):
+    assert focus_by_video(single_videos.mistakes) == {
+        "without labels, high": 0,
+        "five labels, and the wrong class after them": 5,
+        "wrong, below 0.5, but first": 1,
+    }
+
+
+def test_missed_labels_score_below_a_half(single_videos):
+    assert focus_by_video(single_videos.missed) == {
+        "wrong, but below 0.5 and after a label": 2,
+        "wrong, below 0.5, but first": 0,
+        "all classes are labels": 5,
+    }
+
+
+def test_every_example_lists_its_focus_with_the_score(single_videos):
+    for example in (*single_videos.mistakes, *single_videos.missed):
+        row = list(SINGLE_VIDEOS.values())[int(example.video_id[1:])][0]
+        score = dict([*example.labels, *example.best])[example.focus]
+        assert score == pytest.approx(row[example.focus])
+        assert len(dict(example.best)) == len(example.best) <= 4
+
+
+def rendered(found):
+    """Returns the page of an evaluation of one model."""
+    predictors = {"only": FakePredictor(np.zeros((1, C)))}
+    values = content.of_runs([]) | content.of_evaluation(found, [], predictors, {}, top_k=3)
+    values |= content.of_attention(found, predictors)
+    return page.render("report.html", title="title", subtitle="", **values)
+
+
+def test_every_card_highlights_its_mistake(single_videos):
+    html = rendered(single_videos)
+    cards = html.split('<div class="card">')[1:]
+    examples = [*single_videos.mistakes, *single_videos.missed]
+    for card, example in zip(cards, examples, strict=True):
+        focus = re.search(r'class="focus"><span>class (\d)</span><span>([\d.]+)', card)
+        score = dict([*example.labels, *example.best])[example.focus]
+        assert int(focus[1]) == example.focus
+        assert float(focus[2]) == pytest.approx(score, abs=6e-4)
+
+
+def test_a_page_without_mistakes_says_so(single_videos):
+    html = rendered(dataclasses.replace(single_videos, mistakes=[], missed=[]))
+    assert "None: no wrong class scores 0.5 or ranks first." in html
+    assert "None: every label scores at least 0.5." in html
+    assert 'class="card"' not in html
 
 
 def test_one_model_has_no_mean(scores):
@@ -240,6 +323,51 @@ def test_one_model_has_no_mean(scores):
     assert [model.name for model in alone.models] == ["only"]
     assert alone.correlation is None
     assert alone.gap_without is None
+
+
+# --- Classes --------------------------------------------------------------------------------------
+
+
+def class_parts(positives, aps):
+    """Returns the classes of the panels and of the tables by title, and what else is shown."""
+    count = len(positives)
+    histogram = evaluation.ScoreHistogram(count)
+    histogram.add(np.full((1, count), 0.5, np.float32), np.ones((1, count), bool))
+    table = pd.DataFrame({"ap": aps, "positives": positives})
+    names = [f"class{label}." for label in range(count)]
+    found = content._classes(SimpleNamespace(per_class=table, histogram=histogram), names)
+    panels = {
+        title: [int(re.search(r"recall of class(\d+)\.", chart)[1]) for chart in panels]
+        for title, panels in found["precision_recall"].items()
+    }
+    tables = {title: [row.Index for row in rows] for title, rows in found["class_tables"].items()}
+    return panels, tables, found
+
+
+def test_few_classes_are_all_shown_once_in_order():
+    # The worst class is rare, and one has no positives.
+    panels, tables, _ = class_parts([20, 4, 30, 0, 1], [1.0, 0.95, 1.0, 0.0, 0.99])
+    assert list(panels.values()) == list(tables.values()) == [[2, 0, 4, 1]]
+
+
+@pytest.mark.parametrize(
+    ("positives", "fewest", "num_rare"),
+    [
+        ([9] * 2 + [10] * 30, 10, 2),
+        # Only three classes have ten positives: the 18th has five.
+        ([10] * 3 + [5] * 20 + [4] * 9, 5, 9),
+    ],
+)
+def test_panels_of_many_classes_do_not_repeat_classes(positives, fewest, num_rare):
+    aps = np.random.default_rng(4).permutation(len(positives)) / len(positives)
+    panels, tables, found = class_parts(positives, aps)
+    assert (found["fewest_positives"], found["num_rare"]) == (fewest, num_rare)
+    ranked = [label for label in np.argsort(-aps) if positives[label] >= fewest]
+    best, middle, worst = panels.values()
+    assert best == ranked[:6]
+    assert worst == ranked[-6:]
+    assert len({*best, *middle, *worst}) == 18
+    assert list(tables.values()) == [ranked[:7], ranked[::-1][:7]]
 
 
 # --- Train directories ----------------------------------------------------------------------------
@@ -297,6 +425,18 @@ def test_differing_settings_leave_out_equal_ones():
     models = history.differing_settings([one, RunConfig("LstmModel", num_classes=10)])
     assert models["model"] == ["DbofModel", "LstmModel"]
     assert models["dbof_cluster_size"] == ["16", ""]
+
+
+def test_settings_with_a_value_per_dimension_are_short_and_compared_in_full():
+    size = 1024
+    ranges = [{"rgb": {"min": [-0.5] * size, "max": [1.0] * (size - 1) + [end]}} for end in (2, 3)]
+    data = {"num_classes": 10, "feature_names": ("rgb",), "feature_sizes": (size,)}
+    configs = [RunConfig("DbofModel", **data, quantization=values) for values in ranges]
+    text = history.settings(configs[0])["quantization"]
+    assert text == (
+        "rgb: min: -0.5, -0.5, -0.5, ... (1024 values); max: 1, 1, 1, ... (1024 values)"
+    )
+    assert list(history.differing_settings(configs)) == ["quantization"]
 
 
 def test_the_size_of_a_run_is_that_of_its_weights(trained_mean, tmp_path):
