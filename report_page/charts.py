@@ -66,8 +66,11 @@ _STYLE = {
     "text.parse_math": False,
     "xtick.color": COLOR["line"],
     "xtick.labelcolor": COLOR["soft"],
+    # Minor ticks are shorter; their labels are on the line of the others.
+    "xtick.minor.pad": 5.0,
     "ytick.color": COLOR["line"],
     "ytick.labelcolor": COLOR["soft"],
+    "ytick.minor.pad": 5.0,
 }
 
 
