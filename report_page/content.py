@@ -20,7 +20,7 @@ _FEWEST_CONFUSIONS = 3
 # Classes of each kind with a curve of their own, and of all three kinds.
 _NUM_CURVES = 6
 _FEW_CLASSES = 3 * _NUM_CURVES
-# Positives of the classes among which the best and the worst are, if enough classes have them.
+# Positives that a class needs to be ranked; fewer if not enough classes have them for all curves.
 _FEWEST_POSITIVES = 10
 _SIZE = "MiB, float32"
 _METRICS = {
@@ -179,7 +179,7 @@ def _size_chart(runs, gaps):
 def _classes(evaluation, names):
     per_class = evaluation.per_class
     table = per_class[per_class.positives > 0]
-    fewest = _fewest_positives(table)
+    fewest = min(_FEWEST_POSITIVES, int(table.positives.nlargest(_FEW_CLASSES).min()))
     ranked = table[table.positives >= fewest].sort_values(
         ["ap", "positives"], ascending=False, kind="stable"
     )
@@ -207,16 +207,6 @@ def _classes(evaluation, names):
         },
         "class_tables": {title: list(part.itertuples()) for title, part in tables.items()},
     }
-
-
-def _fewest_positives(table):
-    """Returns the positives that a class needs to be ranked: 1 if there are few classes.
-
-    With more classes, at least as many are ranked as have a curve.
-    """
-    if len(table) <= _FEW_CLASSES:
-        return 1
-    return min(_FEWEST_POSITIVES, int(table.positives.nlargest(_FEW_CLASSES).min()))
 
 
 def _confusions(evaluation):
