@@ -290,7 +290,11 @@ def test_float16_frames_reach_the_first_product_as_they_are(monkeypatch):
 
 @pytest.mark.parametrize(
     "names",
-    [("audio",), ("rgb",), pytest.param(tuple(SIZES), marks=pytest.mark.slow)],
+    [
+        ("audio",),
+        pytest.param(("rgb",), marks=pytest.mark.slow),
+        pytest.param(tuple(SIZES), marks=pytest.mark.slow),
+    ],
     ids=["own range", "float16", "mixed"],
 )
 def test_a_run_on_any_storage_is_trained_evaluated_exported_and_served(tmp_path, names):

@@ -50,10 +50,11 @@ def stored(name, *, normalized=True):
     q = BYTES if frame_format.is_quantized else FLOATS.astype(frame_format.dtype)
     values = q.astype(np.float64)
     if frame_format.is_quantized:
-        low, high = (np.array(end) for end in vars(frame_format.quantization).values())
+        ranges = frame_format.quantization
+        low, high = np.array(ranges.min), np.array(ranges.max)
         values = low + (high - low) * (values / 255 + 1 / 512)
     if frame_format.feature_scale:
-        factor, offset = (np.array(part) for part in vars(FEATURE_SCALE).values())
+        factor, offset = np.array(FEATURE_SCALE.factor), np.array(FEATURE_SCALE.offset)
         values = factor * values + offset
     frames = StoredFrames.of_format(q, frame_format, normalized)
     norms = np.asarray(frames.norms_inverted()) if normalized else np.ones((B, T), np.float32)
