@@ -245,14 +245,6 @@ def test_an_ensemble_is_compared_with_the_best_member_per_seed():
     assert table["best member"].tolist() == ["0.5900 ± 0.0173 (M1 or M4)"]
 
 
-def test_numbers_of_the_study_in_the_readme_match_the_report():
-    section = (programs.ROOT / "README.md").read_text().split("## The study")[1].split("\n## ")[0]
-    header, _, *rows = [line for line in section.splitlines() if line.startswith("|")]
-    written = (programs.ROOT / "docs" / "study.md").read_text()
-    assert header in written
-    assert "\n".join(rows) in written
-
-
 def test_plots_name_every_model_of_the_world_bag():
     found = results.Results.load(programs.ROOT / "docs" / findings.FOLDER)
     for draw in (plots.gap_and_size, plots.curves, plots.reliability):
