@@ -295,7 +295,9 @@ def recomputed_statistics(
     for norm in norms:
         norm.cumulative = True
         norm.num_updates.assign(0.0)
-    forward = tf.function(lambda inputs: model(inputs, training=True), autograph=False)
+    # Without retracing for each number of frames.
+    options = {"autograph": False, "reduce_retracing": True}
+    forward = tf.function(lambda inputs: model(inputs, training=True), **options)
     dataset = reader.dataset(
         config.batch_size,
         num_epochs=None,
