@@ -3,7 +3,8 @@
 # With --fast, leaves out the slow tests. Other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/environment.sh requirements.txt requirements/{beam,hdf5,notebook,parquet,report,study,video,dev}.txt
+. scripts/environment.sh requirements.txt \
+  requirements/{beam,hdf5,notebook,parquet,real_data,report,study,video,dev}.txt
 
 ruff format --check .
 ruff check .

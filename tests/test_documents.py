@@ -46,7 +46,7 @@ def test_commands_parse(source, command, monkeypatch):
     _, script, *arguments = command
     path = documents.ROOT / script
     assert path.exists()
-    if script.startswith(("study/", "tests/")):
+    if script.startswith(("real_data/", "study/", "tests/")):
         return  # Run by other tests.
     monkeypatch.chdir(documents.ROOT)
     monkeypatch.syspath_prepend(str(path.parent))
