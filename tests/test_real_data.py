@@ -3,6 +3,7 @@
 import io
 import pathlib
 import pickle
+import re
 import sys
 import zipfile
 from types import SimpleNamespace
@@ -308,3 +309,19 @@ def test_the_repository_holds_no_data():
     folder = programs.ROOT / "docs" / page.FOLDER
     assert {path.suffix for path in pathlib.Path(folder).iterdir()} == {".csv", ".json"}
     assert sum(path.stat().st_size for path in folder.iterdir()) < 100_000
+
+
+def test_the_numbers_in_the_readme_are_those_of_the_page():
+    page_text = (programs.ROOT / "docs" / "real_data.md").read_text()
+    text = (programs.ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| .*?\|((?: 0\.\d{4} \(0\.\d{4}\) \|){3})$", text, re.MULTILINE)
+    assert len(rows) == 3
+    for row in rows:
+        for name, (gap, hit) in zip(
+            ("Spoken digits", "Japanese vowels", "Flash digits"),
+            re.findall(r"(0\.\d{4}) \((0\.\d{4})\)", row),
+            strict=True,
+        ):
+            section = page_text.split(f"### {name}\n")[1].split("\n### ")[0]
+            lines = [line for line in section.splitlines() if line.startswith("|")]
+            assert any(gap in line and hit in line for line in lines), (name, gap, hit)
