@@ -234,7 +234,7 @@ class FrameLevelModel(registry.Model):
         the backend.
 
         Args:
-            frames: uint8 `[B, T, D]`.
+            frames: `[B, T, D]`, as stored.
             num_frames: int32 `[B]`.
             num_samplings: int. N.
             seed: int or sequence of int, as for `numpy.random.SeedSequence`; `None` draws new
