@@ -113,7 +113,7 @@ def prepare_train_dir(
             f"{train_dir} holds checkpoints, but no {CONFIG_FILE}. Choose another --train_dir, or "
             "--start_new_model to remove them."
         )
-    files.same_class_names(
+    vocabulary.same_class_names(
         [*filter(None, (find_vocabulary(train_dir), class_names))],
         f"If only names have been corrected, replace {vocabulary.FILE} in {train_dir}. Otherwise "
         "give the same vocabulary, another --train_dir, or --start_new_model to start over.",

@@ -14,6 +14,7 @@ import pandas as pd
 from absl import logging
 
 import files
+import vocabulary
 from options import Options, option
 from quantization import FeatureScale, FrameStorage, Quantization
 from run_config import DataConfig, RunConfig
@@ -272,7 +273,9 @@ def find_vocabulary(paths: Sequence[str]) -> str | None:
                     f"{path} names the vocabulary {found[-1]}, which is not there. Put it there, "
                     "correct that file, or give --class_names."
                 )
-    return files.same_class_names(found, "Train on one of the data sets, or give --class_names.")
+    return vocabulary.same_class_names(
+        found, "Train on one of the data sets, or give --class_names."
+    )
 
 
 def _load_all(paths):

@@ -27,6 +27,7 @@ import files
 import layers
 import run_config
 import serving
+import vocabulary
 from ensemble import Ensemble, StackingFit, frozen_model, restore_frozen, with_weight
 from evaluation import evaluate, format_summary
 from options import option, same_option
@@ -131,10 +132,10 @@ def export(options: ExportOptions) -> dict:
     data = load_configs(options.run_dirs)[0].data
     if options.mediapipe and not data.frame_level:
         raise InputError("--mediapipe is for frame-level models, but the run has another.")
-    vocabulary = find_vocabulary(options.run_dirs)
-    class_names = options.class_names or vocabulary
+    names_of_runs = find_vocabulary(options.run_dirs)  # Also checks that they agree.
+    class_names = options.class_names or names_of_runs
     if class_names:
-        files.read_class_names(class_names, data.num_classes)
+        vocabulary.read_class_names(class_names, data.num_classes)
     train_dirs, weights = with_weight(
         options.run_dirs, fitted_weights(options) if options.fit_weights else options.weights
     )

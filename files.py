@@ -2,7 +2,6 @@
 
 import codecs
 import contextlib
-import csv
 import fcntl
 import functools
 import gzip
@@ -14,7 +13,7 @@ import re
 import shutil
 import socket
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import tensorflow as tf
@@ -543,95 +542,3 @@ def read_json(path: str) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
-
-
-def read_class_names(path: str, num_classes: int | None = None) -> dict[int, str]:
-    """Reads names by class from a vocabulary.csv, with columns Index and Name as in YouTube-8M.
-
-    Other columns and empty rows are ignored. Logs a warning if classes have no name.
-
-    Args:
-        path: file to read.
-        num_classes: number of classes of the model; None accepts every class.
-
-    Raises:
-        InputError: naming the row, if it does not name a class or names one again.
-    """
-    try:
-        with open_binary(path) as file:
-            content = file.read()
-        text = content.decode("utf-8-sig")
-    except (OSError, *REMOTE_ERRORS) as error:
-        raise InputError(f"cannot read the class names in {path}: {error}") from error
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"row {line} of {path} is not UTF-8 text. Save the class names as CSV in UTF-8."
-        ) from error
-    names: dict[int, str] = {}
-    number = 0
-    rows = enumerate(csv.reader(io.StringIO(text, newline=""), strict=True), start=1)
-    try:
-        number, header = next(rows, (1, []))
-        columns = [cell.strip() for cell in header]
-        if not {"Index", "Name"} <= set(columns):
-            raise InputError(
-                f"{path} must have the columns Index and Name, separated by commas. It has: "
-                f"{', '.join(columns)}"
-            )
-        for number, row in rows:
-            if any(cell.strip() for cell in row):
-                label, name = _class_name(f"row {number} of {path}", columns, row, num_classes)
-                if label in names:
-                    raise InputError(
-                        f"row {number} of {path} names class {label}, which an earlier row names."
-                    )
-                names[label] = name
-    except csv.Error as error:
-        raise InputError(f"{path} is not valid CSV after row {number}: {error}") from error
-    num_named = sum(map(bool, names.values()))
-    if not num_named:
-        raise InputError(f"{path} names no class.")
-    if num_classes is not None and num_named < num_classes:
-        logging.warning("%s names only %d of %d classes", path, num_named, num_classes)
-    return names
-
-
-def same_class_names(paths: Sequence[str], remedy: str) -> str | None:
-    """Returns the first of several vocabularies, which must name every class alike.
-
-    Args:
-        paths: files to compare; without any, the result is None.
-        remedy: sentence for the error.
-
-    Raises:
-        InputError: if two of them name a class differently, or one cannot be read.
-    """
-    for path in paths[1:]:
-        names, others = read_class_names(paths[0]), read_class_names(path)
-        differing = sorted(
-            label for label in {*names, *others} if names.get(label, "") != others.get(label, "")
-        )
-        if differing:
-            label = differing[0]
-            raise InputError(
-                f"{paths[0]} and {path} name {len(differing)} classes differently, such as class "
-                f"{label}: {names.get(label, '')!r} and {others.get(label, '')!r}. {remedy}"
-            )
-    return paths[0] if paths else None
-
-
-def _class_name(place, columns, row, num_classes):
-    """Returns class and name of a row of a vocabulary."""
-    if len(row) != len(columns):
-        raise InputError(
-            f"{place} has {len(row)} cells instead of {len(columns)}. Put names with commas in "
-            "double quotes."
-        )
-    index = row[columns.index("Index")].strip()
-    end = 10**9 if num_classes is None else num_classes
-    if not re.fullmatch("[0-9]{1,9}", index) or int(index) >= end:
-        raise InputError(
-            f"{place}: Index must be a class of the model, 0 to {end - 1}. Received: {index!r}"
-        )
-    return int(index), row[columns.index("Name")].strip()

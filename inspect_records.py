@@ -22,6 +22,7 @@ from absl import logging
 import dataset_info
 import files
 import records
+import vocabulary
 from options import Options, option
 from quantization import DTYPES
 from record_statistics import RecordStatistics
@@ -344,7 +345,7 @@ def _class_table(found):
 
 def main(options: InspectOptions) -> None:
     """Runs the program."""
-    names = files.read_class_names(options.class_names) if options.class_names else {}
+    names = vocabulary.read_class_names(options.class_names) if options.class_names else {}
     paths = files.expand_patterns(options.input_data_pattern)
     statistics, counts = inspect(paths, options.max_records)
     found = {**counts, **statistics.describe(names)}

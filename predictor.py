@@ -16,6 +16,7 @@ import files
 import layers
 import losses
 import serving
+import vocabulary
 from ensemble import Ensemble, frozen_model, normalized_weights, restore_frozen, with_weight
 from options import Options, option, options_of, same_option
 from readers import Video
@@ -221,7 +222,7 @@ class Predictor:
         """
         if self._vocabulary is None:
             return None
-        return files.read_class_names(self._vocabulary, self.data.num_classes)
+        return vocabulary.read_class_names(self._vocabulary, self.data.num_classes)
 
     def describe(self) -> str:
         """Describes the restored models in a few words."""
@@ -305,7 +306,7 @@ class ExportedPredictor:
         # Only the name of the file: a path in the graph could lead anywhere.
         name = os.path.basename(asset.asset_path.numpy().decode())
         path = os.path.join(self._name, "assets", name)
-        return files.read_class_names(path, self.data.num_classes)
+        return vocabulary.read_class_names(path, self.data.num_classes)
 
     def describe(self) -> str:
         """Names the exported model."""
@@ -335,7 +336,7 @@ def load_class_names(
         InputError: if the vocabulary cannot be read, or does not fit the model.
     """
     if path:
-        return files.read_class_names(path, predictor.data.num_classes)
+        return vocabulary.read_class_names(path, predictor.data.num_classes)
     return predictor.class_names()
 
 
@@ -404,7 +405,7 @@ def find_vocabulary(train_dirs: Sequence[str]) -> str | None:
     Raises:
         InputError: if two runs name a class differently.
     """
-    return files.same_class_names(
+    return vocabulary.same_class_names(
         [*filter(None, map(checkpoints.find_vocabulary, train_dirs))],
         "Models of an ensemble must have the same classes. If only names have been corrected, copy "
         "one of these files over the other.",

@@ -32,6 +32,7 @@ import distribution
 import eval_util
 import files
 import layers
+import vocabulary
 from run_config import RunConfig, TrainOptions
 from trainer import Trainer
 from utils import InputError
@@ -86,7 +87,7 @@ def train(
     # Fail on bad data before creating anything.
     reader.check_first_records()
     if options.class_names:
-        files.read_class_names(options.class_names, config.num_classes)
+        vocabulary.read_class_names(options.class_names, config.num_classes)
     if options.tensorboard_dir:
         files.check_writable(os.path.join(options.tensorboard_dir, "train", "events"))
     with checkpoints.training_lock(options.train_dir):

@@ -1,6 +1,7 @@
 """The classes of a data set: names and numbers, from labels to `vocabulary.csv`."""
 
 import csv
+import io
 import os
 import re
 from collections import Counter
@@ -78,7 +79,7 @@ def _warn_of_similar(counts):
 
 
 def _vocabulary_classes(counts, vocabulary):
-    names = files.read_class_names(vocabulary)
+    names = read_class_names(vocabulary)
     numbers = {name: number for number, name in names.items() if name}
     if not set(counts) <= set(numbers) and all(map(_NUMBER.fullmatch, counts)):
         numbers = {label: _number(label) for label in counts}
@@ -107,8 +108,103 @@ def _number(label):
 
 
 def write(folder: str, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """Writes the file that `files.read_class_names` reads: a row per class, with these columns."""
+    """Writes the file that `read_class_names` reads: a row per class, with these columns."""
     with files.atomic_write(os.path.join(folder, FILE)) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def read_class_names(path: str, num_classes: int | None = None) -> dict[int, str]:
+    """Reads names by class from a vocabulary.csv, with columns Index and Name as in YouTube-8M.
+
+    Other columns and empty rows are ignored. Logs a warning if classes have no name.
+
+    Args:
+        path: file to read.
+        num_classes: number of classes of the model; None accepts every class.
+
+    Raises:
+        InputError: naming the row, if it does not name a class or names one again.
+    """
+    try:
+        with files.open_binary(path) as file:
+            content = file.read()
+        text = content.decode("utf-8-sig")
+    except (OSError, *files.REMOTE_ERRORS) as error:
+        raise InputError(f"cannot read the class names in {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"row {line} of {path} is not UTF-8 text. Save the class names as CSV in UTF-8."
+        ) from error
+    names: dict[int, str] = {}
+    number = 0
+    rows = enumerate(csv.reader(io.StringIO(text, newline=""), strict=True), start=1)
+    try:
+        number, header = next(rows, (1, []))
+        columns = [cell.strip() for cell in header]
+        if not {"Index", "Name"} <= set(columns):
+            raise InputError(
+                f"{path} must have the columns Index and Name, separated by commas. It has: "
+                f"{', '.join(columns)}"
+            )
+        for number, row in rows:
+            if any(cell.strip() for cell in row):
+                label, name = _class_name(f"row {number} of {path}", columns, row, num_classes)
+                if label in names:
+                    raise InputError(
+                        f"row {number} of {path} names class {label}, which an earlier row names."
+                    )
+                names[label] = name
+    except csv.Error as error:
+        raise InputError(f"{path} is not valid CSV after row {number}: {error}") from error
+    num_named = sum(map(bool, names.values()))
+    if not num_named:
+        raise InputError(f"{path} names no class.")
+    if num_classes is not None and num_named < num_classes:
+        logging.warning("%s names only %d of %d classes", path, num_named, num_classes)
+    return names
+
+
+def same_class_names(paths: Sequence[str], remedy: str) -> str | None:
+    """Returns the first of several vocabularies, which must name every class alike.
+
+    Args:
+        paths: files to compare; without any, the result is None.
+        remedy: sentence for the error.
+
+    Raises:
+        InputError: if two of them name a class differently, or one cannot be read.
+    """
+    for path in paths[1:]:
+        names, others = read_class_names(paths[0]), read_class_names(path)
+        differing = sorted(
+            label for label in {*names, *others} if names.get(label, "") != others.get(label, "")
+        )
+        if differing:
+            label = differing[0]
+            raise InputError(
+                f"{paths[0]} and {path} name {len(differing)} classes differently, such as class "
+                f"{label}: {names.get(label, '')!r} and {others.get(label, '')!r}. {remedy}"
+            )
+    return paths[0] if paths else None
+
+
+def _class_name(place, columns, row, num_classes):
+    """Returns class and name of a row of a vocabulary."""
+    if len(row) != len(columns):
+        raise InputError(
+            f"{place} has {len(row)} cells instead of {len(columns)}. Put names with commas in "
+            "double quotes."
+        )
+    index = row[columns.index("Index")].strip()
+    end = 10**9 if num_classes is None else num_classes
+    if not re.fullmatch("[0-9]{1,9}", index) or int(index) >= end:
+        raise InputError(
+            f"{place}: Index must be a class of the model, 0 to {end - 1}. Received: {index!r}"
+        )
+    return int(index), row[columns.index("Name")].strip()

@@ -8,6 +8,7 @@ import socket
 import pytest
 
 import files
+import vocabulary
 from utils import InputError
 
 
@@ -261,11 +262,11 @@ NAMES = 'Index,Other,Name\n0,x,Cat\n1,x,Größe\n2,x,"Dog, ""big"""\n'
 def test_class_names_are_read_by_class(tmp_path, content, logged_warnings):
     path = tmp_path / "vocabulary.csv"
     path.write_bytes(content)
-    assert files.read_class_names(str(path), 3) == {0: "Cat", 1: "Größe", 2: 'Dog, "big"'}
+    assert vocabulary.read_class_names(str(path), 3) == {0: "Cat", 1: "Größe", 2: 'Dog, "big"'}
     assert not logged_warnings
-    assert len(files.read_class_names(str(path))) == 3
+    assert len(vocabulary.read_class_names(str(path))) == 3
     assert not logged_warnings
-    assert len(files.read_class_names(str(path), 4)) == 3
+    assert len(vocabulary.read_class_names(str(path), 4)) == 3
     assert logged_warnings == [f"{path} names only 3 of 4 classes"]
 
 
@@ -297,7 +298,7 @@ def test_a_vocabulary_that_does_not_name_classes_is_rejected_with_the_row(
     path = tmp_path / "vocabulary.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
-        files.read_class_names(str(path), 3)
+        vocabulary.read_class_names(str(path), 3)
 
 
 def test_a_lock_on_a_full_disk_fails_naming_its_file_and_leaves_none(tmp_path):

@@ -12,6 +12,7 @@ import dataset_info
 import files
 import make_records
 import programs
+import vocabulary
 from dataset_info import DatasetInfo
 from make_records import RecordsOptions
 from own_data import feature_storage, record_plan, record_state
@@ -127,7 +128,7 @@ def test_dataset_json_and_vocabulary_describe_the_records(tmp_path):
     assert "python make_records.py" in info.made_by
     assert "--frames_per_second=2.5" in info.made_by
     assert "--output_dir" not in info.made_by
-    names = files.read_class_names(str(tmp_path / "records" / info.vocabulary))
+    names = vocabulary.read_class_names(str(tmp_path / "records" / info.vocabulary))
     assert names == {number: name for name, number in CLASSES.items()}
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import files
 import vocabulary
 from own_data import record_plan, video_labels
 from own_data.clips import Clip
@@ -352,6 +351,6 @@ def test_a_vocabulary_reads_back_with_any_names(tmp_path):
     written = {0: "-minus", 1: 'say "hi", you', 2: "=1+1", 3: "é"}
     vocabulary.write(str(tmp_path), ("Index", "Name"), written.items())
     path = tmp_path / vocabulary.FILE
-    assert files.read_class_names(str(path)) == written
+    assert vocabulary.read_class_names(str(path)) == written
     with open(path, newline="") as file:
         assert next(csv.reader(file)) == ["Index", "Name"]
