@@ -6,7 +6,6 @@ settings of a run that no flag gives. docs/sample_data.md describes the format.
 
 import dataclasses
 import os
-import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import pandas as pd
 from absl import logging
 
 import files
+import record_writer
 import vocabulary
 from options import Options, option
 from quantization import FeatureScale, FrameStorage, Quantization
@@ -100,7 +100,7 @@ class DatasetInfo(Options):
         others = [
             f"{feature.name} of {feature.dtype}"
             for feature in self.features
-            if (feature.dtype != "float32")
+            if feature.dtype != "float32"
         ]
         if self.level == "video" and others:
             raise InputError(
@@ -214,8 +214,8 @@ def _warn_of_splits(info, path, paths):
     """Warns if the files of a directory belong to several splits."""
     folder = os.path.dirname(path)
     names = {os.path.basename(file) for file in paths if os.path.dirname(file) == folder}
-    prefixes = {re.sub(r"\d+\.\w+$", "", name) for name in names}
-    splits = [split for split in info.videos or () if split in prefixes]
+    found = set(map(record_writer.split_name, names))
+    splits = [split for split in info.videos or () if split in found]
     if len(splits) > 1:
         logging.warning(
             "the pattern matches files of several splits: %s. Train on one of them, for example "

@@ -80,10 +80,7 @@ class NeXtVLADBase(FrameLevelModel):
         _check_divisor(
             "gating_reduction", gating_reduction, "nextvlad_hidden_size", nextvlad_hidden_size
         )
-        if not 0 <= nextvlad_dropout < 1:
-            raise utils.InputError(
-                f"nextvlad_dropout must be at least 0 and below 1. Received: {nextvlad_dropout}"
-            )
+        utils.check_share(nextvlad_dropout=nextvlad_dropout)
         self.expanded_size = sum(expanded_sizes)
         self.assignments_per_frame = sum(map(operator.mul, groups, clusters))
         self.regularizer = half_l2("l2_penalty", l2_penalty)

@@ -480,6 +480,9 @@ class LoadedModel:
         self._predictor = predictor
         # Makes batches exactly as from records.
         self._reader = self.data.reader([], with_labels=False)
+        # Built from the config at each access, with a check of every range.
+        self._storages = self.data.storages
+        self._takes_bytes = self.data.frame_level and self.data.frame_format.is_quantized
 
     def predict(
         self,
@@ -592,7 +595,7 @@ class LoadedModel:
                 values[: self.data.max_frames]
                 if values.dtype == storage.type == np.uint8
                 else storage.from_float(values[: self.data.max_frames].astype(np.float32))
-                for values, storage in zip(features, self.data.storages, strict=True)
+                for values, storage in zip(features, self._storages, strict=True)
             ]
         else:
             features = [values.astype(np.float32) for values in features]
@@ -615,10 +618,6 @@ class LoadedModel:
             raise InputError(f"{place} must have float values. Received: {array.dtype}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(f"{place} has NaN or infinity.")
-
-    @property
-    def _takes_bytes(self):
-        return self.data.frame_level and self.data.frame_format.is_quantized
 
 
 def _array(place, values):

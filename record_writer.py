@@ -15,8 +15,8 @@ def record_name(split: str, number: int) -> str:
 
 
 def split_name(record_name: str) -> str:
-    """Returns the split of a record file."""
-    return re.sub(r"\d+\.tfrecord$", "", record_name)
+    """Returns the split of a record file, whatever its ending."""
+    return re.sub(r"\d+\.\w+$", "", record_name)
 
 
 def command(program: str, values: Mapping[str, Any], omit: Collection[str]) -> str:

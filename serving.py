@@ -240,6 +240,7 @@ def _parse_frames(records, data):
     """Returns ids and padded frames of SequenceExamples, equal to those of the readers."""
     video_ids, records, places = _checked_records(records)
     described = list(zip(data.feature_names, data.feature_sizes, data.storages, strict=True))
+    dtype = data.frame_format.dtype
     _, sequences, lengths = tf.io.parse_sequence_example(
         records,
         sequence_features={
@@ -269,7 +270,7 @@ def _parse_frames(records, data):
                 frames = tf.identity(frames)[:, : data.max_frames]
             frames = _decoded(frames, storage.type.name, num_bytes)
         frames = frames[:, : data.max_frames]
-        if storage.type != data.frame_format.dtype:
+        if storage.type != dtype:
             frames = _to_float(frames, storage.quantization)
         features.append(frames)
     inputs = {

@@ -254,11 +254,7 @@ class TransformerModel(FrameLevelModel):
         )
         utils.check_at_least(0, transformer_positions=transformer_positions)
         utils.check_one_of(TransformerEncoder.POOLINGS, transformer_pooling=transformer_pooling)
-        if not 0 <= transformer_dropout < 1:
-            raise utils.InputError(
-                "transformer_dropout must be at least 0 and below 1. "
-                f"Received: {transformer_dropout}"
-            )
+        utils.check_share(transformer_dropout=transformer_dropout)
         if transformer_units % transformer_heads:
             raise utils.InputError(
                 f"transformer_units must be a multiple of transformer_heads, {transformer_heads}. "

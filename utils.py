@@ -145,6 +145,17 @@ def check_one_of(choices: Collection, **arguments: Any) -> None:
             )
 
 
+def check_share(**arguments: float) -> None:
+    """Rejects numbers that are not at least 0 and below 1.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    for name, value in arguments.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{name} must be at least 0 and below 1. Received: {value}")
+
+
 def check_at_least(least: float, **arguments: float) -> None:
     """Rejects numbers below a minimum, and NaN.
 

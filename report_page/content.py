@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+import serving
 from predictor import ExportedPredictor, Predictor
 from report_page import evaluation as evaluations
 from report_page import figures, history
@@ -80,7 +81,7 @@ def of_evaluation(
     all_names = class_names(names, len(evaluation.per_class))
     steps = [", ".join(map(str, predictor.steps)) for predictor in predictors.values()]
     if exported_model:
-        size = _row("MiB on disk", "{:.2f}", [history.directory_mib(exported_model)])
+        size = _row("MiB on disk", "{:.2f}", [serving.size(exported_model) / 2**20])
     else:
         size = _row(_SIZE, "{:.2f}", [run.mib for run in runs])
     correlation = evaluation.correlation

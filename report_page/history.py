@@ -95,16 +95,6 @@ def weights_mib(train_dir: str) -> float | None:
     return count * _BYTES_PER_WEIGHT / 2**20
 
 
-def directory_mib(path: str) -> float:
-    """Returns the size of all files in a directory."""
-    sizes = [
-        files.file_size(os.path.join(folder, name))
-        for folder, _, names in files.gfile.walk(path)
-        for name in names
-    ]
-    return sum(sizes) / 2**20
-
-
 def read_curves(folder: str) -> dict[str, Curve]:
     """Reads the scalars in a directory of TensorBoard logs by name; none if it has no logs.
 
