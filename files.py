@@ -367,7 +367,13 @@ def _is_special(path):
     if is_remote(path):
         return False
     path = os.path.abspath(path)
-    return os.path.dirname(path) == "/dev" or (os.path.exists(path) and not os.path.isfile(path))
+    if os.path.dirname(path) == "/dev":
+        return True
+    try:
+        # Asked once: between two questions, another process may remove a lock.
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _remove_if_there(partial):
