@@ -85,7 +85,11 @@ def check_no_link(path: str) -> None:
     Raises:
         InputError: if `path` is a symbolic link, or a file with several names.
     """
-    if os.path.islink(path) or (os.path.isfile(path) and os.stat(path).st_nlink > 1):
+    try:
+        status = os.lstat(path)
+    except OSError:  # Nothing is there, or another process has just removed it.
+        return
+    if stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink > 1):
         raise InputError(
             f"{path} is a link. Nothing is written or removed through links. Remove the link, or "
             "choose another directory."
