@@ -58,7 +58,7 @@ class AverageOptions(ReadOptions):
     )
     checkpoints: tuple[str, ...] | None = option(
         None,
-        "Average these checkpoints: steps, for example 1000,2000, or paths.",
+        "Average these checkpoints: steps, for example 1000,2000, best, or paths.",
         group="checkpoints",
     )
     best: int | None = option(
@@ -178,7 +178,7 @@ def select(options: AverageOptions) -> list[str]:
 
 
 def _best_steps(train_dir, count, steps):
-    path = checkpoints.metrics_path(train_dir, "eval")
+    path = checkpoints.metrics_path(train_dir, checkpoints.evaluation_kind(use_ema=False))
     if not files.gfile.exists(path):
         raise InputError(f"--best needs {path}, which eval.py writes for each checkpoint.")
     gaps = {entry["step"]: entry["gap"] for entry in checkpoints.read_evaluations(path)}

@@ -5,6 +5,7 @@ variable, so it does not depend on the attributes of Python objects.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import re
@@ -15,19 +16,27 @@ import numpy as np
 import tensorflow as tf
 
 import distribution
+import eval_util
 import files
 import vocabulary
+from options import Options, option
 from run_config import CONFIG_FILE, RunConfig
 from utils import InputError, check_at_least, check_finite, comma_separated, shortened
 
 FILE_PREFIX = "model.ckpt"
 LOCK_FILE = "training.lock"
+# The checkpoint that --keep_best keeps: its name for `find`, its files, and what it is.
+BEST = "best"
+_BEST_PREFIX = "best.ckpt"
+_BEST_FILE = "best.json"
 
 # Files that training and evaluation write into a train directory, and --start_new_model removes.
 # The config comes last, so that after an interruption it still identifies the remaining files.
 _OWN_FILES = (
     "checkpoint",
     f"{FILE_PREFIX}-*",
+    _BEST_FILE,
+    f"{_BEST_PREFIX}-*",
     "events.out.tfevents.*",
     "train/events.out.tfevents.*",
     "eval*/events.out.tfevents.*",
@@ -139,6 +148,7 @@ def remove_unfinished(train_dir: str) -> None:
     for pattern in (f"{FILE_PREFIX}-*_temp", "checkpoint.tmp*"):
         for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
             files.remove(path)
+    _remove_other_best(train_dir, read_best(train_dir))
 
 
 # --- Saving and resuming --------------------------------------------------------------------------
@@ -250,6 +260,82 @@ def save(
     )
 
 
+# --- The best checkpoint --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Best(Options):
+    """The best of the evaluated checkpoints of a run; the content of best.json.
+
+    Attributes:
+        metric: metric that decides, one of `eval_util.METRICS`.
+        value: its value.
+        step: step of the checkpoint.
+        num_videos: number of videos that were evaluated.
+        last_step: step of the newest evaluation.
+        evaluations_since: number of evaluations after that of `step`.
+    """
+
+    metric: str = option(group="evaluation", choices=tuple(eval_util.METRICS))
+    value: float = option(group="evaluation")
+    step: int = option(group="evaluation", at_least=0)
+    num_videos: int = option(group="evaluation", at_least=0)
+    last_step: int = option(group="evaluation", at_least=0)
+    evaluations_since: int = option(0, group="evaluation", at_least=0)
+
+    def is_better_than(self, other: "Best") -> bool:
+        """Returns whether the value is better than that of another checkpoint, not only equal."""
+        if self.metric == "loss":
+            return self.value < other.value
+        return self.value > other.value
+
+
+def read_best(train_dir: str) -> Best | None:
+    """Returns the content of best.json, or None if there is no such file.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    path = os.path.join(train_dir, _BEST_FILE)
+    if not tf.io.gfile.exists(path):
+        return None
+    values = files.read_json(path)
+    try:
+        return Best(**values)
+    except (TypeError, InputError) as error:
+        raise InputError(f"{path} was not written by train.py --keep_best: {error}") from error
+
+
+def save_best(train_dir: str, best: Best) -> None:
+    """Saves best.json, first copying the checkpoint that it names unless the copy is there.
+
+    best.json changes at once, and only then the previous copy is removed, so at any moment there is
+    a complete copy of the checkpoint that best.json names.
+    """
+    path = _best_path(train_dir, best)
+    if not is_there(path):
+        source = os.path.join(train_dir, f"{FILE_PREFIX}-{best.step}")
+        # The index comes last: a checkpoint exists if its index does.
+        for part in sorted(
+            tf.io.gfile.glob(f"{source}.*"), key=lambda part: part.endswith("index")
+        ):
+            files.copy(part, path + part.removeprefix(source))
+    files.write_json(os.path.join(train_dir, _BEST_FILE), dataclasses.asdict(best))
+    _remove_other_best(train_dir, best)
+
+
+def _best_path(train_dir, best):
+    return os.path.join(train_dir, f"{_BEST_PREFIX}-{best.step}")
+
+
+def _remove_other_best(train_dir, best):
+    """Removes copies of checkpoints that best.json does not name, complete or not."""
+    kept = re.escape(f"{_BEST_PREFIX}-{best.step}") if best else "(?!)"
+    for path in tf.io.gfile.glob(os.path.join(train_dir, f"{_BEST_PREFIX}-*")):
+        if not re.fullmatch(rf"{kept}\.(index|data-\d+-of-\d+)", os.path.basename(path)):
+            files.remove(path)
+
+
 # --- Finding and reading checkpoints --------------------------------------------------------------
 
 
@@ -258,11 +344,19 @@ def find(train_dir: str, checkpoint: str | None = None) -> str:
 
     Args:
         train_dir: train directory.
-        checkpoint: path prefix or step; by default the newest checkpoint.
+        checkpoint: path prefix, step or `BEST`; by default the newest checkpoint.
 
     Raises:
         InputError: if there is no such checkpoint.
     """
+    if checkpoint == BEST:
+        best = read_best(train_dir)
+        if best is None:
+            raise InputError(
+                f"{train_dir} has no best checkpoint: it was not trained with --keep_best. "
+                "Choose a step, or the newest checkpoint."
+            )
+        checkpoint = _best_path(train_dir, best)
     if checkpoint is None:
         path = latest(train_dir)
         if path is None:
@@ -348,7 +442,7 @@ def load_model(train_dir: str, checkpoint: str | None = None, use_ema: bool = Fa
 
     Args:
         train_dir: train directory.
-        checkpoint: path prefix or step; by default the newest checkpoint.
+        checkpoint: path prefix, step or `BEST`; by default the newest checkpoint.
         use_ema: whether to use the exponential moving averages of the weights.
 
     Raises:
@@ -363,11 +457,11 @@ def load_model(train_dir: str, checkpoint: str | None = None, use_ema: bool = Fa
 def restore(train_dir: str, checkpoint: str | None, restore_path: Callable[[str], None]) -> str:
     """Restores a checkpoint and returns its path prefix.
 
-    If training removes the newest checkpoint before it is read, the next newest is restored.
+    If training replaces the newest or best checkpoint before it is read, the next one is restored.
 
     Args:
         train_dir: train directory.
-        checkpoint: path prefix or step; by default the newest checkpoint.
+        checkpoint: path prefix, step or `BEST`; by default the newest checkpoint.
         restore_path: function that restores the checkpoint with a path prefix.
 
     Raises:
@@ -379,7 +473,7 @@ def restore(train_dir: str, checkpoint: str | None, restore_path: Callable[[str]
             restore_path(path)
             return path
         except InputError:
-            if checkpoint is not None or is_there(path):
+            if checkpoint not in (None, BEST) or is_there(path):
                 raise
 
 
@@ -405,8 +499,13 @@ def restore_weights(model: keras.Model, path: str, use_ema: bool = False) -> Non
             raise InputError(f"{name} in {path} is not finite. Choose another checkpoint.")
 
 
+def evaluation_kind(use_ema: bool) -> str:
+    """Returns the name of the directory for evaluations of the weights, or of their averages."""
+    return "eval_ema" if use_ema else "eval"
+
+
 def metrics_path(train_dir: str, kind: str) -> str:
-    """Returns the path of the metrics.json of a kind of evaluation, `eval` or `eval_ema`."""
+    """Returns the path of the metrics.json of a kind of evaluation, from `evaluation_kind`."""
     return os.path.join(train_dir, kind, "metrics.json")
 
 

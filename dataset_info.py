@@ -273,9 +273,7 @@ def find_vocabulary(paths: Sequence[str]) -> str | None:
                     f"{path} names the vocabulary {found[-1]}, which is not there. Put it there, "
                     "correct that file, or give --class_names."
                 )
-    return vocabulary.same_class_names(
-        found, "Train on one of the data sets, or give --class_names."
-    )
+    return vocabulary.same_class_names(found, "Use records of one data set, or give --class_names.")
 
 
 def _load_all(paths):
@@ -368,6 +366,24 @@ def check_storage(data: DataConfig, paths: Sequence[str]) -> None:
                     f"model takes {_described(expected)}. make_records.py --like=DATASET.JSON "
                     "stores new videos as those of the training data."
                 )
+
+
+def check_classes(data: DataConfig, paths: Sequence[str]) -> None:
+    """Rejects records that a `dataset.json` says have another number of classes than the model.
+
+    Args:
+        data: data that the model takes.
+        paths: record files. Without a `dataset.json` in their directories, nothing is checked.
+
+    Raises:
+        InputError: naming the file.
+    """
+    for path, info in _load_all(paths).items():
+        if info.num_classes != data.num_classes:
+            raise InputError(
+                f"{path} says that the records have {info.num_classes} classes, but the model has "
+                f"{data.num_classes}. Evaluate on records with the classes of the training data."
+            )
 
 
 def read_feature_scale(path: str) -> FeatureScale:

@@ -21,7 +21,7 @@ from absl import logging
 
 import checkpoints
 import files
-from evaluation import evaluate, format_summary
+from evaluation import evaluate, format_summary, new_writer, save_summary
 from options import option, same_option
 from predictor import PredictorOptions, load_class_names, load_predictor
 from run_config import CONFIG_FILE, TrainOptions
@@ -81,33 +81,6 @@ class EvalOptions(PredictorOptions):
         """Whether to evaluate new checkpoints as they appear, without end."""
         ends = self.run_once or self.checkpoint or self.all_checkpoints
         return bool(self.train_dir) and not ends
-
-
-# Names of metrics in TensorBoard, equal to those of training, so that curves share a chart.
-_TAGS = {"hit_at_one": "Hit@1", "perr": "PERR", "gap": "GAP", "map": "mAP", "loss": "loss"}
-
-
-def save_summary(
-    summary: dict[str, Any], train_dir: str, kind: str, tensorboard_dir: str | None = None
-) -> None:
-    """Saves a summary to metrics.json, replacing that of the same step, and to TensorBoard.
-
-    Args:
-        summary: numbers from `evaluation.evaluate`.
-        train_dir: directory of the run.
-        kind: name of the subdirectory for evaluations.
-        tensorboard_dir: directory for TensorBoard logs instead of `train_dir`.
-    """
-    path = checkpoints.metrics_path(train_dir, kind)
-    # Several evaluations of one run may end at the same time.
-    with files.lock(f"{path}.lock", wait=True):
-        history = checkpoints.read_evaluations(path)
-        history = [entry for entry in history if entry["step"] != summary["step"]]
-        files.write_json(path, sorted([*history, summary], key=lambda entry: entry["step"]))
-    log_dir = os.path.join(tensorboard_dir or train_dir, kind)
-    with tf.summary.create_file_writer(log_dir).as_default():
-        for name, tag in _TAGS.items():
-            tf.summary.scalar(tag, summary[name], summary["step"])
 
 
 def check_can_save(train_dir: str, kind: str) -> None:
@@ -183,7 +156,7 @@ def main(options: EvalOptions) -> None:
         files.check_not_input(path, filter(None, (*paths, options.class_names)))
     if options.is_continuous:
         wait_for_run(options.run_dirs[0])
-    kind = "eval_ema" if options.use_ema else "eval"
+    kind = checkpoints.evaluation_kind(options.use_ema)
     if options.train_dir:
         check_can_save(options.train_dir, kind)
         if options.tensorboard_dir:
@@ -192,6 +165,7 @@ def main(options: EvalOptions) -> None:
     class_names = None
     if options.per_class_csv:
         class_names = load_class_names(predictor, options.class_names)
+    writer = None
     for checkpoint in checkpoints_to_evaluate(options):
         try:
             predictor.restore(checkpoint)
@@ -207,7 +181,8 @@ def main(options: EvalOptions) -> None:
         )
         logging.info("%s | %s", predictor.describe(), format_summary(summary))
         if options.train_dir:
-            save_summary(summary, options.train_dir, kind, options.tensorboard_dir)
+            writer = writer or new_writer(options.train_dir, kind, options.tensorboard_dir)
+            save_summary(summary, options.train_dir, kind, writer)
         if options.metrics_json:
             files.write_json(options.metrics_json, summary)
         if options.per_class_csv:

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+# Names in metrics.json, and the names in log lines and TensorBoard.
+METRICS = {"gap": "GAP", "map": "mAP", "hit_at_one": "Hit@1", "perr": "PERR", "loss": "loss"}
+
 
 def top_k_predictions(predictions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k best classes of every video, best first; ties put the lowest class id first.

@@ -27,6 +27,7 @@ GROUPS = (
     "training",
     "optimizer",
     "checkpoints",
+    "evaluation",
     "logging",
     "devices",
     "prediction",

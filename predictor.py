@@ -49,8 +49,8 @@ class ModelOptions(Options):
     )
     checkpoint: str | None = option(
         None,
-        "Checkpoint of --train_dir: a path without extension, for example run/model.ckpt-1000, or "
-        "a step, for example 1000. Default: the newest.",
+        "Checkpoint of --train_dir: a path without extension, for example run/model.ckpt-1000; a "
+        "step, for example 1000; or best, which train.py --keep_best keeps. Default: the newest.",
         group="checkpoints",
         fixed_by="exported_model",
     )
@@ -83,10 +83,11 @@ class ModelOptions(Options):
             raise InputError("--weights needs --train_dirs, which is not given.")
         if self.weights:
             normalized_weights(self.weights, len(self.run_dirs))  # Fails before models are built.
-        if self.checkpoint and self.train_dirs:
+        if self.checkpoint not in (None, checkpoints.BEST) and self.train_dirs:
             raise InputError(
                 "--checkpoint selects a checkpoint of --train_dir; --train_dirs uses the newest of "
-                "each run. average_checkpoints.py turns any checkpoint into a run of its own."
+                "each run or, with --checkpoint=best, the best of each. average_checkpoints.py "
+                "turns any checkpoint into a run of its own."
             )
 
     @property
@@ -180,7 +181,7 @@ class Predictor:
         self._use_ema = use_ema
 
     def restore(self, checkpoint: str | None = None) -> None:
-        """Restores a checkpoint, a path prefix or a step; by default the newest of every run."""
+        """Restores a checkpoint as in `checkpoints.find`; by default the newest of every run."""
         self.steps = []
         for model, config, train_dir in zip(
             self.ensemble.models, self._configs, self._train_dirs, strict=True

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+import eval_util
 import layers
 import losses
 import registry
@@ -518,6 +519,40 @@ class TrainOptions(RecipeOptions, ReadOptions):
         "Remove an earlier run from --train_dir first (only files that these programs wrote).",
         group="checkpoints",
     )
+    eval_data_pattern: str | None = option(
+        None,
+        "Globs of records with labels, comma-separated; quote them. They are evaluated during "
+        "training, like eval.py does. Default: no evaluation.",
+        group="evaluation",
+        repeats=True,
+    )
+    eval_steps: int | None = option(
+        None,
+        "Save a checkpoint and evaluate it every N steps, and at the end. Default: at every "
+        "--export_model_steps.",
+        group="evaluation",
+        above=0,
+    )
+    eval_videos: int = option(
+        0,
+        "Evaluate only the first N videos of --eval_data_pattern; 0 for all.",
+        group="evaluation",
+        at_least=0,
+    )
+    keep_best: str | None = option(
+        None,
+        "Keep a copy of the evaluated checkpoint that is best by this metric, for "
+        "--checkpoint=best of other programs. Default: none.",
+        group="evaluation",
+        choices=tuple(eval_util.METRICS),
+    )
+    early_stopping: int | None = option(
+        None,
+        "End training after N evaluations in a row that are not better, by --keep_best, than the "
+        "best before them. Default: no limit.",
+        group="evaluation",
+        above=0,
+    )
     checkpoint_secs: int | None = option(
         None,
         "Also save a checkpoint every N seconds. Default: only every --export_model_steps.",
@@ -554,6 +589,22 @@ class TrainOptions(RecipeOptions, ReadOptions):
         group="devices",
         choices=layers.COMPUTE_DTYPES,
     )
+
+    def __post_init__(self):
+        """Checks options that depend on each other."""
+        super().__post_init__()
+        for name in ("keep_best", "early_stopping", "eval_steps", "eval_videos"):
+            if getattr(self, name) and not self.eval_data_pattern:
+                raise InputError(f"--{name} needs --eval_data_pattern, which is not given.")
+        if self.early_stopping and not self.keep_best:
+            raise InputError(
+                "--early_stopping needs --keep_best, the metric that decides; it is not given."
+            )
+
+    @property
+    def evaluation_period(self) -> int:
+        """Number of steps between two evaluations during training, if there are any."""
+        return self.eval_steps or self.export_model_steps
 
 
 def versions() -> dict[str, str]:

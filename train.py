@@ -32,6 +32,7 @@ import distribution
 import eval_util
 import files
 import layers
+import validation
 import vocabulary
 from run_config import RunConfig, TrainOptions
 from trainer import Trainer
@@ -50,11 +51,13 @@ class TrainResult:
         step: number of updates made since the run began.
         loss: mean label loss since the last log line before the end; NaN if no step was made.
         checkpoint: path prefix of the newest checkpoint.
+        best: the best checkpoint, with `keep_best`; None for a worker that writes nothing.
     """
 
     step: int
     loss: float
     checkpoint: str | None
+    best: checkpoints.Best | None = None
 
 
 def train(
@@ -62,6 +65,7 @@ def train(
     options: TrainOptions,
     *,
     paths: Sequence[str] | None = None,
+    eval_paths: Sequence[str] = (),
     stop_requests: Callable = lambda: contextlib.nullcontext(lambda: False),
 ) -> TrainResult:
     """Trains until the data or the steps end, from the newest checkpoint if there is one.
@@ -70,6 +74,7 @@ def train(
         config: what to learn.
         options: data, directory, duration and devices.
         paths: the files that `options.train_data_pattern` matches, if the caller knows them.
+        eval_paths: likewise those of `options.eval_data_pattern`.
         stop_requests: returns a context manager that yields a function, which returns whether to
             save and stop early; for example `distribution.termination_requests`.
 
@@ -86,15 +91,26 @@ def train(
     reader = config.data.reader(paths or options.train_data_pattern, options)
     # Fail on bad data before creating anything.
     reader.check_first_records()
+    if options.eval_data_pattern:
+        eval_paths = eval_paths or files.expand_patterns(options.eval_data_pattern)
+        validation.check_records(config, options, eval_paths)
+        shared = {*reader.paths} & {*eval_paths}
+        if shared:
+            logging.warning(
+                "the evaluation does not measure generalization: --eval_data_pattern matches %d "
+                "files to train on, for example %s",
+                len(shared),
+                min(shared),
+            )
     if options.class_names:
         vocabulary.read_class_names(options.class_names, config.num_classes)
     if options.tensorboard_dir:
         files.check_writable(os.path.join(options.tensorboard_dir, "train", "events"))
     with checkpoints.training_lock(options.train_dir):
-        return _train(config, options, reader, stop_requests)
+        return _train(config, options, reader, eval_paths, stop_requests)
 
 
-def _train(config, options, reader, stop_requests):
+def _train(config, options, reader, eval_paths, stop_requests):
     workers = distribution.choose(options.distribution, options.tpu)
     workers.check_batch_size(config.batch_size)
     workers.check_num_files(len(reader.paths))
@@ -119,6 +135,9 @@ def _train(config, options, reader, stop_requests):
             config.save(options.train_dir)
             if not trainer.step:
                 log_settings(config, log_dir)
+        validator = None
+        if eval_paths and workers.is_chief:
+            validator = validation.Validation(config, options, eval_paths)
         logging.info(
             "%s: %s weights; %d files; batches of %d videos%s; %s",
             config.model,
@@ -145,22 +164,26 @@ def _train(config, options, reader, stop_requests):
             _only_chief(workers, _summaries, os.path.join(log_dir, "train")),
         ):
             log = TrainingLog(trainer, progress)
-            run_loop(trainer, batches, log, manager, workers, options, stop_requested)
+            run_loop(trainer, batches, log, manager, workers, options, validator, stop_requested)
         workers.wait_for_all()
     if reader.corrupt_records.count:
         logging.warning("%d corrupt records were skipped", reader.corrupt_records.count)
     checkpoint = tf.train.latest_checkpoint(options.train_dir)
     logging.info("ended at step %d: %s", trainer.step, checkpoint)
-    if trainer.step == first_step:
+    if trainer.step == first_step and not (validator and validator.must_stop):
         logging.info(
             "no step was made: the run already used its data and steps. To continue, give "
             "more files, --num_epochs or --max_steps."
         )
+    best = validator and validator.best
+    if best:
+        logging.info("%s", validator.describe_best())
     logging.info(
-        "to see the run: python report.py --train_dir=%s --output_file=report.html",
+        "to see the run: python report.py --train_dir=%s%s --output_file=report.html",
         shlex.quote(options.train_dir),
+        " --use_ema" if validator and config.ema_decay else "",
     )
-    return TrainResult(trainer.step, log.last_loss, checkpoint)
+    return TrainResult(trainer.step, log.last_loss, checkpoint, best)
 
 
 def make_trainer(
@@ -206,12 +229,22 @@ def run_loop(
     manager: tf.train.CheckpointManager,
     workers: distribution.Distribution,
     options: TrainOptions,
+    validator: validation.Validation | None,
     stop_requested: Callable[[], bool],
 ) -> None:
-    """Runs steps, logs and saves until the data or the steps end, or a worker must stop."""
+    """Runs steps, logs, saves and evaluates until the end.
+
+    The end comes with the data, the steps or the patience of `validator`, which only the chief has,
+    or when a worker must stop.
+    """
     max_steps = options.max_steps or sys.maxsize
     save_secs = options.checkpoint_secs or math.inf
-    periods = (options.log_steps, options.metrics_steps, options.export_model_steps)
+    periods = (
+        options.log_steps,
+        options.metrics_steps,
+        options.export_model_steps,
+        options.evaluation_period,
+    )
     steps_per_call, last_save = 1, time.monotonic()
 
     def save(wait=False):
@@ -220,14 +253,34 @@ def run_loop(
             checkpoints.save(manager, trainer.model, trainer.optimizer, trainer.step, wait)
         last_save = time.monotonic()
 
+    def evaluate_if_due(at_end=False):
+        if validator is not None and validator.is_due(trainer.step, at_end):
+            save(wait=True)
+            with log.paused():
+                validator.evaluate(trainer.step)
+
+    must_stop = False
     while (step := trainer.step) < max_steps:
+        evaluate_if_due()
         # All workers must run, save and stop at the same steps.
-        must_stop, must_save, steps_per_call = workers.agree(
+        must_stop, must_save, ends_early, steps_per_call = workers.agree(
             summed=[stop_requested()],
-            from_chief=[time.monotonic() - last_save >= save_secs, steps_per_call],
+            from_chief=[
+                time.monotonic() - last_save >= save_secs,
+                validator is not None and validator.must_stop,
+                steps_per_call,
+            ],
         )
         if must_stop:
             logging.warning("a worker must stop (SIGTERM): saving step %d and ending", step)
+            break
+        if ends_early:
+            logging.info(
+                "training ends at step %d, because nothing better was found for "
+                "--early_stopping=%d evaluations. A larger number continues it",
+                step,
+                options.early_stopping,
+            )
             break
         if must_save:
             save()
@@ -249,8 +302,10 @@ def run_loop(
         if data_ended:
             break
         if target % options.export_model_steps == 0:
-            save()
+            save(wait=validator is not None and validator.is_due(target))
     save(wait=True)
+    if not must_stop:
+        evaluate_if_due(at_end=True)
 
 
 class TrainingLog:
@@ -270,6 +325,13 @@ class TrainingLog:
         self._progress = progress
         self._step = trainer.step
         self._time = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time of the block in the speed that the next line reports."""
+        start = time.perf_counter()
+        yield
+        self._time += time.perf_counter() - start
 
     def write(self, outputs: tuple | None) -> None:
         """Reports the steps since the last call.
@@ -322,9 +384,18 @@ def main(config: RunConfig, options: TrainOptions, given: program.GivenFlags) ->
     if options.feature_scale:
         scale = dataset_info.read_feature_scale(options.feature_scale)
         config = dataclasses.replace(config, feature_scale=dataclasses.asdict(scale))
-    class_names = options.class_names or dataset_info.find_vocabulary(paths)
+    eval_paths = []
+    if options.eval_data_pattern:
+        eval_paths = files.expand_patterns(options.eval_data_pattern)
+    class_names = options.class_names or dataset_info.find_vocabulary([*paths, *eval_paths])
     options = dataclasses.replace(options, class_names=class_names)
-    train(config, options, paths=paths, stop_requests=distribution.termination_requests)
+    train(
+        config,
+        options,
+        paths=paths,
+        eval_paths=eval_paths,
+        stop_requests=distribution.termination_requests,
+    )
 
 
 if __name__ == "__main__":

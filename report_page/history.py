@@ -56,7 +56,7 @@ def read_runs(train_dirs: Sequence[str], use_ema: bool = False) -> list[Run]:
     Raises:
         InputError: if a directory holds no run, or a file in it is damaged.
     """
-    kind = "eval_ema" if use_ema else "eval"
+    kind = checkpoints.evaluation_kind(use_ema)
     return [
         Run(
             name=name,

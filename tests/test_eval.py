@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import checkpoints
-from eval import save_summary
 from eval_util import calculate_gap
+from evaluation import new_writer, save_summary
 from programs import (
     ROOT,
     evaluate,
@@ -184,8 +184,12 @@ def test_per_class_csv_has_the_names_of_the_vocabulary(trained_mean, frame_data,
 def test_evaluations_that_end_together_lose_no_entry(tmp_path):
     names = ("hit_at_one", "perr", "gap", "map", "loss")
     summaries = [{"step": step, **dict.fromkeys(names, 0.5)} for step in range(20)]
+
+    def save(summary):
+        save_summary(summary, str(tmp_path), "eval", new_writer(str(tmp_path), "eval"))
+
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda summary: save_summary(summary, str(tmp_path), "eval"), summaries))
+        list(pool.map(save, summaries))
     assert metrics_of(tmp_path) == summaries
     assert not list(tmp_path.glob("eval/*lock"))
 

@@ -7,6 +7,7 @@ import pytest
 from programs import ROOT
 
 WITHOUT_TENSORFLOW = {
+    "eval_util",
     "layers",
     "losses",
     "nextvlad",
