@@ -137,7 +137,7 @@ def _train(config, options, reader, eval_paths, stop_requests):
                 log_settings(config, log_dir)
         validator = None
         if eval_paths and workers.is_chief:
-            validator = validation.Validation(config, options, eval_paths)
+            validator = validation.Validation(config, options, eval_paths, trainer.step)
         logging.info(
             "%s: %s weights; %d files; batches of %d videos%s; %s",
             config.model,

@@ -49,6 +49,7 @@ class Validation:
         config: what the run learns.
         options: the run's options, with `eval_data_pattern`.
         paths: the files that `eval_data_pattern` matches.
+        step: number of updates that the run resumes from.
 
     Attributes:
         best: the best checkpoint so far; None without `keep_best` or before the first evaluation.
@@ -57,7 +58,7 @@ class Validation:
         InputError: if the results cannot be saved, or the run has kept the best by another metric.
     """
 
-    def __init__(self, config: RunConfig, options: TrainOptions, paths: Sequence[str]):
+    def __init__(self, config: RunConfig, options: TrainOptions, paths: Sequence[str], step: int):
         self._options = options
         self._paths = paths
         self._use_ema = config.ema_decay > 0
@@ -76,10 +77,10 @@ class Validation:
                 f"--keep_best={options.keep_best} and forget the best so far."
             )
         if options.keep_best:
-            self._last_step = self.best.last_step if self.best else 0
+            evaluated = [self.best.last_step] if self.best else []
         else:
-            history = checkpoints.read_evaluations(history_path)
-            self._last_step = history[-1]["step"] if history else 0
+            evaluated = [entry["step"] for entry in checkpoints.read_evaluations(history_path)]
+        self._last_step = min(step, max(evaluated, default=0))
 
     def is_due(self, step: int, at_end: bool = False) -> bool:
         """Returns whether a step is to be evaluated, and was not.
@@ -110,7 +111,13 @@ class Validation:
         save_summary(summary, options.train_dir, self._kind, self._writer)
         self._last_step = step
         verdict = self._compare(summary) if options.keep_best else ""
-        logging.info("evaluated step %d | %s%s", step, format_summary(summary), verdict)
+        logging.info(
+            "evaluated %sstep %d | %s%s",
+            "the moving averages of " * self._use_ema,
+            step,
+            format_summary(summary),
+            verdict,
+        )
 
     def _compare(self, summary: dict[str, Any]) -> str:
         """Keeps the checkpoint if it is the best so far, and returns the end of the log line."""

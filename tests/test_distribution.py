@@ -235,6 +235,31 @@ def test_workers_stop_and_resume_together(data, tmp_path):
         assert int(step) >= saved + 5
 
 
+@pytest.mark.slow
+def test_the_chief_evaluates_and_both_workers_end_early_at_its_word(data, tmp_path):
+    workers = start_workers(
+        "train.py",
+        "--model=FrameLevelLogisticModel",
+        "--batch_size=16",
+        "--base_learning_rate=1e-12",  # Learns nothing, so the second evaluation is not better.
+        *SMALL_DATA,
+        "--num_epochs=1000000",
+        "--eval_steps=4",
+        "--keep_best=hit_at_one",
+        "--early_stopping=1",
+        f"--train_dir={tmp_path / 'run'}",
+        f"--train_data_pattern={data / 'halves' / '*'}",
+        f"--eval_data_pattern={data / 'whole.tfrecord'}",
+    )
+    chief, other = map(output_of, workers)
+    assert re.findall(r"evaluated step (\d+)", chief) == ["4", "8"]
+    assert "the best evaluated step is 4, with hit_at_one" in chief
+    assert "evaluated step" not in other
+    for log in (chief, other):
+        assert "training ends at step 8, because nothing better was found" in log
+        assert "ended at step 8" in log
+
+
 def test_after_sigterm_the_next_start_resumes_at_that_step(tmp_path, video_data, monkeypatch):
     write = train.TrainingLog.write
 
