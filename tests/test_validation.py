@@ -96,6 +96,20 @@ def test_the_best_is_the_best_of_metrics_json(validated):
     assert checkpoints.find(str(train_dir), "best") == str(train_dir / f"best.ckpt-{best['step']}")
 
 
+def test_a_run_with_moving_averages_is_evaluated_with_them(tmp_path, video_data, caplog):
+    caplog.set_level("INFO", logger="absl")
+    given = f"--eval_data_pattern={video_data}"
+    train_logistic(
+        tmp_path, video_data, given, "--ema_decay=0.9", "--keep_best=map", "--max_steps=3"
+    )
+    assert "evaluated the moving averages of step 3" in caplog.text
+    assert "--checkpoint=best --use_ema --output_dir=exported" in caplog.text
+    assert f"report.py --train_dir={tmp_path} --use_ema" in caplog.text
+    (entry,) = json.loads((tmp_path / "eval_ema" / "metrics.json").read_text())
+    expected = programs.evaluate(f"--train_dir={tmp_path}", given, "--use_ema", "--checkpoint=best")
+    assert without_speed([entry]) == without_speed([expected])
+
+
 # --- Scripted metrics -----------------------------------------------------------------------------
 
 
