@@ -303,7 +303,10 @@ def read_best(train_dir: str) -> Best | None:
     try:
         return Best(**values)
     except (TypeError, InputError) as error:
-        raise InputError(f"{path} was not written by train.py --keep_best: {error}") from error
+        raise InputError(
+            f"{path} was not written by train.py --keep_best: {error}. Remove it to begin without "
+            "a best checkpoint."
+        ) from error
 
 
 def save_best(train_dir: str, best: Best) -> None:

@@ -239,12 +239,6 @@ def run_loop(
     """
     max_steps = options.max_steps or sys.maxsize
     save_secs = options.checkpoint_secs or math.inf
-    periods = (
-        options.log_steps,
-        options.metrics_steps,
-        options.export_model_steps,
-        options.evaluation_period,
-    )
     steps_per_call, last_save = 1, time.monotonic()
 
     def save(wait=False):
@@ -276,19 +270,15 @@ def run_loop(
             break
         if ends_early:
             logging.info(
-                "training ends at step %d, because nothing better was found for "
-                "--early_stopping=%d evaluations. A larger number continues it",
-                step,
+                "--early_stopping=%d: no later evaluation was better than the best, so training "
+                "ends at step %d",
                 options.early_stopping,
+                step,
             )
             break
         if must_save:
             save()
-        target = min(
-            max_steps,
-            step + int(steps_per_call),
-            *((step // period + 1) * period for period in periods),
-        )
+        target = min(max_steps, step + int(steps_per_call), _next_pause(step, options))
         start = time.perf_counter()
         wants_metrics = target % options.metrics_steps == 0
         outputs = trainer.run(batches, target - step, keep_outputs=wants_metrics)
@@ -306,6 +296,17 @@ def run_loop(
     save(wait=True)
     if not must_stop:
         evaluate_if_due(at_end=True)
+
+
+def _next_pause(step, options):
+    """Returns the next step after which there is something to do besides training."""
+    periods = (
+        options.log_steps,
+        options.metrics_steps,
+        options.export_model_steps,
+        options.evaluation_period,
+    )
+    return min((step // period + 1) * period for period in periods)
 
 
 class TrainingLog:

@@ -181,7 +181,7 @@ def test_a_run_that_ended_early_ends_again_and_continues_with_more_patience(
     train_dir = shutil.copytree(stopped, tmp_path / "run")
     caplog.set_level("INFO", logger="absl")
     train_scripted(train_dir, video_data, "--early_stopping=3")
-    assert "training ends at step 10, because nothing better was found for" in caplog.text
+    assert "was better than the best, so training ends at step 10" in caplog.text
     assert "no step was made" not in caplog.text
     assert "the best evaluated step is 4, with gap 0.6000. --checkpoint=best" in caplog.text
     assert state_of(train_dir) == state_of(stopped)
@@ -242,9 +242,10 @@ def test_every_program_takes_the_best_checkpoint(stopped, step_4, video_data, tm
     programs.predict(stopped, video_data, tmp_path / "best.csv", best)
     programs.predict(step_4, video_data, tmp_path / "step_4.csv")
     assert (tmp_path / "best.csv").read_bytes() == (tmp_path / "step_4.csv").read_bytes()
-    run("export_model", train_dir, best, f"--output_dir={tmp_path}/exported")
+    flags = (f"--train_dirs={stopped},{stopped}", best)
+    run("export_model", *flags, f"--output_dir={tmp_path}/exported")
     manifest = json.loads((tmp_path / "exported" / "manifest.json").read_text())
-    assert [model["step"] for model in manifest["models"]] == [4]
+    assert [model["step"] for model in manifest["models"]] == [4, 4]
     flags = ("--checkpoints=best,10", f"--output_dir={tmp_path}/averaged")
     run("average_checkpoints", train_dir, *flags)
     report = json.loads((tmp_path / "averaged" / "averaged.json").read_text())
