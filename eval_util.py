@@ -80,8 +80,19 @@ def calculate_gap(predictions: np.ndarray, actuals: np.ndarray, top_k: int = 20)
     predictions, labels = _checked_pair(predictions, actuals, "actuals")
     classes, scores = _top_k(predictions, top_k)
     hits = np.take_along_axis(labels, classes, axis=1)
+    return pool_gap(scores, hits, int(np.count_nonzero(labels)))
+
+
+def pool_gap(scores: np.ndarray, hits: np.ndarray, num_positives: int) -> float:
+    """Returns the global average precision of a pool of predictions.
+
+    Args:
+        scores: scores of the pool, of any shape; ties go to the one that comes first.
+        hits: whether each prediction is a label, of the same shape.
+        num_positives: number of all labels, including labels outside the pool.
+    """
     order = np.argsort(-scores, axis=None, kind="stable")
-    return _average_precision(hits.ravel()[order], np.count_nonzero(labels))
+    return _average_precision(hits.ravel()[order], num_positives)
 
 
 def class_prior_gap(positives: ArrayLike, num_videos: int, top_k: int = 20) -> float:

@@ -27,7 +27,7 @@ class CrossEntropyLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Returns the loss of each video, `[B]`, for labels and probabilities `[B, C]`."""
-        _check_labels(y_true, y_pred)
+        check_labels(y_true, y_pred)
         positive = y_true * ops.log(y_pred + self.epsilon)
         negative = (1.0 - y_true) * ops.log(1.0 - y_pred + self.epsilon)
         return -ops.sum(positive + negative, axis=-1)
@@ -53,7 +53,7 @@ class HingeLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Returns the loss of each video, `[B]`, for labels and scores `[B, C]`."""
-        _check_labels(y_true, y_pred)
+        check_labels(y_true, y_pred)
         signs = 2.0 * y_true - 1.0
         return ops.sum(ops.relu(self.margin - signs * y_pred), axis=-1)
 
@@ -69,12 +69,12 @@ class SoftmaxLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Returns the loss of each video, `[B]`, for labels and scores `[B, C]`."""
-        _check_labels(y_true, y_pred)
+        check_labels(y_true, y_pred)
         targets = y_true / ops.maximum(ops.sum(y_true, axis=-1, keepdims=True), 1.0)
         return -ops.sum(targets * ops.log_softmax(y_pred, axis=-1), axis=-1)
 
 
-def _check_labels(y_true, y_pred):
+def check_labels(y_true, y_pred):
     """Rejects labels that would be broadcast to the predictions, such as indexes of classes."""
     labels, predictions = utils.static_shape(y_true), utils.static_shape(y_pred)
     if labels is None or predictions is None:

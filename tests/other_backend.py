@@ -6,8 +6,8 @@ This is a program because a process has only one backend. INPUT has `models` and
 the hyperparameters of each model and the other arguments of `registry.build_model`; `frames`,
 `num_frames`, `vectors` and `labels`; and every weight by its path. OUTPUT has, for each model,
 `NAME/predictions` and the gradients of a training step, `NAME/gradients/PATH`; `gru/own/NAME` and
-`gru/keras/NAME`, gradients of a recurrent layer and of the same layer in Keras; and
-`imported_tensorflow`.
+`gru/keras/NAME`, gradients of a recurrent layer and of the same layer in Keras; `metrics/NAME`,
+what `evaluate` reports for `scores` and `score_labels` in batches; and `imported_tensorflow`.
 """
 
 import functools
@@ -21,6 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import keras_metrics
 import layer_references as references
 import losses
 import recurrent
@@ -47,7 +48,7 @@ def main(input_path, output_path):
         gradients = training_gradients(model, inputs, arrays["labels"])
         for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
             results[f"{name}/gradients/{weight.path}"] = gradient
-    results |= gru_gradients()
+    results |= gru_gradients() | metrics(arrays["scores"], arrays["score_labels"])
     results["imported_tensorflow"] = "tensorflow" in sys.modules
     np.savez(output_path, **results)
 
@@ -73,6 +74,19 @@ def training_gradients(model, inputs, labels):
         return label_loss(predictions) + model.auxiliary_loss(label_loss)
 
     return gradients(values(model.trainable_variables))
+
+
+def metrics(scores, labels):
+    """Returns the metrics of a model whose predictions are its inputs."""
+    model = keras.Sequential([keras.Input(scores.shape[1:]), keras.layers.Identity()])
+    metrics = [
+        keras_metrics.GlobalAveragePrecision(),
+        keras_metrics.HitAtOne(),
+        keras_metrics.PrecisionAtEqualRecallRate(),
+    ]
+    model.compile(loss=losses.HingeLoss(), metrics=metrics)
+    found = model.evaluate(scores, labels, batch_size=4, return_dict=True, verbose=0)
+    return {f"metrics/{name}": value for name, value in found.items()}
 
 
 def gru_gradients():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import eval_util
 import layer_references as references
 import small_models
 from programs import ROOT
@@ -21,6 +22,8 @@ pytestmark = [
 ]
 
 SIZES = {"num_classes": small_models.NUM_CLASSES, "feature_sizes": small_models.FEATURE_SIZES}
+# With many ties.
+SCORES = np.random.default_rng(0).integers(-1, 4, (22, 7)).astype(np.float32)
 EVERY_FAMILY = pytest.mark.parametrize("name", FAMILIES)
 
 
@@ -58,6 +61,8 @@ def results(tmp_path_factory):
         sizes=json.dumps(SIZES),
         vectors=small_models.make_inputs("MoeModel"),
         labels=small_models.make_labels(5),
+        scores=SCORES,
+        score_labels=small_models.make_labels(*SCORES.shape),
         **small_models.make_inputs("DbofModel"),
         **weights,
     )
@@ -91,6 +96,17 @@ def test_every_trainable_weight_gets_a_finite_gradient_under_jax(name, results):
 def test_the_gradient_of_the_gru_equals_that_of_keras_under_jax(name, results):
     own, of_keras = (results[f"gru/{whose}/{name}"] for whose in ("own", "keras"))
     np.testing.assert_allclose(own, of_keras, rtol=0, atol=1e-6 * np.abs(of_keras).max())
+
+
+def test_keras_metrics_under_jax_equal_those_of_all_videos_at_once(results):
+    pair = SCORES, small_models.make_labels(*SCORES.shape)
+    expected = {
+        "gap": eval_util.calculate_gap(*pair),
+        "hit_at_one": eval_util.calculate_hit_at_one(*pair),
+        "perr": eval_util.calculate_precision_at_equal_recall_rate(*pair),
+    }
+    found = {name: float(results[f"metrics/{name}"]) for name in expected}
+    assert found == pytest.approx(expected)
 
 
 def test_models_and_losses_do_not_import_tensorflow(results):

@@ -133,6 +133,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     data.mkdir()
     sample_records.write_frame_files(data, 1, 8, sizes=(1024, 128))
     (data / "part000.tfrecord").rename(data / "train0.tfrecord")
+    (data / "validate0.tfrecord").write_bytes((data / "train0.tfrecord").read_bytes())
     monkeypatch.chdir(tmp_path)
     small = {"dbof_cluster_size": 16, "dbof_hidden_size": 8}
     config = run_config.RunConfig("DbofModel", hyperparameters=small, batch_size=4)

@@ -8,6 +8,7 @@ from programs import ROOT
 
 WITHOUT_TENSORFLOW = {
     "eval_util",
+    "keras_metrics",
     "layers",
     "losses",
     "nextvlad",
