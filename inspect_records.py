@@ -23,7 +23,7 @@ import dataset_info
 import files
 import records
 import vocabulary
-from options import Options, option
+from options import Options, flag, option
 from quantization import DTYPES
 from record_statistics import RecordStatistics
 from run_config import ReadOptions, RunConfig
@@ -136,8 +136,8 @@ def training(
             settings[name] = value
     command = [
         *("python", "train.py", f"--model={config.model}"),
-        *(f"--train_data_pattern={line}" for line in pattern.split("\n")),
-        *(_flag(name, value) for name, value in settings.items()),
+        *flag("train_data_pattern", pattern),
+        *(text for name, value in settings.items() for text in flag(name, value)),
         "--train_dir=run",
     ]
     return {"train_command": shlex.join(command), "problem": None, "unusable": unusable}
@@ -222,12 +222,6 @@ def _read_options(statistics, config):
         missing_features="zeros" if min(counts) < statistics.levels[level] else "error",
         trim_features=statistics.unequal_frames > 0,
     )
-
-
-def _flag(name, value):
-    if isinstance(value, tuple):
-        value = ",".join(map(str, value))
-    return f"--{name}" if value is True else f"--{name}={value}"
 
 
 @contextlib.contextmanager

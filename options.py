@@ -20,6 +20,7 @@ from utils import InputError, check_finite, comma_separated
 
 # The order of the groups in `--help`.
 GROUPS = (
+    "search",
     "data",
     "labels",
     "storage",
@@ -189,3 +190,12 @@ def _check(field, value):
             expected = f"below {below}"
     if expected:
         raise InputError(f"--{field.name} must be {expected}. Received: {value}")
+
+
+def flag(name: str, value: Any) -> list[str]:
+    """Returns the arguments of a command line that set an option: one for each line of a str."""
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--{name}=false"]
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    return [f"--{name}={line}" for line in str(value).split("\n")]

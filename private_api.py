@@ -1,4 +1,4 @@
-"""All uses of private API of Keras and TensorFlow.
+"""All uses of private API of Keras, TensorFlow and Optuna.
 
 Each has no public alternative, and a test that fails if a new version changes it.
 """
@@ -44,3 +44,10 @@ def freeze_variables(function: Any) -> Any:
     from tensorflow.python.framework import convert_to_constants
 
     return convert_to_constants.convert_variables_to_constants_v2(function)
+
+
+def running_trial(study: Any, frozen: Any) -> Any:
+    """Returns the Optuna trial that another process began, to continue it."""
+    import optuna
+
+    return optuna.trial.Trial(study, frozen._trial_id)

@@ -523,7 +523,9 @@ def _flag_help(field, kind):
     metadata = field.metadata
     text = metadata["help"]
     if metadata["repeats"]:
-        text += " The flag may be repeated. A path that exists is not split at its commas."
+        text += " The flag may be repeated."
+        if field.name.endswith("_pattern"):
+            text += " A path that exists is not split at its commas."
     if metadata["environment"]:
         text += f" Default in a Vertex AI job: ${metadata['environment']}."
     return _format_flag(

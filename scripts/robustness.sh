@@ -7,7 +7,7 @@ if [ $# -gt 0 ]; then
   exit 2
 fi
 cd "$(dirname "$0")/.."
-. scripts/environment.sh requirements.txt requirements/{beam,hdf5,notebook,parquet,report,study,video,dev}.txt
+. scripts/environment.sh requirements.txt requirements/{beam,hdf5,notebook,parquet,report,search,study,video,dev}.txt
 
 python tests/robustness/corrupt_records.py --cases=10000
 python tests/robustness/adversarial_scores.py --cases=2000
