@@ -396,6 +396,8 @@ class Search:
             held.enter_context(files.lock(self._lock_path(trial.number)))
         for setting in self._settings:
             setting.suggest(trial)
+        # At the end of a trial, GridSampler stops a loop of Optuna, which there is none here.
+        self._study.sampler = self._optuna.samplers.RandomSampler()
         return trial
 
     def _lock_path(self, number):
