@@ -1,8 +1,8 @@
 """Keras metrics for `model.compile`: GAP, Hit@1 and PERR over all videos, batch by batch.
 
-They equal the metrics of `eval_util`, ties included, on every backend of Keras and in compiled
-steps. B is the batch (videos), C the classes. Labels are `[B, C]`, 1 for the labels of a video and
-0 elsewhere; predictions are finite scores `[B, C]`.
+They equal the metrics of `eval_util`, ties included, under TensorFlow and JAX, compiled or not.
+B is the batch (videos), C the classes. Labels are `[B, C]`, 1 for the labels of a video and 0
+elsewhere; predictions are finite scores `[B, C]`.
 """
 
 from typing import Any

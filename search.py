@@ -379,19 +379,16 @@ class Search:
 
         The lock of its directory, which this process keeps while it runs the trial, joins `held`.
         """
-        trial = None
-        for running in self._trials(self._states.RUNNING):
-            with contextlib.suppress(InputError):  # Another process runs it.
-                held.enter_context(files.lock(self._lock_path(running.number)))
-                logging.info("trial %d was interrupted and continues", running.number)
-                trial = private_api.running_trial(self._study, running)
-                break
-        if trial is None:
-            number = len(self._trials())
-            if number >= self._num_trials:
-                return None
-            # The seeds differ, so that no process repeats what another draws.
-            self._study.sampler = self._sampler(self._config.seed + number)
+        interrupted = self._interrupted_trial(held)
+        number = interrupted.number if interrupted else len(self._trials())
+        if number >= self._num_trials:
+            return None
+        # The seeds differ, so that no process repeats what another draws.
+        self._study.sampler = self._sampler(self._config.seed + number)
+        if interrupted:
+            logging.info("trial %d was interrupted and continues", number)
+            trial = private_api.running_trial(self._study, interrupted)
+        else:
             trial = self._study.ask()
             held.enter_context(files.lock(self._lock_path(trial.number)))
         for setting in self._settings:
@@ -399,6 +396,17 @@ class Search:
         # At the end of a trial, GridSampler stops a loop of Optuna, which there is none here.
         self._study.sampler = self._optuna.samplers.RandomSampler()
         return trial
+
+    def _interrupted_trial(self, held):
+        for trial in self._trials(self._states.RUNNING):
+            try:
+                held.enter_context(files.lock(self._lock_path(trial.number)))
+            except InputError:  # Another process runs it.
+                continue
+            # That process may just have finished it.
+            if self._trials()[trial.number].state == self._states.RUNNING:
+                return trial
+        return None
 
     def _lock_path(self, number):
         return os.path.join(self._train_dir(number), _LOCK_FILE)
