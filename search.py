@@ -53,6 +53,14 @@ _SYNTAX = (
     "NAME=log:LOW,HIGH, NAME=int:LOW,HIGH, NAME=float:LOW,HIGH or NAME=choice:A,B,..., where NAME "
     "is a flag of train.py without its hyphens"
 )
+# What the states of Optuna mean here.
+_STATES = {
+    "COMPLETE": "complete",
+    "FAIL": "failed",
+    "PRUNED": "ended early",
+    "RUNNING": "running",
+    "WAITING": "waiting",
+}
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
@@ -315,11 +323,8 @@ class Search:
         with self._locked():
             self._study = self._open()
 
-    def _path(self, name):
-        return os.path.join(self._options.search_dir, name)
-
-    def _train_dir(self, number):
-        return self._path(f"trial-{number:04d}")
+    def _path(self, *names):
+        return os.path.join(self._options.search_dir, *names)
 
     def _locked(self):
         """Returns a context in which no other process takes a trial."""
@@ -386,11 +391,11 @@ class Search:
         # The seeds differ, so that no process repeats what another draws.
         self._study.sampler = self._sampler(self._config.seed + number)
         if interrupted:
-            logging.info("trial %d was interrupted and continues", number)
+            logging.info("%s was interrupted and continues", _name(interrupted))
             trial = private_api.running_trial(self._study, interrupted)
         else:
             trial = self._study.ask()
-            held.enter_context(files.lock(self._lock_path(trial.number)))
+            held.enter_context(files.lock(self._path(_name(trial), _LOCK_FILE)))
         for setting in self._settings:
             setting.suggest(trial)
         # At the end of a trial, GridSampler stops a loop of Optuna, which there is none here.
@@ -400,16 +405,13 @@ class Search:
     def _interrupted_trial(self, held):
         for trial in self._trials(self._states.RUNNING):
             try:
-                held.enter_context(files.lock(self._lock_path(trial.number)))
+                held.enter_context(files.lock(self._path(_name(trial), _LOCK_FILE)))
             except InputError:  # Another process runs it.
                 continue
             # That process may just have finished it.
             if self._trials()[trial.number].state == self._states.RUNNING:
                 return trial
         return None
-
-    def _lock_path(self, number):
-        return os.path.join(self._train_dir(number), _LOCK_FILE)
 
     @property
     def _num_trials(self):
@@ -429,46 +431,41 @@ class Search:
 
     def _run_trial(self, trial):
         values = {setting.name: setting.suggest(trial) for setting in self._settings}
-        train_dir = self._train_dir(trial.number)
-        flags = {**self._flags, **values, "train_dir": train_dir}
-        log_path = os.path.join(train_dir, _LOG_FILE)
+        logging.info("%s: %s", _name(trial), " ".join(_arguments(values)))
+        train_dir = self._path(_name(trial))
         use_ema = changed(self._config, values).ema_decay > 0
         metrics_path = checkpoints.metrics_path(train_dir, checkpoints.evaluation_kind(use_ema))
-        logging.info("trial %d: %s", trial.number, " ".join(_arguments(values)))
         # The training may still be saving that a killed search left behind.
         with files.lock(os.path.join(train_dir, checkpoints.LOCK_FILE), wait=True):
             pass
-        with open(log_path, "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, _TRAIN, *_arguments(flags)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                preexec_fn=_end_with_parent,
-            )
-        is_behind = False
-        try:
+        flags = {**self._flags, **values, "train_dir": train_dir}
+        log_path = os.path.join(train_dir, _LOG_FILE)
+        with _training(_arguments(flags), log_path) as process:
+            is_behind = False
             while process.poll() is None and not is_behind:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_SECS)
                 is_behind = self._report(trial, metrics_path) and process.poll() is None
-        finally:
-            process.terminate()  # If it runs, it saves a checkpoint and ends.
-            process.wait()
         self._report(trial, metrics_path)
+        self._end(trial, is_behind, process.returncode, log_path)
+
+    def _end(self, trial, is_behind, status, log_path):
+        values = self._values(trial)
         if is_behind:
             self._study.tell(trial, state=self._states.PRUNED)
-        elif process.returncode or not self._values(trial.number):
+        elif status or not values:
             self._study.tell(trial, state=self._states.FAIL)
-            logging.warning("trial %d failed: %s", trial.number, _last_line(log_path))
+            reason = f"signal {-status}" if status < 0 else _last_line(log_path)
+            logging.warning("%s failed: %s", _name(trial), reason)
             return
         else:
-            self._study.tell(trial, self._best(self._values(trial.number)))
+            self._study.tell(trial, self._best(values))
         logging.info(
-            "trial %d ends%s: %s %.4f",
-            trial.number,
-            " early" if is_behind else "",
+            "%s ends%s: %s %.4f",
+            _name(trial),
+            " early" * is_behind,
             self._options.metric,
-            self._best(self._values(trial.number)),
+            self._best(values),
         )
 
     def _report(self, trial, metrics_path):
@@ -481,16 +478,16 @@ class Search:
                 trial.report(value, number)
                 is_behind |= trial.should_prune()
                 logging.info(
-                    "trial %d: step %d, %s %.4f",
-                    *(trial.number, entry["step"], self._options.metric, value),
+                    "%s: step %d, %s %.4f",
+                    *(_name(trial), entry["step"], self._options.metric, value),
                 )
         return is_behind
 
     # --- Results ---
 
-    def _values(self, number):
+    def _values(self, trial):
         """Returns the metric of each evaluation of a trial."""
-        return list(self._trials()[number].intermediate_values.values())
+        return list(self._trials()[trial.number].intermediate_values.values())
 
     def _best(self, values):
         return min(values) if self._is_loss else max(values)
@@ -499,11 +496,11 @@ class Search:
         """Returns a table of the trials, the best first; those without evaluation come last."""
         rows = []
         for trial in self._trials():
-            values = self._values(trial.number)
+            values = self._values(trial)
             rows.append(
                 (
                     self._best(values) * (1 if self._is_loss else -1) if values else math.inf,
-                    f"trial-{trial.number:04d}",
+                    _name(trial),
                     *(_short(trial.params.get(setting.name, "")) for setting in self._settings),
                     f"{self._best(values):.4f}" if values else "",
                     str(len(values)),
@@ -515,34 +512,31 @@ class Search:
         return aligned_table(header, [row for _, *row in sorted(rows, key=lambda row: row[0])])
 
     def describe_best(self) -> str:
-        """Describes the best trial that was not ended early, and how to train like it.
+        """Describes the best of the complete trials, and how to train like it.
 
         Raises:
-            InputError: if there is none.
+            InputError: if there is none, and none is running.
         """
-        complete = self._trials(self._states.COMPLETE)
-        if not complete:
+        running = len(self._trials(self._states.RUNNING))
+        text = f"Other processes run {running} more trials.\n" if running else ""
+        if not self._trials(self._states.COMPLETE):
+            if running:
+                return text
             raise InputError(
-                f"no trial in {self._options.search_dir} has succeeded yet. The end of "
-                f"{self._path('trial-*/' + _LOG_FILE)} says why."
+                f"no trial in {self._options.search_dir} has succeeded. The end of "
+                f"{self._path('trial-*', _LOG_FILE)} says why."
             )
         best = self._study.best_trial
         values = {**self._flags, **best.params, "train_dir": self._path("best")}
         return (
-            f"The best is {self._train_dir(best.number)}, with {self._options.metric} "
-            f"{best.value:.4f}; --checkpoint=best selects the weights. To train like it again:\n"
+            f"{text}The best is {self._path(_name(best))}, with {self._options.metric} "
+            f"{best.value:.4f}; --checkpoint=best selects its weights. To train like it again:\n"
             + shlex.join(["python", "train.py", *_arguments(values)])
         )
 
 
-# What the states of Optuna mean here.
-_STATES = {
-    "COMPLETE": "complete",
-    "FAIL": "failed",
-    "PRUNED": "ended early",
-    "RUNNING": "running",
-    "WAITING": "waiting",
-}
+def _name(trial):
+    return f"trial-{trial.number:04d}"
 
 
 def _short(value):
@@ -554,6 +548,23 @@ def _last_line(path):
     with open(path, errors="replace") as file:
         lines = [line.strip() for line in file if line.strip()]
     return lines[-1].removeprefix(f"{_TRAIN}: error: ") if lines else "it printed nothing"
+
+
+@contextlib.contextmanager
+def _training(arguments, log_path):
+    """Yields a process of train.py, which ends with the block."""
+    with open(log_path, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, _TRAIN, *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_end_with_parent,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()  # If it runs, it saves a checkpoint and ends.
+        process.wait()
 
 
 def _end_with_parent():
@@ -578,7 +589,8 @@ def main(config: RunConfig, options: SearchOptions, given: program.GivenFlags) -
     _check_data(config, options, given)
     search = Search(config, options, settings, train_flags(config, options, given))
     search.run()
-    print(f"{search.table()}\n\n{search.describe_best()}")
+    print(f"{search.table()}\n")
+    print(search.describe_best())
 
 
 if __name__ == "__main__":

@@ -146,12 +146,14 @@ def test_a_grid_has_every_combination_once(run, tmp_path):
 def test_a_trial_that_fails_is_reported_and_the_search_continues(run, capsys, logged_warnings):
     run(*choices(0.4, 0.95))
     assert rows(capsys.readouterr().out)[1][2:] == ["0", "failed"]
-    assert re.fullmatch(r"trial \d failed: the loss of step 3 is not finite", logged_warnings[-1])
+    assert re.fullmatch(
+        r"trial-000\d failed: the loss of step 3 is not finite", logged_warnings[-1]
+    )
 
 
 def test_a_search_without_a_trial_that_succeeds_is_an_error(run, tmp_path):
     with pytest.raises(
-        InputError, match=r"no trial in .*runs has succeeded yet\. The end of .*log"
+        InputError, match=r"no trial in .*runs has succeeded\. The end of .*train\.log"
     ):
         run(*choices(0.95, 0.96))
 
