@@ -183,18 +183,26 @@ def parse_settings(texts: str, config: RunConfig) -> list[Setting]:
     """
     settings = []
     for text in texts.split("\n"):
-        try:
-            setting = _parse(text, config)
-            for value in setting.values:
-                changed(config, {setting.name: value}).build_optimizer()
-        except InputError as error:
-            raise InputError(f"--search {text}: {error}") from error
-        settings.append(setting)
+        with _named(text):
+            settings.append(_parse(text, config))
     names = [setting.name for setting in settings]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InputError(f"--search names {comma_separated(repeated)} more than once.")
+    first = {setting.name: setting.values[0] for setting in settings}
+    for text, setting in zip(texts.split("\n"), settings, strict=True):
+        with _named(text):
+            for value in setting.values:
+                changed(config, {**first, setting.name: value}).build_optimizer()
     return settings
+
+
+@contextlib.contextmanager
+def _named(text):
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"--search {text}: {error}") from error
 
 
 def _parse(text, config):
@@ -459,38 +467,38 @@ class Search:
             logging.warning("%s failed: %s", _name(trial), reason)
             return
         else:
-            self._study.tell(trial, self._best(values))
+            self._study.tell(trial, values[-1])
         logging.info(
             "%s ends%s: %s %.4f",
             _name(trial),
             " early" * is_behind,
             self._options.metric,
-            self._best(values),
+            values[-1],
         )
 
     def _report(self, trial, metrics_path):
-        """Reports new evaluations, and returns whether the trial falls behind others."""
+        """Reports the best value after each new evaluation, and returns whether it falls behind."""
         is_behind = False
-        known = self._trials()[trial.number].intermediate_values
-        for number, entry in enumerate(checkpoints.read_evaluations(metrics_path), start=1):
-            if number not in known:
-                value = entry[self._options.metric]
-                trial.report(value, number)
-                is_behind |= trial.should_prune()
-                logging.info(
-                    "%s: step %d, %s %.4f",
-                    *(_name(trial), entry["step"], self._options.metric, value),
-                )
+        known = self._values(trial)
+        evaluations = checkpoints.read_evaluations(metrics_path)
+        values = [entry[self._options.metric] for entry in evaluations]
+        for number in range(len(known) + 1, len(values) + 1):
+            trial.report(min(values[:number]) if self._is_loss else max(values[:number]), number)
+            is_behind |= trial.should_prune()
+            logging.info(
+                "%s: step %d, %s %.4f",
+                _name(trial),
+                evaluations[number - 1]["step"],
+                self._options.metric,
+                values[number - 1],
+            )
         return is_behind
 
     # --- Results ---
 
     def _values(self, trial):
-        """Returns the metric of each evaluation of a trial."""
+        """Returns the best value after each evaluation of a trial."""
         return list(self._trials()[trial.number].intermediate_values.values())
-
-    def _best(self, values):
-        return min(values) if self._is_loss else max(values)
 
     def table(self) -> str:
         """Returns a table of the trials, the best first; those without evaluation come last."""
@@ -499,10 +507,10 @@ class Search:
             values = self._values(trial)
             rows.append(
                 (
-                    self._best(values) * (1 if self._is_loss else -1) if values else math.inf,
+                    values[-1] * (1 if self._is_loss else -1) if values else math.inf,
                     _name(trial),
                     *(_short(trial.params.get(setting.name, "")) for setting in self._settings),
-                    f"{self._best(values):.4f}" if values else "",
+                    f"{values[-1]:.4f}" if values else "",
                     str(len(values)),
                     _STATES[trial.state.name],
                 )
