@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -245,6 +246,30 @@ def test_a_killed_search_is_finished_by_two_processes_that_share_it(tmp_path, vi
     gaps = [max(e["gap"] for e in programs.metrics_of(folder / row[0])) for row in complete]
     assert [float(row[2]) for row in complete] == pytest.approx(gaps, abs=1e-4)
     assert gaps == sorted(gaps, reverse=True)
+
+
+@pytest.mark.slow
+def test_a_training_is_asked_to_end_when_its_search_is_killed(tmp_path):
+    script = tmp_path / "training.py"
+    script.write_text(
+        "import pathlib, signal\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (folder / 'asked').touch())\n"
+        "(folder / 'ready').touch()\n"
+        "signal.pause()\n"
+    )
+    code = (
+        "import os, pathlib, signal, time, program, search\n"
+        f"search._TRAIN = pathlib.Path({str(script)!r})\n"
+        f"with search._training([], {str(tmp_path / 'log')!r}):\n"
+        f"    while not os.path.exists({str(tmp_path / 'ready')!r}): time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert programs.run_command("-c", code).returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "asked").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # --- Errors ---
