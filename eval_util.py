@@ -136,6 +136,57 @@ def class_prior_gap(positives: ArrayLike, num_videos: int, top_k: int = 20) -> f
     return float(total / max(1.0, np.sum(positives)))
 
 
+class ClassPriorMetrics:
+    """Metrics of a predictor that scores every video with the class frequencies.
+
+    With frequencies f_c over N videos, classes in the order of their frequency, and hits spread
+    evenly over videos of equal score:
+
+        GAP    = `class_prior_gap`
+        mAP    = mean of f_c over the classes with positives, f_c counted as 0 beyond the top_k
+        Hit@1  = largest f_c
+        PERR   = mean over the videos of the precision of the n most frequent classes, where n is
+                 the number of labels of the video
+
+    Args:
+        num_class: number of classes, C.
+        top_k: predictions of each video that count for GAP and mAP.
+    """
+
+    def __init__(self, num_class: int, top_k: int):
+        _check_positive_int("num_class", num_class)
+        _check_positive_int("top_k", top_k)
+        self._num_class, self._top_k = num_class, top_k
+        self._num_videos = 0
+        # Positives `[C]` of the videos with n labels, by n.
+        self._positives: dict[int, np.ndarray] = {}
+
+    def accumulate(self, labels: np.ndarray) -> None:
+        """Adds the labels of a batch, `[B, C]`, 1 (or True) for the labels of a video."""
+        labels = np.asarray(labels) > 0
+        label_counts = np.count_nonzero(labels, axis=1)
+        self._num_videos += len(labels)
+        for count in np.unique(label_counts).tolist():
+            before = self._positives.get(count, 0)
+            self._positives[count] = before + labels[label_counts == count].sum(axis=0)
+
+    def get(self) -> dict[str, float]:
+        """Returns `gap`, `map`, `hit_at_one` and `perr` over everything accumulated."""
+        positives = sum(self._positives.values(), np.zeros(self._num_class, np.int64))
+        order = np.argsort(-positives, kind="stable")
+        frequencies = positives[order] / self._num_videos
+        counted = np.where(np.arange(self._num_class) < self._top_k, frequencies, 0.0)
+        hits = sum(
+            found[order[:count]].sum() / count for count, found in self._positives.items() if count
+        )
+        return {
+            "gap": class_prior_gap(positives, self._num_videos, self._top_k),
+            "map": float(counted.sum() / max(1, np.count_nonzero(positives))),
+            "hit_at_one": float(frequencies[0]),
+            "perr": float(hits / self._num_videos),
+        }
+
+
 class EvaluationMetrics:
     """Metrics over all videos of an evaluation, accumulated batch by batch.
 

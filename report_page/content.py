@@ -8,16 +8,15 @@ import numpy as np
 import serving
 from predictor import ExportedPredictor, Predictor
 from report_page import evaluation as evaluations
-from report_page import figures, history
+from report_page import failures, figures, history, label_errors, learning
 from report_page.attention import frame_assignments
 from report_page.evaluation import Evaluation
 from report_page.history import Run
+from utils import comma_separated
 
-_NUM_CLASSES = 7
-# Pairs of confused classes that are listed, considered, and the videos that each must have.
-_NUM_CONFUSIONS = 15
-_NUM_CANDIDATES = 10_000
-_FEWEST_CONFUSIONS = 3
+# Best and worst classes in tables.
+_NUM_BEST, _NUM_WORST = 7, 12
+PRIOR = "class prior"
 # Classes of each kind with a curve of their own, and of all three kinds.
 _NUM_CURVES = 6
 _FEW_CLASSES = 3 * _NUM_CURVES
@@ -37,22 +36,29 @@ _METRICS = {
 def of_runs(runs: Sequence[Run]) -> dict[str, Any]:
     """Returns what train directories alone can show."""
     entries = [run.evaluations[-1] if run.evaluations else {} for run in runs]
-    names = [run.name for run in runs]
+    priors = [entry["class_prior_gap"] for entry in entries if "class_prior_gap" in entry]
+    prior = {"gap": max(priors)} if priors else {}
+    judged = [learning.judge(run) for run in runs]
     return {
-        "columns": names,
+        "columns": [*(run.name for run in runs), *([PRIOR] if prior else [])],
         "runs": runs,
         "curves": figures.training_curves(runs),
         "evaluated": any(entries),
         "size_chart": _size_chart(runs, [entry.get("gap") for entry in entries]),
         "results": [
-            *_results(entries),
+            *_results(entries, prior),
             _row("step", "{:d}", [entry.get("step") for entry in entries]),
+            *_best_evaluations(runs),
             _row(_SIZE, "{:.2f}", [run.mib for run in runs]),
         ],
         "results_note": "The newest evaluation of each run, as eval.py saved it."
         if any(entries)
         else "eval.py has not evaluated these runs yet.",
-        "differences": history.differing_settings([run.config for run in runs]),
+        "summary": [*_best(entries, [run.name for run in runs], prior), *_states(judged)],
+        "learning": judged,
+        "learning_rules": learning.RULES,
+        "states": learning.STATES,
+        "main_settings": history.main_settings([run.config for run in runs]),
         "settings": history.settings,
         "evaluation": None,
     }
@@ -85,13 +91,25 @@ def of_evaluation(
     else:
         size = _row(_SIZE, "{:.2f}", [run.mib for run in runs])
     correlation = evaluation.correlation
+    prior, suspects = evaluation.class_prior, evaluation.label_errors
+    judged = [
+        learning.judge(run, run.evaluations or [{"step": predictor.steps[0], "loss": model.loss}])
+        for run, predictor, model in zip(runs, predictors.values(), evaluation.models, strict=False)
+    ]
+    classes = _classes(evaluation, all_names)
     return {
-        "columns": [entry["name"] for entry in entries],
+        "columns": [*(entry["name"] for entry in entries), PRIOR],
         "size_chart": _size_chart(runs, [entry["gap"] for entry in entries[: len(runs)]]),
-        "results": [*_results(entries), _row("step", "{}", steps), size],
+        "results": [*_results(entries, prior), _row("step", "{}", steps), size],
         "results_note": f"{evaluation.num_videos:,} videos; GAP and mAP count the {top_k} best "
-        f"predictions of each. GAP of the class prior: {evaluation.class_prior_gap:.4f}. Speed is "
-        "that of prediction without reading.",
+        "predictions of each. Speed is that of prediction without reading.",
+        "summary": [
+            *_best(entries, [entry["name"] for entry in entries], prior),
+            *_states(judged),
+            *filter(None, [("classes", classes["frequency"])]),
+            ("label-errors", _count_suspects(suspects)),
+        ],
+        "learning": judged,
         "evaluation": evaluation,
         "names": all_names,
         "top_k": top_k,
@@ -101,8 +119,11 @@ def of_evaluation(
         "correlation": None if correlation is None else correlation.tolist(),
         "gap_without": evaluation.gap_without,
         "reliability": figures.reliability(evaluation.models),
-        "confusions": _confusions(evaluation),
-        **_classes(evaluation, all_names),
+        "suspects": suspects,
+        "missing_score": label_errors.MISSING_SCORE,
+        "wrong_share": label_errors.WRONG_SHARE,
+        "known_ap": label_errors.KNOWN_AP,
+        **classes,
     }
 
 
@@ -144,28 +165,70 @@ def class_names(names: Mapping[int, str], num_classes: int) -> list[str]:
     return [names.get(label) or f"class {label}" for label in range(num_classes)]
 
 
-def _results(entries):
+def _results(entries, prior):
+    """Returns rows of metrics, with those of the class prior in the last column if known."""
     rows = [
-        _row(title, style, [entry.get(key) for entry in entries], best)
+        _row(title, style, [entry.get(key) for entry in entries], best, prior.get(key))
         for title, (key, style, best) in _METRICS.items()
     ]
     return [row for row in rows if any(cell["text"] for cell in row["cells"])]
 
 
-def _row(name, style, values, best=None):
+def _best_evaluations(runs):
+    """Returns rows for the evaluations with the highest GAP, if a run has several evaluations."""
+    if all(len(run.evaluations) < 2 for run in runs):
+        return []
+    best = [run.best_evaluation or {} for run in runs]
+    return [
+        _row("best GAP", "{:.4f}", [entry.get("gap") for entry in best], max),
+        _row("step of the best GAP", "{:d}", [entry.get("step") for entry in best]),
+    ]
+
+
+def _row(name, style, values, best=None, prior=None):
     """Returns a row of the table of results; the best of several values is marked."""
     known = [value for value in values if value is not None]
     top = best(known) if best and len(known) > 1 else None
+    cells = [(value, value == top is not None) for value in values]
+    cells += [] if prior is None else [(prior, False)]
     return {
         "name": name,
         "cells": [
-            {
-                "text": "" if value is None else style.format(value),
-                "best": value == top is not None,
-            }
-            for value in values
+            {"text": "" if value is None else style.format(value), "best": is_best}
+            for value, is_best in cells
         ],
     }
+
+
+def _best(entries, names, prior):
+    """Returns the sentence about the best model: the id of its section, and the text."""
+    gaps = {
+        name: entry["gap"] for name, entry in zip(names, entries, strict=True) if "gap" in entry
+    }
+    if not gaps:
+        return []
+    best = max(gaps, key=lambda name: gaps[name])
+    text = f"{'Highest GAP' if len(gaps) > 1 else 'GAP'}: {gaps[best]:.4f} by {best}"
+    if prior:
+        text += f"; the class prior, which ignores the videos, reaches {prior['gap']:.4f}"
+    return [("results", f"{text}.")]
+
+
+def _states(judged):
+    """Returns a sentence for every state in which a run is, with the id of its section."""
+    names = {state: [one.name for one in judged if one.state == state] for state in learning.STATES}
+    return [
+        ("learning", f"{comma_separated(found)}: {learning.STATES[state]}.")
+        for state, found in names.items()
+        if found
+    ]
+
+
+def _count_suspects(suspects):
+    return (
+        f"{suspects.num_missing} labels may be missing and {suspects.num_wrong} wrong in the "
+        f"{suspects.num_videos:,} videos that were searched."
+    )
 
 
 def _size_chart(runs, gaps):
@@ -184,45 +247,53 @@ def _classes(evaluation, names):
     ranked = table[table.positives >= fewest].sort_values(
         ["ap", "positives"], ascending=False, kind="stable"
     )
+    worst = ranked.sort_values(["ap", "positives"], ascending=[True, False], kind="stable")
+    best = {}
     if len(table) <= _FEW_CLASSES:
-        tables = curves = {"Classes, best first": ranked}
+        curves = listed = {"Classes, best first": ranked}
     else:
-        start = (len(ranked) - _NUM_CURVES) // 2
+        rest = ranked.drop(index=[*ranked.index[:_NUM_CURVES], *worst.index[:_NUM_CURVES]])
+        start = (len(rest) - _NUM_CURVES) // 2
         curves = {
             "Best classes": ranked[:_NUM_CURVES],
-            "Classes in the middle": ranked[start : start + _NUM_CURVES],
-            "Worst classes": ranked[-_NUM_CURVES:],
+            "Classes in the middle": rest[start : start + _NUM_CURVES],
+            "Worst classes": worst[:_NUM_CURVES],
         }
-        tables = {
-            "Best classes": ranked[:_NUM_CLASSES],
-            "Worst classes": ranked[::-1][:_NUM_CLASSES],
-        }
+        best = {"Best classes": ranked[:_NUM_BEST]}
+        listed = {"Worst classes": worst[:_NUM_WORST]}
+    confused = failures.pairs(evaluation.confusions, per_class.positives)
+    reasons = failures.Reasons(evaluation, confused, ranked)
     return {
         "classes_chart": figures.precision_by_frequency(per_class, names),
         "classes_counted": len(table) > figures.MAX_CLASSES,
         "fewest_positives": fewest,
         "num_rare": int((per_class.positives < fewest).sum()),
+        "frequency": failures.by_frequency(table),
         "precision_recall": {
             title: figures.precision_recall(evaluation.histogram, per_class, part.index, names)
             for title, part in curves.items()
         },
-        "class_tables": {title: list(part.itertuples()) for title, part in tables.items()},
+        "class_tables": {title: list(part.itertuples()) for title, part in best.items()},
+        "explained": {
+            title: [reasons.explain(row) for row in part.itertuples()]
+            for title, part in listed.items()
+        },
+        "ties": _ties(ranked, worst[:_NUM_WORST]),
+        "reason_rules": reasons.rules,
+        "has_frames": not np.isnan(evaluation.mean_frames),
+        "confusions": [pair for pair in confused if pair.excess >= failures.MIN_EXCESS][
+            : failures.NUM_CONFUSIONS
+        ],
+        "min_excess": failures.MIN_EXCESS,
     }
 
 
-def _confusions(evaluation):
-    """Returns the pairs with the most videos, relative to the frequencies of both classes."""
-    positives = np.asarray(evaluation.per_class.positives)
-    rows = [
-        {
-            "label": label,
-            "predicted": predicted,
-            "count": count,
-            "positives": positives[label],
-            "share": count / positives[label],
-            "rank": count / np.sqrt(positives[label] * max(positives[predicted], 1)),
-        }
-        for (label, predicted), count in evaluation.confusions.most_common(_NUM_CANDIDATES)
-        if count >= _FEWEST_CONFUSIONS
-    ]
-    return sorted(rows, key=lambda row: -row["rank"])[:_NUM_CONFUSIONS]
+def _ties(ranked, listed):
+    """Returns a sentence about worst classes of equal AP; empty if there is none to explain."""
+    ap = listed.ap.iloc[-1]
+    ties, shown = int((ranked.ap == ap).sum()), int((listed.ap == ap).sum())
+    if ties < 2:
+        return ""
+    text = f"{ties} classes have the same AP, {ap:.3f}"
+    text += "" if ties == shown else f"; {shown} of them are listed"
+    return f"{text}. Classes with more positives come first."

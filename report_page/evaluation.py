@@ -20,8 +20,10 @@ import pandas as pd
 import eval_util
 import losses
 from ensemble import normalized_weights
-from predictor import ExportedPredictor, Predictor, predict_videos
+from predictor import ExportedPredictor, Predictor, embed_videos, predict_videos
 from readers import RecordReader
+from report_page.label_errors import LabelErrors, LabelErrorSearch
+from utils import InputError
 
 MEAN = "mean of all"
 # Videos kept of each kind, and the best predictions that a page lists of each.
@@ -121,10 +123,18 @@ class Confusions:
 
     Of a video with n labels, the n best classes count as predicted. Every label among the others is
     missed, and pairs with every predicted class that is no label.
+
+    Attributes:
+        num_missed: number of videos that miss a label, by label.
+        num_wrong: number of videos that wrongly have a class among the predicted, by class.
+        num_videos: number of videos that miss any label.
     """
 
     def __init__(self):
         self._pairs = collections.Counter()
+        self.num_missed: collections.Counter[int] = collections.Counter()
+        self.num_wrong: collections.Counter[int] = collections.Counter()
+        self.num_videos = 0
 
     def add(self, best: np.ndarray, labels: np.ndarray) -> None:
         """Counts a video.
@@ -135,14 +145,25 @@ class Confusions:
         """
         predicted = best[: len(labels)].tolist()
         given = labels.tolist()
-        missed = set(given).difference(predicted)
-        self._pairs.update(itertools.product(missed, set(predicted).difference(given)))
+        missed, wrong = set(given).difference(predicted), set(predicted).difference(given)
+        self._pairs.update(itertools.product(missed, wrong))
+        self.num_missed.update(missed)
+        self.num_wrong.update(wrong)
+        self.num_videos += bool(missed)
         if len(self._pairs) > _MAX_PAIRS:
             self._pairs = collections.Counter(dict(self._pairs.most_common(_MAX_PAIRS // 2)))
 
-    def most_common(self, count: int) -> list[tuple[tuple[int, int], int]]:
-        """Returns the most frequent pairs with their numbers of videos."""
+    def most_common(self, count: int | None = None) -> list[tuple[tuple[int, int], int]]:
+        """Returns the most frequent pairs, by default all, with their numbers of videos."""
         return self._pairs.most_common(count)
+
+    def expected(self, label: int, predicted: int) -> float:
+        """Returns the expected count of a pair if wrong classes did not depend on missed labels.
+
+        A model that predicts the same classes for every video, like the class prior, has about
+        these counts.
+        """
+        return self.num_missed[label] * self.num_wrong[predicted] / max(1, self.num_videos)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -253,32 +274,38 @@ class Evaluation:
 
     Attributes:
         models: results of the models; the subject is the last.
-        class_prior_gap: GAP of a predictor that knows only the frequencies of the classes.
+        class_prior: metrics of a predictor that knows only the frequencies of the classes; see
+            `eval_util.ClassPriorMetrics`.
         num_videos: number of videos.
         num_skipped: number of corrupt records that were skipped.
         correlation: correlation of the models' errors, `[M, M]`; None for one model.
         gap_without: GAP of the mean of all other models, for each model; None for fewer than three.
-        per_class: table with the columns `ap` and `positives`, one row per class.
+        per_class: table with a row per class and the columns `ap`, `positives`, and `frames`, the
+            mean number of frames of the positives (NaN without frames).
+        mean_frames: mean number of frames of all videos; NaN without frames.
         histogram: scores by class.
         confusions: pairs of missed label and wrong class, with their numbers of videos.
         mistakes: videos with the highest scores of classes that are no labels, where such a class
             scores at least `THRESHOLD` or ranks before all labels.
         missed: videos with the lowest scores of labels, below `THRESHOLD`.
         right: videos whose labels all have high scores.
+        label_errors: labels that may be wrong or missing, by all models.
     """
 
     models: list[ModelResult]
-    class_prior_gap: float
+    class_prior: dict[str, float]
     num_videos: int
     num_skipped: int
     correlation: np.ndarray | None
     gap_without: list[float] | None
     per_class: pd.DataFrame
+    mean_frames: float
     histogram: ScoreHistogram
     confusions: Confusions
     mistakes: list[Example]
     missed: list[Example]
     right: list[Example]
+    label_errors: LabelErrors
 
     @property
     def subject(self) -> ModelResult:
@@ -325,10 +352,22 @@ class _Details:
         self.histogram = ScoreHistogram(num_classes)
         self.confusions = Confusions()
         self.mistakes, self.missed, self.right = Examples(), Examples(), Examples()
+        # Sums of the numbers of frames, of the positives of each class and of all videos.
+        self._frames, self._all_frames = np.zeros(num_classes), 0.0
+
+    def frames(self, positives, num_videos):
+        """Returns mean numbers of frames, by class and of all videos; NaN without frames."""
+        if not self._all_frames:
+            return np.full(len(positives), np.nan), np.nan
+        return self._frames / np.maximum(positives, 1), self._all_frames / num_videos
 
     def add(self, batch, predictions):
         labels = batch.labels > 0
         self.histogram.add(predictions, labels)
+        if isinstance(batch.inputs, dict):
+            num_frames = batch.inputs["num_frames"]
+            self._frames += num_frames @ labels
+            self._all_frames += num_frames.sum()
         most = max(NUM_BEST, int(labels.sum(axis=1).max()))
         best, _ = eval_util.top_k_predictions(predictions, most)
         for row, scores in enumerate(predictions):
@@ -397,6 +436,8 @@ def evaluate(
     mean = _Model(MEAN, *size) if len(models) > 1 else None
     without = [eval_util.EvaluationMetrics(num_classes, top_k) for _ in models]
     details, correlation = _Details(num_classes), ErrorCorrelation(len(models))
+    prior, search = eval_util.ClassPriorMetrics(num_classes, top_k), LabelErrorSearch(num_classes)
+    embedding = [predictor for predictor in predictors.values() if _has_embeddings(predictor)]
     with Progress(reader.total_bytes, "B") as progress:
         for batch in reader.batches(batch_size):
             predictions = np.stack(
@@ -414,25 +455,37 @@ def evaluate(
                     others = subject - shares[number] * predictions[number]
                     metrics.accumulate(others, batch.labels, 0.0)
             details.add(batch, subject)
+            prior.accumulate(batch.labels)
+            if not search.is_full:
+                vectors = [embed_videos(one, batch.video_ids, batch.inputs) for one in embedding]
+                search.add(batch.video_ids, predictions, batch.labels > 0, vectors)
             progress.tick(reader.bytes_read, f"evaluated {models[0].metrics.num_videos} videos")
     metrics = models[0].metrics
-    subject_metrics = (mean or models[0]).metrics
+    aps = (mean or models[0]).metrics.get()["aps"]
+    frames, mean_frames = details.frames(metrics.positives, metrics.num_videos)
     return Evaluation(
         models=[model.result() for model in (*models, *([mean] if mean else []))],
-        class_prior_gap=eval_util.class_prior_gap(metrics.positives, metrics.num_videos, top_k),
+        class_prior=prior.get(),
         num_videos=metrics.num_videos,
         num_skipped=reader.corrupt_records.count,
         correlation=correlation.get() if mean else None,
         gap_without=[one.get()["gap"] for one in without] if len(models) > 2 else None,
-        per_class=pd.DataFrame(
-            {"ap": subject_metrics.get()["aps"], "positives": metrics.positives}
-        ),
+        per_class=pd.DataFrame({"ap": aps, "positives": metrics.positives, "frames": frames}),
+        mean_frames=mean_frames,
         histogram=details.histogram,
         confusions=details.confusions,
         mistakes=details.mistakes.sorted(),
         missed=details.missed.sorted(),
         right=details.right.sorted(),
+        label_errors=search.find(aps),
     )
+
+
+def _has_embeddings(predictor):
+    try:
+        return bool(predictor.embedding_sizes)
+    except InputError:
+        return False
 
 
 def _timed_prediction(predictor, batch, model):

@@ -34,6 +34,8 @@ NUM_CLUSTERS = 10
 RELIABILITY_EDGES = np.concatenate([[0.001, 0.01, 0.05], np.linspace(0.1, 0.9, 9)])
 # Gray-blue between the colors of a light and a dark page, for images, which cannot adapt.
 _IMAGE_COLOR = "#3f87d9"
+# Steps of the color bar of an image.
+_NUM_COLORS = 64
 
 
 # --- Training -------------------------------------------------------------------------------------
@@ -192,9 +194,14 @@ def precision_by_frequency(per_class: pd.DataFrame, names: Sequence[str]) -> Mar
             xlabel="positive videos of the class",
             ylim=(-0.03, 1.03),
         )
-        _label_outliers(axes, table, names)
+        trend = _trend(table)
+        order = np.argsort(table.positives.to_numpy(), kind="stable")
+        look = {"color": COLOR["soft"], "linewidth": 1, "linestyle": "--"}
+        axes.plot(table.positives.to_numpy()[order], trend[order], label="trend", **look)
+        axes.legend(loc="upper left", frameon=False, fontsize=9.5)
+        _label_outliers(axes, table, trend, names)
 
-    alt = "Average precision of each class against its number of positive videos"
+    alt = "Average precision of each class against its number of positive videos, and their trend"
     return draw(paint, "classes", alt, width=420, height=320)
 
 
@@ -217,11 +224,15 @@ def _paint_cells(axes, table):
     )
 
 
-def _label_outliers(axes, table, names):
-    """Names the classes furthest from the trend."""
-    frequency = np.log10(table.positives)
+def _trend(table):
+    """Returns the least-squares line of AP over the logarithm of the positives, at each class."""
+    frequency = np.log10(table.positives.to_numpy())
     degree = 1 if table.positives.nunique() > 1 else 0
-    trend = np.polyval(np.polyfit(frequency, table.ap, degree), frequency)
+    return np.polyval(np.polyfit(frequency, table.ap, degree), frequency)
+
+
+def _label_outliers(axes, table, trend, names):
+    """Names the classes furthest from the trend, relative to the noise of few positives."""
     surprise = (table.ap - trend).abs() * np.sqrt(table.positives)
     order = surprise.sort_values(ascending=False, kind="stable").index[:_NUM_CANDIDATES]
     points = zip(table.positives, table.ap, strict=True)
@@ -342,14 +353,19 @@ def attention(assignments: np.ndarray, name: str, title: str) -> Markup:
     chosen = np.argsort(-totals, kind="stable")[:NUM_CLUSTERS]
     times = np.arange(len(assignments)) @ assignments[:, chosen] / np.maximum(totals[chosen], 1e-9)
     chosen = chosen[np.argsort(times, kind="stable")]
-    image = np.empty((len(chosen), len(assignments), 4))
-    image[...] = to_rgba(_IMAGE_COLOR)
-    image[..., 3] = assignments[:, chosen].T
+    image = _shades(assignments[:, chosen].T)
 
     def paint(axes: Axes) -> None:
         axes.imshow(
             image, aspect="auto", interpolation="none", extent=(0, len(assignments), len(chosen), 0)
         )
+        bar = axes.inset_axes((1.03, 0, 0.035, 1))
+        ramp = _shades(np.linspace(1, 0, _NUM_COLORS)[:, np.newaxis])
+        bar.imshow(ramp, aspect="auto", interpolation="none", extent=(0, 1, 0, 1))
+        bar.grid(False)
+        bar.yaxis.tick_right()
+        bar.yaxis.set_label_position("right")
+        bar.set(xticks=(), yticks=(0, 0.5, 1), ylabel="share of the frame")
         axes.grid(False)
         axes.set_yticks(np.arange(len(chosen)) + 0.5, [str(cluster) for cluster in chosen])
         axes.tick_params(axis="y", length=0)
@@ -360,3 +376,11 @@ def attention(assignments: np.ndarray, name: str, title: str) -> Markup:
     alt = f"Assignment of {len(assignments)} frames to {len(chosen)} clusters, {share:.0%} of all"
     height = 70 + 15 * len(chosen)
     return draw(paint, name, alt, height=height)
+
+
+def _shades(values):
+    """Returns an image of values from 0 to 1, RGBA: the larger a value, the more opaque."""
+    image = np.empty((*values.shape, 4))
+    image[...] = to_rgba(_IMAGE_COLOR)
+    image[..., 3] = values
+    return image

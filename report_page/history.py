@@ -1,22 +1,39 @@
 """What train directories hold of their runs: settings, results and curves."""
 
-import contextlib
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 import checkpoints
 import files
-from run_config import RunConfig
-from utils import comma_separated
+import records
+from run_config import CONFIG_FILE, RunConfig
+from utils import InputError, comma_separated
 
 _BYTES_PER_WEIGHT = 4
 # Values of a setting that are listed; of more, the first three are.
 _MOST_LISTED = 12
+# Settings that a page shows of every run, if the model has them.
+_MAIN_SETTINGS = (
+    "model",
+    "video_level_classifier_model",
+    "iterations",
+    "feature_names",
+    "feature_sizes",
+    "num_classes",
+    "label_loss",
+    "optimizer",
+    "base_learning_rate",
+    "learning_rate_decay",
+    "learning_rate_decay_examples",
+    "batch_size",
+)
 # Steps and values of a curve, two vectors of equal length.
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -28,6 +45,7 @@ class Run:
     Attributes:
         name: the end of its path, as long as needed to differ from the other runs.
         config: its settings.
+        step: step of its newest checkpoint; None before the first.
         mib: size of its weights in float32; None before the first checkpoint.
         evaluations: the entries of metrics.json, in the order of the steps.
         training: curves that training logged, by name.
@@ -35,15 +53,55 @@ class Run:
 
     name: str
     config: RunConfig
+    step: int | None
     mib: float | None
     evaluations: list[dict]
     training: dict[str, Curve]
+
+    @property
+    def best_evaluation(self) -> dict | None:
+        """The evaluation with the highest GAP, the first of several; None without evaluations."""
+        return max(self.evaluations, key=lambda entry: entry["gap"], default=None)
 
     def evaluation_curve(self, key: str) -> Curve:
         """Returns a metric of metrics.json over the steps."""
         found = [(entry["step"], entry[key]) for entry in self.evaluations if key in entry]
         steps, values = zip(*found, strict=True) if found else ((), ())
         return np.array(steps), np.array(values, float)
+
+
+def find_train_dirs(patterns: Sequence[str]) -> list[str]:
+    """Returns train directories, each once: paths as they are, and those that globs match.
+
+    A glob matches only directories that hold a run, in the order of their names; runs that another
+    version wrote are left out with a warning.
+
+    Raises:
+        InputError: if a glob matches no run.
+    """
+    found: list[str] = []
+    for pattern in patterns:
+        if not re.search(r"[*?[]", pattern) or files.gfile.isdir(pattern):
+            found.append(pattern)
+            continue
+        paths = sorted(files.gfile.glob(os.path.join(pattern, CONFIG_FILE)))
+        matches = [os.path.dirname(path) for path in paths if _is_readable(os.path.dirname(path))]
+        if not matches:
+            raise InputError(
+                f"no directory that matches {pattern!r} holds a run ({CONFIG_FILE}) of this "
+                "version. Check the path, and quote the pattern."
+            )
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+def _is_readable(train_dir):
+    try:
+        RunConfig.load(train_dir)
+    except InputError as error:
+        logging.warning("left out: %s", error)
+        return False
+    return True
 
 
 def read_runs(train_dirs: Sequence[str], use_ema: bool = False) -> list[Run]:
@@ -56,17 +114,22 @@ def read_runs(train_dirs: Sequence[str], use_ema: bool = False) -> list[Run]:
     Raises:
         InputError: if a directory holds no run, or a file in it is damaged.
     """
-    kind = checkpoints.evaluation_kind(use_ema)
     return [
-        Run(
-            name=name,
-            config=RunConfig.load(train_dir),
-            mib=weights_mib(train_dir),
-            evaluations=checkpoints.read_evaluations(checkpoints.metrics_path(train_dir, kind)),
-            training=read_curves(os.path.join(train_dir, "train")),
-        )
+        _read_run(name, train_dir, checkpoints.evaluation_kind(use_ema))
         for name, train_dir in zip(short_names(train_dirs), train_dirs, strict=True)
     ]
+
+
+def _read_run(name, train_dir, kind):
+    step, mib = newest_weights(train_dir)
+    return Run(
+        name=name,
+        config=RunConfig.load(train_dir),
+        step=step,
+        mib=mib,
+        evaluations=checkpoints.read_evaluations(checkpoints.metrics_path(train_dir, kind)),
+        training=read_curves(os.path.join(train_dir, "train")),
+    )
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -80,19 +143,21 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return [f"{path} ({number})" for number, path in enumerate(paths, start=1)]
 
 
-def weights_mib(train_dir: str) -> float | None:
-    """Returns the size of a run's weights in float32, or None if it has no checkpoint."""
-    path = checkpoints.latest(train_dir)
-    if path is None:
-        return None
-    with checkpoints.reading(path):
-        stored = tf.train.list_variables(path)
-    count = sum(
-        math.prod(shape)
-        for name, shape in stored
-        if checkpoints.split_stored_name(name)[0] == "weights"
-    )
-    return count * _BYTES_PER_WEIGHT / 2**20
+def newest_weights(train_dir: str) -> tuple[int | None, float | None]:
+    """Returns step and MiB of a run's newest weights in float32; None twice if it has none."""
+    if checkpoints.latest(train_dir) is None:
+        return None, None
+    shapes: list[list[int]] = []
+
+    def list_weights(path):
+        with checkpoints.reading(path):
+            stored = tf.train.list_variables(path)
+        shapes[:] = [
+            shape for name, shape in stored if checkpoints.split_stored_name(name)[0] == "weights"
+        ]
+
+    path = checkpoints.restore(train_dir, None, list_weights)
+    return checkpoints.step_of(path), sum(map(math.prod, shapes)) * _BYTES_PER_WEIGHT / 2**20
 
 
 def read_curves(folder: str) -> dict[str, Curve]:
@@ -112,9 +177,9 @@ def read_curves(folder: str) -> dict[str, Curve]:
 
 def _scalars(path):
     """Yields steps, names and values in a log, whose end training may be writing."""
-    with contextlib.suppress(tf.errors.DataLossError):
-        for payload in tf.data.TFRecordDataset(path).as_numpy_iterator():
-            event = tf.compat.v1.Event.FromString(payload)
+    with records.TFRecordFile(path, records.IgnoredCorruptRecords()) as file:
+        while (record := file.read()) is not None:
+            event = tf.compat.v1.Event.FromString(record[1])
             for value in event.summary.value:
                 if value.metadata.plugin_data.plugin_name == "scalars":
                     yield event.step, value.tag, float(tf.make_ndarray(value.tensor))
@@ -135,14 +200,26 @@ def thin(curve: Curve, count: int) -> Curve:
 
 def differing_settings(configs: Iterable[RunConfig]) -> dict[str, list[str]]:
     """Returns the settings in which configs differ: name to one text per config."""
-    all_settings = [config.settings for config in configs]
-    names = dict.fromkeys(name for found in all_settings for name in found)
-    table = {name: [found.get(name, "") for found in all_settings] for name in names}
     return {
         name: [_text(value) for value in values]
-        for name, values in table.items()
+        for name, values in _settings_table(configs).items()
         if any(value != values[0] for value in values)
     }
+
+
+def main_settings(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
+    """Returns the most important settings of configs, and all others in which they differ."""
+    table = _settings_table(configs)
+    main = {
+        name: [_text(value) for value in table[name]] for name in _MAIN_SETTINGS if name in table
+    }
+    return main | differing_settings(configs)
+
+
+def _settings_table(configs):
+    all_settings = [config.settings for config in configs]
+    names = dict.fromkeys(name for found in all_settings for name in found)
+    return {name: [found.get(name, "") for found in all_settings] for name in names}
 
 
 def settings(config: RunConfig) -> dict[str, str]:
