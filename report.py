@@ -118,7 +118,7 @@ def make_report(options: ReportOptions) -> str:
     subtitle = comma_separated(dict.fromkeys(run.config.model for run in runs) or names)
     if options.eval_data_pattern:
         paths = files.expand_patterns(options.eval_data_pattern)
-        files.check_not_input(options.output_file, filter(None, (*paths, options.class_names)))
+        files.check_not_input(str(options.output_file), filter(None, (*paths, options.class_names)))
         predictors = dict(zip(names, load_predictors(options), strict=True))
         first = predictors[names[0]]
         class_names = load_class_names(first, options.class_names) or {}

@@ -123,6 +123,7 @@ def of_evaluation(
         "missing_score": label_errors.MISSING_SCORE,
         "wrong_share": label_errors.WRONG_SHARE,
         "known_ap": label_errors.KNOWN_AP,
+        "unfinished": [one.name for one in judged if one.state == "learns"],
         **classes,
     }
 
@@ -208,7 +209,7 @@ def _best(entries, names, prior):
     if not gaps:
         return []
     best = max(gaps, key=lambda name: gaps[name])
-    text = f"{'Highest GAP' if len(gaps) > 1 else 'GAP'}: {gaps[best]:.4f} by {best}"
+    text = f"Highest GAP: {gaps[best]:.4f}, {best}" if len(gaps) > 1 else f"GAP: {gaps[best]:.4f}"
     if prior:
         text += f"; the class prior, which ignores the videos, reaches {prior['gap']:.4f}"
     return [("results", f"{text}.")]

@@ -132,8 +132,7 @@ class Confusions:
 
     def __init__(self):
         self._pairs = collections.Counter()
-        self.num_missed: collections.Counter[int] = collections.Counter()
-        self.num_wrong: collections.Counter[int] = collections.Counter()
+        self.num_missed, self.num_wrong = collections.Counter(), collections.Counter()
         self.num_videos = 0
 
     def add(self, best: np.ndarray, labels: np.ndarray) -> None:

@@ -103,19 +103,25 @@ class Reasons:
     """
 
     def __init__(self, evaluation: Evaluation, confused: Sequence[Pair], ranked: pd.DataFrame):
-        self.rare = int(ranked.positives.quantile(_RARE_SHARE))
+        rare = int(ranked.positives.quantile(_RARE_SHARE))
+        # Classes of equal frequency are not rare.
+        self._rare = rare if rare < ranked.positives.median() else 0
         self._evaluation = evaluation
         self._instead: dict[int, Pair] = {}
         for pair in confused:
             self._instead.setdefault(pair.label, pair)
         self.rules = (
             f"Reasons are given below an AP of {evaluation.subject.map:.3f}, the mean of all "
-            f"classes. Few positives: at most {self.rare}, the lower quartile here; training data "
-            "are probably similar. Confused: one class is predicted instead in at least "
+            "classes. Confused: one class is predicted instead in at least "
             f"{_CONFUSED_SHARE:.0%} of the videos that miss the class, and at least "
             f"{_CONFUSED_LIFT:g} times as often as by chance, that is, as if wrong predictions did "
             "not depend on the label."
         )
+        if self._rare:
+            self.rules += (
+                f" Few positives: at most {rare}, the lower quartile here; training data are "
+                "probably similar."
+            )
         if not np.isnan(evaluation.mean_frames):
             self.rules += (
                 f" Short videos: less than {_FEW_FRAMES:.0%} of the mean of "
@@ -128,7 +134,7 @@ class Reasons:
         missed = self._evaluation.confusions.num_missed[row.Index]
         reasons = []
         if row.ap < self._evaluation.subject.map:
-            if row.positives <= self.rare:
+            if row.positives <= self._rare:
                 reasons.append("few positives")
             if instead and (
                 instead.count >= _CONFUSED_SHARE * instead.missed and instead.lift >= _CONFUSED_LIFT
@@ -136,7 +142,7 @@ class Reasons:
                 reasons.append("confused")
             if row.frames < _FEW_FRAMES * self._evaluation.mean_frames:
                 reasons.append("short videos")
-            reasons = reasons or ["none of these rules"]
+            reasons = reasons or ["no rule applies"]
         return Failure(
             label=row.Index,
             ap=row.ap,
@@ -149,7 +155,9 @@ class Reasons:
 
 
 def by_frequency(table: pd.DataFrame) -> str:
-    """Returns a sentence that compares the AP of rare and frequent classes; empty for few classes.
+    """Returns a sentence that compares the AP of rare and frequent classes.
+
+    It is empty for few classes, and for classes of equal frequency.
 
     Args:
         table: rows of `per_class` with positives.
@@ -159,6 +167,8 @@ def by_frequency(table: pd.DataFrame) -> str:
     ordered = table.sort_values("positives", kind="stable")
     count = int(len(ordered) * _RARE_SHARE)
     rare, frequent = ordered[:count], ordered[-count:]
+    if rare.positives.max() == frequent.positives.min():
+        return ""
     low, high = rare.ap.mean(), frequent.ap.mean()
     head = "Rare classes fail most" if low < 0.8 * high else "Rare classes are not the main problem"
     return (

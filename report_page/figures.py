@@ -109,6 +109,7 @@ def _lines_chart(title, lines, set_limits, prior):
         for line in lines:
             axes.plot(*line.curve, **line.style)
         axes.set(title=title, xlabel="step")
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ends = [
             (line.curve[0][-1], line.curve[1][-1], line.label, line.style["color"])

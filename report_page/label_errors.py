@@ -115,12 +115,12 @@ class LabelErrorSearch:
     def find(self, aps: np.ndarray) -> LabelErrors:
         """Returns the labels to check.
 
-        A label may be missing if every model scores it at least `MISSING_SCORE` and at least half
-        of the most similar videos have it. A label may be wrong if every model scores it at most
-        `WRONG_SHARE` times the mean score of the videos without it, the AP of its class is at least
-        `KNOWN_AP`, and it is no more frequent among the most similar videos than among all. The
-        similarity of videos is the cosine of their embeddings, minus the mean of all videos; its
-        mean over the models.
+        A label may be missing if every model scores it at least `MISSING_SCORE` and at least a
+        share of (1 + its frequency) / 2 of the most similar videos has it. A label may be wrong if
+        every model scores it at most `WRONG_SHARE` times the mean score of the videos without it,
+        the AP of its class is at least `KNOWN_AP`, and it is no more frequent among the most
+        similar videos than among all. The similarity of videos is the cosine of their embeddings,
+        minus the mean of all videos; its mean over the models.
 
         Args:
             aps: average precision of each class, `[C]`.
@@ -141,9 +141,9 @@ class LabelErrorSearch:
         if count:
             wrong = wrong.assign(neighbors=_neighbors_with(vectors, labels, wrong, count))
             missing = missing.assign(neighbors=_neighbors_with(vectors, labels, missing, count))
-            chance = count * labels.mean(axis=0)
-            wrong = wrong[wrong.neighbors <= chance[wrong.label]]
-            missing = missing[2 * missing.neighbors >= count]
+            frequency = labels.mean(axis=0)
+            wrong = wrong[wrong.neighbors <= count * frequency[wrong.label]]
+            missing = missing[missing.neighbors >= count * (1 + frequency[missing.label]) / 2]
         return LabelErrors(
             missing=self._suspects(missing, labels),
             wrong=self._suspects(wrong, labels),

@@ -66,10 +66,7 @@ def judge(run: Run, evaluations: Sequence[dict] | None = None) -> Learning:
     if state in ("learns", "settled"):
         sentences += _decay(run.training.get("learning_rate"))
     if 0 < len(found) < 3:
-        sentences.append(
-            "Fewer than three evaluations cannot show whether it overfits: "
-            "eval.py --all_checkpoints adds those of all checkpoints."
-        )
+        sentences.append("Fewer than three evaluations cannot show whether it overfits.")
     return Learning(run.name, state, " ".join(sentences))
 
 

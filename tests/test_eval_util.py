@@ -304,6 +304,36 @@ def test_class_prior_gap_of_hand_computed_blocks():
     assert eval_util.class_prior_gap([1, 2, 1], 2, top_k=2) == pytest.approx(expected)
 
 
+def test_metrics_of_the_class_prior_are_those_of_its_predictions():
+    rng = np.random.default_rng(7)
+    labels = rng.random((300, 6)) < [0.1, 0.6, 0.05, 0.3, 0.0, 0.2]
+    prior = eval_util.ClassPriorMetrics(6, top_k=3)
+    for part in np.split(labels, [1, 120]):
+        prior.accumulate(part.astype(np.float32))
+    found = prior.get()
+    frequencies = labels.mean(axis=0)
+    predictions = np.tile(frequencies.astype(np.float32), (300, 1))
+    assert found["hit_at_one"] == pytest.approx(float(references.hit_at_one(predictions, labels)))
+    assert found["perr"] == pytest.approx(float(references.perr(predictions, labels)))
+    assert found["gap"] == eval_util.class_prior_gap(labels.sum(axis=0), 300, 3)
+    # Five classes have positives, and the three most frequent count.
+    assert found["map"] == pytest.approx(np.sort(frequencies)[-3:].sum() / 5)
+
+
+def test_average_precision_of_the_class_prior_is_about_the_mean_over_random_orders():
+    rng = np.random.default_rng(8)
+    labels = np.zeros((2000, 1), bool)
+    labels[:500] = True
+    aps = []
+    for _ in range(20):
+        metrics = eval_util.EvaluationMetrics(1, top_k=1)
+        metrics.accumulate(np.full((2000, 1), 0.5), rng.permutation(labels), 0.0)
+        aps.append(metrics.get()["map"])
+    prior = eval_util.ClassPriorMetrics(1, top_k=1)
+    prior.accumulate(labels)
+    assert prior.get()["map"] == pytest.approx(np.mean(aps), abs=0.01)
+
+
 def test_class_prior_gap_is_right_at_its_extremes():
     assert eval_util.class_prior_gap([5, 5], 5) == pytest.approx(1.0)
     assert eval_util.class_prior_gap([0, 0], 5) == 0.0

@@ -1,5 +1,8 @@
 """The page that report.py writes: its numbers, what it refers to, and how a browser shows it."""
 
+import csv
+import dataclasses
+import pathlib
 import re
 import shutil
 import sys
@@ -9,11 +12,13 @@ import pytest
 
 pytest.importorskip("jinja2", reason="needs requirements/report.txt")
 
+import files
 import pages
 import programs
 import sample_records
-from report_page import page
+from report_page import history, page
 from report_page.evaluation import MEAN
+from run_config import RunConfig
 from utils import InputError
 
 NAMES = ["Drum & <b>bass</b>", "$x_1$", "Katze", "\u6f22\u5b57", *"efghij"]
@@ -58,6 +63,10 @@ def table_rows(path):
     ]
 
 
+def prior_gap(path):
+    return float(row_of(path, "GAP")[-1])
+
+
 def row_of(path, name):
     (row,) = [row for row in table_rows(path) if row and row[0] == name]
     return row[1:]
@@ -70,21 +79,25 @@ def test_the_page_has_the_metrics_of_each_run_and_of_their_mean(report, folder, 
     expected = [programs.evaluate(f"--train_dirs={path}", data) for path in dirs]
     expected.append(programs.evaluate(f"--train_dirs={dirs[0]},{dirs[1]}", data))
     for row, key in (("GAP", "gap"), ("mAP", "map"), ("Hit@1", "hit_at_one"), ("PERR", "perr")):
-        values = [float(text) for text in row_of(report, row)]
+        *values, prior = [float(text) for text in row_of(report, row)]
         assert values == pytest.approx([metrics[key] for metrics in expected], abs=6e-5), row
+        assert 0 < prior < max(values)
+    assert prior_gap(report) == pytest.approx(expected[0]["class_prior_gap"], abs=6e-5)
     assert MEAN in pages.Page(report).text
-    assert row_of(report, "step") == ["20", "120", ""]
+    assert row_of(report, "step") == ["20", "120", "", ""]
 
 
 @pytest.mark.slow
 def test_the_page_shows_settings_that_differ_and_all_others(report):
     rows = table_rows(report)
-    # Only one run has clusters; the mean of the runs has no settings.
+    # Only one run has clusters.
     assert [row for row in rows if row[0] == "netvlad_cluster_size"] == [
-        ["netvlad_cluster_size", "", "4,3", ""],
+        ["netvlad_cluster_size", "", "4,3"],
         ["netvlad_cluster_size", "4,3"],
     ]
-    assert [row for row in rows if row[0] == "batch_size"] == [["batch_size", "16"]] * 2
+    # A main setting is shown although it is equal.
+    batch_sizes = [row for row in rows if row[0] == "batch_size"]
+    assert batch_sizes == [["batch_size", "16", "16"], *[["batch_size", "16"]] * 2]
 
 
 @pytest.mark.slow
@@ -120,9 +133,10 @@ def test_without_records_the_page_has_curves_settings_and_results(folder):
         folder / "directories.html", f"--train_dirs={folder / 'mean'},{folder / 'netvlad'}"
     )
     metrics = [programs.metrics_of(folder / name)[-1] for name in ("mean", "netvlad")]
-    assert row_of(path, "GAP") == [f"{entry['gap']:.4f}" for entry in metrics]
+    assert row_of(path, "GAP")[:2] == [f"{entry['gap']:.4f}" for entry in metrics]
+    assert prior_gap(path) == pytest.approx(metrics[0]["class_prior_gap"], abs=6e-5)
     text = pages.Page(path).text
-    for part in ("Loss", "GAP and size", "Learning rate", "class prior", "mean", "netvlad"):
+    for part in ("Loss", "GAP and size", "Learning rate", "netvlad", "best GAP", "overfit"):
         assert part in text
     assert "Reliability" not in text
 
@@ -143,7 +157,7 @@ def test_an_exported_model_has_a_page_with_its_own_metrics(exported, frame_data,
     data = f"--eval_data_pattern={frame_data}"
     path = write_report(tmp_path / "page.html", f"--exported_model={exported}", data)
     expected = programs.evaluate(f"--exported_model={exported}", data)
-    assert row_of(path, "GAP") == [f"{expected['gap']:.4f}"]
+    assert row_of(path, "GAP")[0] == f"{expected['gap']:.4f}"
     assert float(row_of(path, "MiB on disk")[0]) > 0
     assert "class 3" in pages.Page(path).text
 
@@ -156,6 +170,7 @@ def test_a_model_of_video_level_features_has_a_page_without_frames(
     path = write_report(tmp_path / "page.html", f"--train_dir={trained_moe}", data)
     text = pages.Page(path).text
     assert "Most confident mistakes" in text
+    assert "The models have no embeddings" in text
     assert "clusters" not in text
 
 
@@ -195,11 +210,113 @@ def test_a_page_of_3862_classes_is_small_and_shows_ids_as_text(tmp_path):
         (["--exported_model=e"], "--exported_model needs --eval_data_pattern"),
         (["--train_dir=a", "--class_names=v.csv"], "--class_names names the classes of"),
         ([], "--train_dir or --train_dirs or --exported_model must be given"),
+        (["--train_dir=a", "--format=csv", "--eval_data_pattern=d"], "--format=csv lists what"),
+        (["--train_dir=a", "--sort_by=gap"], "--sort_by orders the rows of a table"),
     ],
 )
 def test_flags_that_do_not_fit_are_rejected(flags, message):
     with pytest.raises(InputError, match=message):
         programs.options("report", "--output_file=x.html", *flags)
+
+
+def test_a_page_needs_a_file():
+    with pytest.raises(InputError, match="--output_file must be given for a page"):
+        programs.options("report", "--train_dir=a")
+
+
+# --- Tables of runs -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, trained_mean):
+    """A folder with runs that differ in what they hold, and directories without a run."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def entry(step, gap):
+        return {"step": step, "gap": gap, "map": gap / 2, "hit_at_one": 0.75, "loss": 10 - gap}
+
+    evaluations = {"a": [entry(8, 0.5)], "b": [entry(8, 0.9), entry(16, 0.25)], "c|d": None}
+    for number, (name, entries) in enumerate(evaluations.items()):
+        (folder / name / "eval").mkdir(parents=True)
+        config = RunConfig.load(str(trained_mean))
+        dataclasses.replace(config, base_learning_rate=0.1 + number).save(str(folder / name))
+        if entries:
+            files.write_json(str(folder / name / "eval" / "metrics.json"), entries)
+    shutil.copytree(trained_mean / "train", folder / "a" / "train")
+    for path in [*trained_mean.glob("model.ckpt-20*"), trained_mean / "checkpoint"]:
+        shutil.copy(path, folder / "a")
+    (folder / "without a run").mkdir()
+    (folder / "notes.txt").write_text("no run")
+    (folder / "old").mkdir()
+    (folder / "old" / "model_flags.json").write_text('{"model": "Dbof", "weights_format": 1}')
+    return folder
+
+
+def table_of(runs, capsys, *flags):
+    programs.run("report", f"--train_dirs={runs}/*", *flags)
+    return capsys.readouterr().out
+
+
+def test_a_table_has_what_the_directories_hold(runs, capsys):
+    rows = list(csv.DictReader(table_of(runs, capsys, "--format=csv").splitlines()))
+    assert [row["run"] for row in rows] == ["b", "a", "c|d"]
+    b, a, c = rows
+    assert (b["best_gap"], b["best_step"], b["gap"], b["evaluated_step"]) == (
+        "0.9",
+        "8",
+        "0.25",
+        "16",
+    )
+    assert (b["map"], b["hit_at_one"], b["loss"]) == ("0.125", "0.75", "9.75")
+    assert (b["step"], b["mib"], b["examples_per_second"]) == ("", "", "")
+    assert a["step"] == "20"
+    assert float(a["mib"]) > 0
+    assert float(a["examples_per_second"]) > 0
+    assert [row["base_learning_rate"] for row in (a, b, c)] == ["0.1", "1.1", "2.1"]
+    assert c["best_gap"] == ""
+    assert "batch_size" not in a
+
+
+@pytest.mark.parametrize(
+    ("sort_by", "names"),
+    [
+        ("gap", ["a", "b", "c|d"]),
+        ("loss", ["a", "b", "c|d"]),
+        ("run", ["a", "b", "c|d"]),
+        ("best_gap", ["b", "a", "c|d"]),
+        ("step", ["a", "b", "c|d"]),
+    ],
+)
+def test_the_best_runs_come_first_and_those_without_a_value_last(runs, capsys, sort_by, names):
+    lines = table_of(runs, capsys, "--format=text", f"--sort_by={sort_by}").splitlines()
+    assert [line.split("  ")[0] for line in lines[1:4]] == names
+    assert lines[3].split()[1:4] == ["-", "-", "-"]
+    assert "the newest evaluation" in " ".join(lines[4:])
+
+
+def test_a_markdown_table_has_a_cell_for_every_column(runs, capsys, tmp_path):
+    path = tmp_path / "runs.md"
+    assert table_of(runs, capsys, "--format=markdown", f"--output_file={path}") == ""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    assert len(lines) == 5
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    assert lines[0].startswith("| run | best GAP | at step | GAP | mAP | Hit@1 | loss |")
+
+
+def test_a_glob_takes_only_runs_and_reports_those_of_other_versions(runs, logged_warnings):
+    found = history.find_train_dirs([f"{runs}/*", f"{runs}/a", "elsewhere"])
+    assert [pathlib.Path(path).name for path in found] == ["a", "b", "c|d", "elsewhere"]
+    (warning,) = logged_warnings
+    assert "left out" in warning
+    assert "old" in warning
+    with pytest.raises(InputError, match=r"no directory that matches .*x\*. holds a run"):
+        history.find_train_dirs([f"{runs}/x*"])
+
+
+def test_a_page_of_a_glob_has_its_runs(runs, tmp_path):
+    path = write_report(tmp_path / "page.html", f"--train_dirs={runs}/[ab]")
+    assert row_of(path, "best GAP") == ["0.5000", "0.9000"]
+    assert row_of(path, "step of the best GAP") == ["8", "8"]
 
 
 def test_missing_packages_are_named(monkeypatch, trained_mean, tmp_path):

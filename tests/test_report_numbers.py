@@ -18,9 +18,21 @@ import model_references
 import readers
 import small_models
 from layer_references import sub_weights, weights_of
-from report_page import attention, charts, content, evaluation, history, page
+from report_page import (
+    attention,
+    charts,
+    content,
+    evaluation,
+    failures,
+    figures,
+    history,
+    label_errors,
+    learning,
+    page,
+)
 from run_config import RunConfig
 from small_models import FEATURE_SIZES
+from utils import InputError
 
 C = 6
 
@@ -118,16 +130,36 @@ def test_rare_pairs_are_dropped_when_there_are_many(monkeypatch):
     assert pairs[9, 0] == 3
 
 
-def test_confused_pairs_come_in_the_order_of_their_share_in_both_classes():
-    counts = {(0, 1): 50, (2, 3): 8, (2, 0): 3, (3, 2): 2}
-    found = SimpleNamespace(
-        per_class=pd.DataFrame({"positives": [1000, 900, 16, 25]}),
-        confusions=SimpleNamespace(most_common=lambda _: list(counts.items())),
-    )
-    rows = content._confusions(found)  # Two videos are too few for a pair.
-    assert [(row["label"], row["predicted"]) for row in rows] == [(2, 3), (0, 1), (2, 0)]
-    assert rows[0]["rank"] == 8 / 20
-    assert rows[0]["share"] == 8 / 16
+def confusions_of(videos):
+    """Returns the confusions of videos: the best classes and the labels of each."""
+    confusions = evaluation.Confusions()
+    for best, labels in videos:
+        confusions.add(np.array(best), np.array(labels))
+    return confusions
+
+
+def test_pairs_of_a_model_that_ignores_its_input_are_as_frequent_as_chance():
+    # The same class first, whatever the label.
+    confusions = confusions_of([([0], [label]) for label in (1, 2, 3) for _ in range(20)])
+    found = failures.pairs(confusions, [0, 20, 20, 20])
+    assert [(pair.label, pair.predicted, pair.count, pair.lift) for pair in found] == [
+        (label, 0, 20, 1) for label in (1, 2, 3)
+    ]
+    assert max(pair.excess for pair in found) == 0
+
+
+def test_confused_pairs_come_in_the_order_of_their_excess_over_chance():
+    videos = [([0], [1])] * 6 + [([3], [2])] * 4 + [([0], [2])] * 2 + [([4], [4])] * 9
+    found = failures.pairs(confusions_of(videos), [0, 7, 8, 0, 9])
+    # 12 videos miss a label. Two videos are too few for a pair.
+    expected = {(1, 0): 6 * 8 / 12, (2, 3): 6 * 4 / 12}
+    order = [(pair.label, pair.predicted) for pair in found]
+    assert order == [(2, 3), (1, 0)]
+    for pair in found:
+        chance = expected[pair.label, pair.predicted]
+        assert pair.lift == pytest.approx(pair.count / chance)
+        assert pair.excess == pytest.approx((pair.count - chance) / np.sqrt(chance + 1))
+    assert (found[0].count, found[0].missed, found[0].positives) == (4, 6, 8)
 
 
 def test_examples_keep_the_largest_keys():
@@ -147,9 +179,18 @@ class FakePredictor:
 
     label_loss, steps = "CrossEntropyLoss", [7]
 
-    def __init__(self, predictions):
-        self._predictions = predictions
+    def __init__(self, predictions, embeddings=None):
+        self._predictions, self._embeddings = predictions, embeddings
         self.data = SimpleNamespace(num_classes=predictions.shape[1])
+
+    @property
+    def embedding_sizes(self):
+        if self._embeddings is None:
+            raise InputError("no embeddings")
+        return [self._embeddings.shape[1]]
+
+    def embed(self, inputs):
+        return self._embeddings[inputs["number"]]
 
     def predict(self, inputs):
         return self._predictions[inputs["number"]]
@@ -333,14 +374,22 @@ def class_parts(positives, aps):
     count = len(positives)
     histogram = evaluation.ScoreHistogram(count)
     histogram.add(np.full((1, count), 0.5, np.float32), np.ones((1, count), bool))
-    table = pd.DataFrame({"ap": aps, "positives": positives})
-    names = [f"class{label}." for label in range(count)]
-    found = content._classes(SimpleNamespace(per_class=table, histogram=histogram), names)
+    found = content._classes(
+        SimpleNamespace(
+            per_class=pd.DataFrame({"ap": aps, "positives": positives, "frames": np.nan}),
+            mean_frames=np.nan,
+            histogram=histogram,
+            confusions=evaluation.Confusions(),
+            subject=SimpleNamespace(map=np.mean(aps)),
+        ),
+        [f"class{label}." for label in range(count)],
+    )
     panels = {
         title: [int(re.search(r"recall of class(\d+)\.", chart)[1]) for chart in panels]
         for title, panels in found["precision_recall"].items()
     }
     tables = {title: [row.Index for row in rows] for title, rows in found["class_tables"].items()}
+    tables |= {title: [row.label for row in rows] for title, rows in found["explained"].items()}
     return panels, tables, found
 
 
@@ -365,9 +414,176 @@ def test_panels_of_many_classes_do_not_repeat_classes(positives, fewest, num_rar
     ranked = [label for label in np.argsort(-aps) if positives[label] >= fewest]
     best, middle, worst = panels.values()
     assert best == ranked[:6]
-    assert worst == ranked[-6:]
+    assert worst == ranked[::-1][:6]
     assert len({*best, *middle, *worst}) == 18
-    assert list(tables.values()) == [ranked[:7], ranked[::-1][:7]]
+    assert list(tables.values()) == [ranked[:7], ranked[::-1][:12]]
+    assert found["ties"] == ""
+
+
+def test_ties_among_the_worst_classes_are_counted_and_ordered_by_positives(monkeypatch):
+    def panels_of(histogram, per_class, classes, names):
+        return [f"recall of {names[label]}" for label in classes]
+
+    monkeypatch.setattr(figures, "precision_recall", panels_of)
+    positives = np.random.default_rng(5).permutation(np.arange(10, 50))
+    panels, tables, found = class_parts(positives, [0.5] * 10 + [0.0] * 30)
+    worst = sorted(range(10, 40), key=lambda label: -positives[label])
+    assert tables["Worst classes"] == worst[:12]
+    assert panels["Worst classes"] == worst[:6]
+    assert len({label for labels in panels.values() for label in labels}) == 18
+    assert found["ties"].startswith("30 classes have the same AP, 0.000; 12 of them are listed.")
+
+
+def test_reasons_follow_their_rules():
+    # Class 0 is confused with 9 in 3 of its 5 missed videos, class 1 with others as by chance.
+    videos = [([9], [0])] * 3 + [([1], [0])] * 2
+    videos += [([label], [1]) for label in (2, 3, 4, 5, 6, 7, 8, 2, 3, 4)]
+    table = pd.DataFrame(
+        {
+            "ap": [0.1, 0.1, 0.1, 0.1, 0.9, *[0.9] * 4],
+            "positives": [60, 60, 10, 60, 10, *[60] * 4],
+            "frames": [100.0, 100.0, 100.0, 74.0, 100.0, *[100.0] * 4],
+        }
+    )
+    found = SimpleNamespace(
+        confusions=confusions_of(videos), subject=SimpleNamespace(map=0.5), mean_frames=100.0
+    )
+    confused = failures.pairs(found.confusions, [60] * 10)
+    reasons = failures.Reasons(found, confused, pd.DataFrame({"positives": [10, 10, 60, 60, 60]}))
+    rows = [reasons.explain(row) for row in table.itertuples()]
+    assert [row.reasons for row in rows[:5]] == [
+        ["confused"],
+        ["no rule applies"],
+        ["few positives"],
+        ["short videos"],
+        [],  # A good class needs no reason.
+    ]
+    assert rows[0].instead.predicted == 9
+    assert rows[0].found == pytest.approx(55 / 60)
+
+
+def test_rare_and_frequent_classes_are_compared_by_quarters():
+    positives = [1, 2, 30, 40, 50, 60, 700, 800]
+    table = pd.DataFrame({"positives": positives, "ap": [0.0, 0.2, 0.4, 0.4, 0.4, 0.4, 0.6, 1.0]})
+    text = failures.by_frequency(table)
+    assert text.startswith("Rare classes fail most: the mean AP is 0.100 ")
+    assert "(at most 2) and 0.800 over the quarter with the most (at least 700)" in text
+    assert "not the main problem" in failures.by_frequency(table.assign(ap=0.5))
+    assert failures.by_frequency(table[1:]) == ""
+    assert failures.by_frequency(table.assign(positives=9)) == ""
+
+
+# --- Labels that may be wrong ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_embeddings", [True, False])
+def test_planted_label_errors_are_found_and_only_they(with_embeddings):
+    """Two groups of similar videos, of class 0 and of class 1; class 2 is everywhere, or not."""
+    rng = np.random.default_rng(6)
+    count = 100
+    group = np.arange(count) % 2
+    labels = np.stack([group == 0, group == 1, rng.random(count) < 0.5], axis=1)
+    scores = np.where(labels, 0.9, 0.05) + rng.uniform(0, 0.05, labels.shape)
+    scores[:, 2] = 0.5  # Nothing is known about class 2.
+    # Video 0 lacks its label, video 1 has that of the other group.
+    labels[0, 0], labels[1, 0] = False, True
+    scores[1, 0] = 0.001
+    # The model is sure of a label that no similar video has.
+    scores[3, 0] = 0.95
+    embeddings = np.eye(2)[group] + rng.normal(0, 0.01, (count, 2))
+    search = label_errors.LabelErrorSearch(3)
+    models = np.stack([scores, scores * 0.99]).astype(np.float32)
+    for rows in np.split(np.arange(count), [30, 64]):
+        vectors = [embeddings[rows], 7 * embeddings[rows]] if with_embeddings else []
+        search.add([f"v{row}" for row in rows], models[:, rows], labels[rows], vectors)
+    found = search.find(np.array([0.9, 0.9, 0.3]))
+    missing = {suspect.video_id: suspect for suspect in found.missing}
+    assert set(missing) == ({"v0"} if with_embeddings else {"v0", "v3"})
+    assert missing["v0"].label == 0
+    assert missing["v0"].score == pytest.approx(scores[0, 0] * 0.99)  # The model that agrees least.
+    (wrong,) = found.wrong
+    assert (wrong.video_id, wrong.label) == ("v1", 0)
+    assert wrong.score == pytest.approx(0.001)
+    assert 1 in wrong.others
+    assert (missing["v0"].neighbors, wrong.neighbors) == (
+        (10, 0) if with_embeddings else (None,) * 2
+    )
+    assert found.num_videos == count
+
+
+def test_all_models_must_agree_on_a_label_error():
+    labels = np.zeros((4, 2), bool)
+    scores = np.full((2, 4, 2), 0.9, np.float32)
+    scores[1] = 0.4
+    search = label_errors.LabelErrorSearch(2, max_videos=4)
+    search.add(["a", "b", "c", "d"], scores, labels, [])
+    assert search.is_full
+    assert search.find(np.array([1.0, 1.0])).missing == []
+
+
+def test_an_evaluation_searches_label_errors_with_embeddings(scores):
+    predictions, labels = scores
+    found = evaluation.evaluate(
+        {"a": FakePredictor(predictions, predictions), "b": FakePredictor(predictions)},
+        FakeReader(labels),
+        batch_size=64,
+        top_k=3,
+    )
+    assert found.label_errors.num_neighbors == 10
+    assert found.label_errors.num_missing >= len(found.label_errors.missing) > 0
+    frames = 1 + np.arange(500) % 3
+    assert found.mean_frames == pytest.approx(frames.mean())
+    np.testing.assert_allclose(found.per_class.frames, frames @ labels / labels.sum(axis=0))
+
+
+# --- Learning -------------------------------------------------------------------------------------
+
+
+def judged(evaluation_losses, training_losses, rates=(1.0, 1.0)):
+    """Judges a run of 400 steps with losses at equal distances."""
+
+    def curve(values):
+        steps = np.linspace(400 / max(len(values), 1), 400, len(values))
+        return steps.astype(int), np.array(values, float)
+
+    training = {"loss": curve(training_losses), "learning_rate": curve(rates)}
+    entries = [
+        {"step": step, "loss": loss, "gap": 0.5}
+        for step, loss in zip(*curve(evaluation_losses), strict=True)
+    ]
+    return learning.judge(history.Run("run", None, 400, 1.0, entries, training))
+
+
+FALLING = [9, 8, 7, 6, 5, 4, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("evaluation_losses", "training_losses", "state"),
+    [
+        ([8, 6, 6.1, 6.2], FALLING, "overfits"),
+        ([8, 6, 6.1, 6.2], FALLING[::-1], "worse"),
+        ([8, 6, 6.1, 6.2], [], "worse"),
+        ([8, 7, 6, 5.9], FALLING, "learns"),
+        ([8, 6, 5.01, 5], FALLING, "settled"),
+        ([5], FALLING, "learns"),
+        ([5], [9, 8, 7, 6, 5, 5, 5, 4.98], "settled"),
+        ([], FALLING, "learns"),
+        ([5], [3], "unknown"),
+        ([], [], "unknown"),
+    ],
+)
+def test_losses_decide_what_a_run_is_said_to_do(evaluation_losses, training_losses, state):
+    assert judged(evaluation_losses, training_losses).state == state
+
+
+def test_the_reason_has_the_losses_and_their_gap():
+    reason = judged([8, 6, 6.1, 6.2], FALLING).reason
+    assert "rose from 6.000 at step 200 to 6.200 at step 400" in reason
+    assert "fell from 6.000 to 2.000" in reason
+    assert "a large gap: regularization or more data may help (+210%)" in reason
+    assert "has decayed to 2.0%" in judged([5, 5, 5], FALLING, (1.0, 0.02)).reason
+    assert "cannot show whether it overfits" in judged([5], FALLING).reason
+    assert judged([], FALLING).reason.endswith("It was not evaluated.")
 
 
 # --- Train directories ----------------------------------------------------------------------------
@@ -425,6 +641,11 @@ def test_differing_settings_leave_out_equal_ones():
     models = history.differing_settings([one, RunConfig("LstmModel", num_classes=10)])
     assert models["model"] == ["DbofModel", "LstmModel"]
     assert models["dbof_cluster_size"] == ["16", ""]
+    main = history.main_settings([one, other])
+    assert next(iter(main)) == "model"
+    assert main["batch_size"] == ["128", "128"]
+    assert "iterations" in main
+    assert "netvlad_cluster_size" not in main
 
 
 def test_settings_with_a_value_per_dimension_are_short_and_compared_in_full():
@@ -442,10 +663,10 @@ def test_settings_with_a_value_per_dimension_are_short_and_compared_in_full():
 def test_the_size_of_a_run_is_that_of_its_weights(trained_mean, tmp_path):
     model = RunConfig.load(str(trained_mean)).build_model()
     expected = sum(weight.numpy().nbytes for weight in model.weights) / 2**20
-    assert history.weights_mib(str(trained_mean)) == pytest.approx(expected)
+    assert history.newest_weights(str(trained_mean)) == (20, pytest.approx(expected))
     empty = tmp_path / "run"
     shutil.copytree(trained_mean, empty, ignore=shutil.ignore_patterns("model.ckpt*", "check*"))
-    assert history.weights_mib(str(empty)) is None
+    assert history.newest_weights(str(empty)) == (None, None)
 
 
 # --- Attention ------------------------------------------------------------------------------------
@@ -471,6 +692,12 @@ def test_assignments_are_those_of_the_formula(name):
     # The model computes as before.
     again = attention.frame_assignments(model, inputs)
     np.testing.assert_array_equal(again[0], found[0])
+
+
+def test_a_chart_of_assignments_has_a_scale_with_its_unit():
+    chart = figures.attention(np.full((5, 3), 1 / 3), "chart", "rgb")
+    assert "share of the frame" in chart
+    assert re.search(r">1\.0</text>", chart)
 
 
 def test_a_model_without_soft_assignment_has_none():
