@@ -30,7 +30,7 @@ from predictor import (
     load_predictor,
 )
 from report_page import history
-from report_page.runs_table import SORT_CHOICES, RunsTable
+from report_page.runs_table import CURVES, SORT_CHOICES, RunsTable
 from utils import InputError, comma_separated
 
 
@@ -150,7 +150,8 @@ def make_table(options: ReportOptions) -> str:
         InputError: if a directory holds no run, or a file in it is damaged.
     """
     train_dirs = _with_found_dirs(options).run_dirs
-    table = RunsTable(history.read_runs(train_dirs, options.use_ema), options.sort_by or "best_gap")
+    runs = history.read_runs(train_dirs, options.use_ema, CURVES)
+    table = RunsTable(runs, options.sort_by or "best_gap")
     return {"text": table.text, "csv": table.csv, "markdown": table.markdown}[options.format]()
 
 

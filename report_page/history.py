@@ -104,23 +104,26 @@ def _is_readable(train_dir):
     return True
 
 
-def read_runs(train_dirs: Sequence[str], use_ema: bool = False) -> list[Run]:
+def read_runs(
+    train_dirs: Sequence[str], use_ema: bool = False, curves: Sequence[str] | None = None
+) -> list[Run]:
     """Reads train directories.
 
     Args:
         train_dirs: the directories.
         use_ema: whether to read the evaluations of the moving average of the weights.
+        curves: names of the curves of training to read; None for all.
 
     Raises:
         InputError: if a directory holds no run, or a file in it is damaged.
     """
     return [
-        _read_run(name, train_dir, checkpoints.evaluation_kind(use_ema))
+        _read_run(name, train_dir, checkpoints.evaluation_kind(use_ema), curves)
         for name, train_dir in zip(short_names(train_dirs), train_dirs, strict=True)
     ]
 
 
-def _read_run(name, train_dir, kind):
+def _read_run(name, train_dir, kind, curves):
     step, mib = newest_weights(train_dir)
     return Run(
         name=name,
@@ -128,7 +131,7 @@ def _read_run(name, train_dir, kind):
         step=step,
         mib=mib,
         evaluations=checkpoints.read_evaluations(checkpoints.metrics_path(train_dir, kind)),
-        training=read_curves(os.path.join(train_dir, "train")),
+        training=read_curves(os.path.join(train_dir, "train"), curves),
     )
 
 
@@ -160,14 +163,18 @@ def newest_weights(train_dir: str) -> tuple[int | None, float | None]:
     return checkpoints.step_of(path), sum(map(math.prod, shapes)) * _BYTES_PER_WEIGHT / 2**20
 
 
-def read_curves(folder: str) -> dict[str, Curve]:
+def read_curves(folder: str, names: Sequence[str] | None = None) -> dict[str, Curve]:
     """Reads the scalars in a directory of TensorBoard logs by name; none if it has no logs.
 
     A resumed run logs some steps again; its last value of a step counts.
+
+    Args:
+        folder: the directory.
+        names: names of the scalars to read; None for all.
     """
     found: dict[str, dict[int, float]] = {}
     for path in sorted(files.gfile.glob(os.path.join(folder, "events.out.tfevents.*"))):
-        for step, tag, value in _scalars(path):
+        for step, tag, value in _scalars(path, names):
             found.setdefault(tag, {})[step] = value
     return {
         tag: (np.array(sorted(values)), np.array([values[step] for step in sorted(values)]))
@@ -175,13 +182,14 @@ def read_curves(folder: str) -> dict[str, Curve]:
     }
 
 
-def _scalars(path):
+def _scalars(path, names):
     """Yields steps, names and values in a log, whose end training may be writing."""
     with records.TFRecordFile(path, records.IgnoredCorruptRecords()) as file:
         while (record := file.read()) is not None:
             event = tf.compat.v1.Event.FromString(record[1])
             for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == "scalars":
+                is_scalar = value.metadata.plugin_data.plugin_name == "scalars"
+                if is_scalar and (names is None or value.tag in names):
                     yield event.step, value.tag, float(tf.make_ndarray(value.tensor))
 
 

@@ -26,6 +26,8 @@ COLUMNS: dict[str, tuple[str, str, bool]] = {
     "mib": ("MiB", "{:.2f}", False),
     "examples_per_second": ("examples/s", "{:.0f}", True),
 }
+# The curves of training that a table needs.
+CURVES = ("examples/s",)
 SORT_CHOICES = ("run", *COLUMNS)
 _MISSING = "-"
 _NOTE = (
