@@ -51,9 +51,9 @@ def of_runs(runs: Sequence[Run]) -> dict[str, Any]:
             *_best_evaluations(runs),
             _row(_SIZE, "{:.2f}", [run.mib for run in runs]),
         ],
-        "results_note": "The newest evaluation of each run, as eval.py saved it."
+        "results_note": "The newest evaluation of each run, from its metrics.json."
         if any(entries)
-        else "eval.py has not evaluated these runs yet.",
+        else "These runs have not been evaluated yet; eval.py does it.",
         "summary": [*_best(entries, [run.name for run in runs], prior), *_states(judged)],
         "learning": judged,
         "learning_rules": learning.RULES,

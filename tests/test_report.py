@@ -147,7 +147,7 @@ def test_a_run_that_was_not_evaluated_has_a_page(trained_mean, tmp_path):
     )
     path = write_report(tmp_path / "page.html", f"--train_dir={train_dir}")
     text = pages.Page(path).text
-    assert "eval.py has not evaluated these runs yet" in text
+    assert "These runs have not been evaluated yet" in text
     assert "base_learning_rate" in text
     assert "Learning rate" not in text
 
