@@ -106,7 +106,7 @@ def prepare_train_dir(
         for pattern in _OWN_FILES:
             for path in tf.io.gfile.glob(os.path.join(train_dir, pattern)):
                 files.remove(path)  # An interrupted save leaves a directory, model.ckpt-N_temp.
-    if tf.io.gfile.exists(os.path.join(train_dir, CONFIG_FILE)):
+    if has_run(train_dir):
         differences = RunConfig.load(train_dir).differences(config)
         if differences:
             changes = "; ".join(
@@ -129,6 +129,11 @@ def prepare_train_dir(
     )
     remove_unfinished(train_dir)
     latest(train_dir)  # Rejects a damaged list, which would be mistaken for no checkpoints.
+
+
+def has_run(train_dir: str) -> bool:
+    """Returns whether a directory holds a run, with a config at least."""
+    return files.gfile.exists(os.path.join(train_dir, CONFIG_FILE))
 
 
 def find_vocabulary(train_dir: str) -> str | None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from absl import logging
 
@@ -24,6 +25,11 @@ FILE = "dataset.json"
 # What make_records.py writes first; without `FILE`, it was interrupted.
 UNFINISHED = "make_records.json"
 LEVELS = ("frame", "video")
+# The split on which models are trained.
+TRAIN = "train"
+_NEED_OF_COUNTS = (
+    "--label_smoothing and --class_balance_beta need the number of training videos of each class."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,6 +280,48 @@ def find_vocabulary(paths: Sequence[str]) -> str | None:
                     "correct that file, or give --class_names."
                 )
     return vocabulary.same_class_names(found, "Use records of one data set, or give --class_names.")
+
+
+def class_counts(paths: Sequence[str], num_classes: int) -> tuple[list[float], int]:
+    """Returns the number of training videos with each class, and of all training videos.
+
+    Args:
+        paths: record files. Several directories add up.
+        num_classes: number of classes.
+
+    Raises:
+        InputError: if no `dataset.json` next to them states the numbers.
+    """
+    counts, num_videos = np.zeros(num_classes), 0
+    infos = _load_all(paths)
+    for path, info in infos.items():
+        in_training = (info.videos or {}).get(TRAIN, 0)
+        if info.vocabulary is None or not in_training:
+            raise InputError(
+                f"{path} must name a vocabulary and state the number of videos in {TRAIN}. "
+                f"{_NEED_OF_COUNTS}"
+            )
+        file = os.path.join(os.path.dirname(path), info.vocabulary)
+        counts += vocabulary.read_numbers(file, vocabulary.COUNTS, num_classes)
+        num_videos += in_training
+    if not infos:
+        raise InputError(
+            f"there is no {FILE} next to the training records. Write one with the number of videos "
+            f"in {TRAIN} and a vocabulary that has the column {vocabulary.COUNTS}. "
+            f"{_NEED_OF_COUNTS}"
+        )
+    if counts.max() > num_videos:
+        raise InputError(
+            f"a class has {counts.max():.0f} training videos according to the vocabulary, but "
+            f"{FILE} states {num_videos} videos in {TRAIN}."
+        )
+    return counts.tolist(), num_videos
+
+
+def class_prior(paths: Sequence[str], num_classes: int) -> list[float]:
+    """Returns the share of the training videos with each class; see `class_counts`."""
+    counts, num_videos = class_counts(paths, num_classes)
+    return [count / num_videos for count in counts]
 
 
 def _load_all(paths):

@@ -13,7 +13,6 @@ import tensorflow as tf
 import checkpoints
 import eval_util
 import files
-import losses
 from predictor import ExportedPredictor, Predictor, predict_videos
 from readers import RecordReader
 from utils import InputError
@@ -45,14 +44,13 @@ def evaluate(
     """
     reader.check_labels()
     metrics = eval_util.EvaluationMetrics(predictor.data.num_classes, top_k)
-    label_loss = losses.get_loss(predictor.label_loss)
     start = time.perf_counter()
     with Progress(reader.total_bytes, "B") as progress:
         for batch in reader.batches(batch_size):
             wanted = slice(max_videos - metrics.num_videos if max_videos else None)
             predictions = predict_videos(predictor, batch.video_ids, batch.inputs)[wanted]
             labels = batch.labels[wanted]
-            loss = keras.ops.convert_to_numpy(label_loss(labels, predictions))
+            loss = keras.ops.convert_to_numpy(predictor.label_loss(labels, predictions))
             metrics.accumulate(predictions, labels, float(loss))
             rate = metrics.num_videos / (time.perf_counter() - start)
             progress.tick(

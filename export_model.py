@@ -183,6 +183,7 @@ def export(options: ExportOptions) -> dict:
             ],
             "data": dataclasses.asdict(data),
             "label_loss": configs[0].label_loss,
+            "loss_hyperparameters": configs[0].loss_hyperparameters,
             "dtype": options.dtype,
             "use_ema": options.use_ema,
             "seed": options.seed,

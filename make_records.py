@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ from absl import logging
 import files
 import record_writer
 import vocabulary
-from dataset_info import DatasetInfo
+from dataset_info import TRAIN, DatasetInfo
 from options import option, options_of
 from own_data import feature_sources, feature_storage, record_state, record_summary, video_labels
 from own_data.clips import Clip, ClipChecker, EmptyClipError, FeatureSource
@@ -123,8 +124,9 @@ def make_records(options: RecordsOptions) -> Summary:
         state = state or _new_state(source, plan, settings, like, options)
         _write_files(source, plan, state, options)
         info = _describe(state, classes, options)
-        rows = sorted(classes.names.items())
-        vocabulary.write(options.output_dir, ("Index", "Name"), rows)
+        counts = _class_counts(plan, state)
+        rows = ((number, name, counts[number]) for number, name in sorted(classes.names.items()))
+        vocabulary.write(options.output_dir, ("Index", "Name", vocabulary.COUNTS), rows)
         info.save(options.output_dir)
     return record_summary.summarize(info, state, plan, classes, len(ids), options.output_dir)
 
@@ -310,6 +312,14 @@ def _write_file(path, records):
 
 
 # --- The result -----------------------------------------------------------------------------------
+
+
+def _class_counts(plan, state):
+    """Returns the number of written training videos with each class."""
+    counts = filter(None, state.files.values())
+    skipped = {name for found in counts for name in found.without_frames}
+    written = (name for name in plan.by_split[TRAIN] if name not in skipped)
+    return Counter(number for name in written for number in plan.classes[name])
 
 
 def _describe(state, classes, options):

@@ -119,6 +119,13 @@ class SampleOptions(Options):
         group="data",
         choices=tuple(WORLDS),
     )
+    missing_labels: float = option(
+        0.0,
+        "Probability that a label is missing, in the training videos only.",
+        group="data",
+        at_least=0,
+        below=1,
+    )
     seed: int = option(0, "Seed of the data.", group="data", at_least=0)
 
     def __post_init__(self):
@@ -166,7 +173,12 @@ def make_sample_data(options: SampleOptions) -> Summary:
     _prepare_directory(options.output_dir, options.overwrite)
     world = World(options.seed, options.num_classes, options.feature_sizes, WORLDS[options.world])
     generator = Generator(
-        world, options.seed, options.feature_names, options.min_frames, options.max_frames
+        world,
+        options.seed,
+        options.feature_names,
+        options.min_frames,
+        options.max_frames,
+        options.missing_labels,
     )
     plan = _plan_files(
         options.output_dir, options.num_videos, options.num_eval_videos, options.shards

@@ -25,6 +25,7 @@ GROUPS = (
     "labels",
     "storage",
     "model",
+    "loss",
     "training",
     "optimizer",
     "checkpoints",

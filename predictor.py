@@ -22,7 +22,7 @@ from options import Options, option, options_of, same_option
 from readers import Video
 from run_config import CONFIG_FILE, DataConfig, ReadOptions, RunConfig, TrainOptions
 from serving import MANIFEST
-from utils import InputError, check_at_least, check_one_of, comma_separated, shortened
+from utils import InputError, check_at_least, comma_separated, shortened
 
 # --- Options --------------------------------------------------------------------------------------
 
@@ -143,7 +143,8 @@ class Predictor:
 
     Attributes:
         data: `DataConfig` of the models.
-        label_loss: name of the loss that evaluation reports.
+        label_loss: loss that evaluation reports: that of training, without class weights and
+            smoothing of labels.
         steps: steps of the restored checkpoints.
         predict: function from the inputs of a `readers.Batch` to probabilities `[B, C]`.
         embed: function from these inputs to embeddings `[B, E]`, all models side by side.
@@ -165,7 +166,8 @@ class Predictor:
         train_dirs, weights = with_weight(train_dirs, weights)
         self._configs = load_configs(train_dirs)
         self.data = self._configs[0].data
-        self.label_loss = self._configs[0].label_loss
+        first = self._configs[0]
+        self.label_loss = evaluation_loss(first.label_loss, first.loss_hyperparameters)
         self.steps: list[int] = []
         dtype = layers.resolve_compute_dtype(compute_dtype)
         self.ensemble = Ensemble(
@@ -245,7 +247,7 @@ class ExportedPredictor:
 
     def __init__(self, export_dir: str, *, verify_digest: bool = False):
         self._manifest, self.data = read_manifest(export_dir, verify_digest=verify_digest)
-        self.label_loss = self._manifest["label_loss"]
+        self.label_loss = _exported_loss(self._manifest)
         self.steps = [model["step"] for model in self._manifest["models"]]
         serving.check_graph(export_dir)
         try:
@@ -360,7 +362,7 @@ def read_manifest(export_dir: str, *, verify_digest: bool = False) -> tuple[dict
     )
     try:
         manifest["digest"]
-        check_one_of(losses.LOSSES, label_loss=manifest["label_loss"])
+        _exported_loss(manifest)
         for model in manifest["models"]:
             check_at_least(0, step=model["step"])
             if model.get("embedding_size") is not None:
@@ -378,6 +380,21 @@ def read_manifest(export_dir: str, *, verify_digest: bool = False) -> tuple[dict
             )
         logging.info("%s has the digest %s that %s states", export_dir, digest, MANIFEST)
     return manifest, data
+
+
+def evaluation_loss(name: str, hyperparameters: Mapping[str, Any]) -> losses.LabelLoss:
+    """Returns the loss of the labels as they are, not smoothed.
+
+    Args:
+        name: a registered loss.
+        hyperparameters: those of the loss in training.
+    """
+    return losses.get_loss(name, **{**hyperparameters, "label_smoothing": 0.0})
+
+
+def _exported_loss(manifest):
+    # Models exported by older versions have the default hyperparameters.
+    return evaluation_loss(manifest["label_loss"], manifest.get("loss_hyperparameters", {}))
 
 
 def load_configs(train_dirs: Sequence[str]) -> list[RunConfig]:

@@ -241,7 +241,7 @@ def define_flags(main: Callable, flag_values: flags.FlagValues) -> None:
     for field, kind in _options(main):
         _define(field.name, field.default, kind, field.metadata, flag_values)
     if RunConfig in _option_classes(main).values():
-        _define_model_flags(flag_values)
+        _define_class_flags(flag_values)
 
 
 def _define(name, default, kind, metadata, flag_values):
@@ -312,7 +312,8 @@ def _unknown_flag_message(name, known):
     for candidate in (name, name.removeprefix("no")):
         if candidate in _REPLACED_FLAGS:
             return f"--{candidate} has no meaning here. {_REPLACED_FLAGS[candidate]}"
-    of_runs = {field.name for field, _ in options_of(RunConfig)} | set(_model_flags())
+    of_runs = {field.name for field, _ in options_of(RunConfig)}
+    of_runs.update(_model_flags(), _loss_flags())
     if name in of_runs:
         return (
             f"unknown flag --{name}. train.py takes it and saves it with the run; this program "
@@ -350,7 +351,7 @@ def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[st
         if isinstance(hints[name], types.UnionType) and values["model"] is None
     }
     _require_flags(classes, absent, values)
-    given = [f"--{name}" for name in _given_model_flags(flag_values)] if absent else []
+    given = [f"--{name}" for name in _given(_model_flags(), flag_values)] if absent else []
     if given:
         raise InputError(f"{comma_separated(given)} needs --model.")
     options = {
@@ -422,40 +423,51 @@ def _require_flags(classes, absent, values):
 def _build_options(cls, values, flag_values):
     given = {field.name: values[field.name] for field, _ in options_of(cls)}
     if cls is RunConfig:
-        given["hyperparameters"] = _given_model_flags(flag_values)
+        given["hyperparameters"] = _given(_model_flags(), flag_values)
+        given["loss_hyperparameters"] = _given(_loss_flags(), flag_values)
     return cls(**given)
 
 
-# --- Flags of models ------------------------------------------------------------------------------
+# --- Flags of models and losses ------------------------------------------------------------------
 
 
 def _model_flags():
     """Returns the hyperparameters of all models: name to pairs of model and `Hyperparameter`."""
+    return _by_name({name: registry.hyperparameters(name) for name in registry.models()})
+
+
+def _loss_flags():
+    """Returns the hyperparameters of all losses: name to pairs of loss and `Hyperparameter`."""
+    losses = registry.losses().items()
+    return _by_name({name: registry.own_hyperparameters(loss) for name, loss in losses})
+
+
+def _by_name(hyperparameters):
     owners = collections.defaultdict(list)
-    for model in registry.models():
-        for parameter in registry.hyperparameters(model).values():
-            owners[parameter.name].append((model, parameter))
+    for owner, parameters in hyperparameters.items():
+        for parameter in parameters.values():
+            owners[parameter.name].append((owner, parameter))
     return dict(sorted(owners.items()))
 
 
-def _given_model_flags(flag_values):
-    """Returns the values of the flags of models that are given, by hyperparameter."""
-    return {name: flag_values[name].value for name in _model_flags() if flag_values[name].present}
+def _given(names, flag_values):
+    """Returns the values of the flags that are given, by name."""
+    return {name: flag_values[name].value for name in names if flag_values[name].present}
 
 
-def _define_model_flags(flag_values):
-    """Defines a flag per hyperparameter, with None for the model's own default."""
-    for name, uses in _model_flags().items():
+def _define_class_flags(flag_values):
+    """Defines a flag per hyperparameter, with None for the model's or loss's own default."""
+    for name, uses in [*_model_flags().items(), *_loss_flags().items()]:
         bases = {parameter.type for _, parameter in uses}
-        models = comma_separated(model for model, _ in uses)
+        owners = comma_separated(owner for owner, _ in uses)
         if name in flag_values:
             raise InputError(
-                f"hyperparameter {name!r} of {models} has the name of a flag of this program. "
-                "Give it another name."
+                f"hyperparameter {name!r} of {owners} has the name of another flag of this "
+                "program. Give it another name."
             )
         if len(bases) > 1:
             raise ValueError(
-                f"hyperparameter {name!r} has different types in {models}. Use one type."
+                f"hyperparameter {name!r} has different types in {owners}. Use one type."
             )
         kind = OptionType(bases.pop(), is_list=False, is_optional=True)
         text = next((parameter.help for _, parameter in uses if parameter.help), "")
@@ -471,7 +483,8 @@ def _parse(main, arguments):
         arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
         given = [argument.lstrip("-") for argument in arguments[1:] if argument.startswith("-")]
         if _HELP_FLAGS & set(given):
-            _print(help_text(main, _model_in(arguments)))
+            named = {flag: _value_in(arguments, flag) for flag in ("model", "label_loss")}
+            _print(help_text(main, **named))
             sys.exit(0)
         return _parse_flags(flags.FLAGS, arguments)
     except (InputError, OSError, flags.Error) as error:
@@ -485,21 +498,22 @@ def _print(text):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _model_in(arguments):
-    """Returns the value of --model among arguments, or None."""
-    found = re.search(r"(?<!\S)--?model(?:=|\s+)(\S+)", " ".join(arguments))
+def _value_in(arguments, flag):
+    """Returns the value of a flag among arguments, or None."""
+    found = re.search(rf"(?<!\S)--?{flag}(?:=|\s+)(\S+)", " ".join(arguments))
     return found[1] if found else None
 
 
-def help_text(main: Callable, model: str | None = None) -> str:
+def help_text(main: Callable, model: str | None = None, label_loss: str | None = None) -> str:
     """Returns the help of a program: its description and its flags, in groups.
 
     Args:
         main: the program's main function.
         model: model whose flags are listed; None lists no flags of models.
+        label_loss: loss whose flags are listed; None stands for the default loss.
 
     Raises:
-        InputError: if there is no such model.
+        InputError: if there is no such model or loss.
     """
     module = inspect.getmodule(main)
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
@@ -510,6 +524,7 @@ def help_text(main: Callable, model: str | None = None) -> str:
         groups[field.metadata["group"]].append(_flag_help(field, kind))
     if RunConfig in _option_classes(main).values():
         groups["model"] += _model_help(model)
+        groups["loss"] += _loss_help(label_loss)
     sections = [
         "\n".join([f"{group.capitalize()}:", *lines]) for group, lines in groups.items() if lines
     ]
@@ -535,14 +550,23 @@ def _flag_help(field, kind):
 
 def _model_help(model):
     if model is None:
-        names = textwrap.fill(
-            f"Models: {comma_separated(registry.models())}.",
-            98,
-            initial_indent=" " * 6,
-            subsequent_indent=" " * 6,
-        )
-        return [names]
-    parameters = registry.hyperparameters(model)
+        return [_listed("Models", registry.models())]
+    return _hyperparameter_help(registry.hyperparameters(model))
+
+
+def _loss_help(loss):
+    loss = registry.loss_class(loss or RunConfig.label_loss)
+    parameters = registry.own_hyperparameters(loss)
+    return [_listed("Losses", registry.losses()), *_hyperparameter_help(parameters)]
+
+
+def _listed(title, names):
+    indent = " " * 6
+    text = f"{title}: {comma_separated(names)}."
+    return textwrap.fill(text, 98, initial_indent=indent, subsequent_indent=indent)
+
+
+def _hyperparameter_help(parameters):
     return [
         _format_flag(
             parameter.name,

@@ -71,11 +71,14 @@ class Batch(NamedTuple):
         inputs: inputs of the model. Frame level: a dict of `frames`, `[B, T, D]`, uint8, float16
             or float32, and `num_frames`, int32 `[B]`. Video level: float32 `[B, D]`.
         labels: float32 `[B, C]`, 1 for each label of the video; `[B, 0]` without `with_labels`.
+        pair_weights: weight of each pair of video and class in the loss, float32 `[B, C]`; None
+            without `label_weights`.
     """
 
     video_ids: list[str]
     inputs: dict[str, np.ndarray] | np.ndarray
     labels: np.ndarray
+    pair_weights: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,11 +90,13 @@ class Video:
         labels: class numbers, int64 `[n]`.
         features: one array per feature, a view into the record where possible. Frame level:
             `[T, size]`, uint8, float16 or float32. Video level: float32 `[size]`.
+        label_weights: weight of each label, float32 `[n]`; None without `label_weights`.
     """
 
     video_id: str
     labels: np.ndarray
     features: list[np.ndarray]
+    label_weights: np.ndarray | None = None
 
 
 class CorruptVideoError(Exception):
@@ -128,6 +133,8 @@ class RecordReader:
         trim_features: whether to cut the features of a video to the shortest if their numbers of
             frames differ (frame level only).
         with_labels: whether to read labels; prediction needs none.
+        label_weights: name of the context feature with a weight for each label; None for no
+            weights.
 
     Attributes:
         corrupt_records: log of the corrupt records skipped so far.
@@ -147,6 +154,7 @@ class RecordReader:
         missing_features: str = "error",
         trim_features: bool = False,
         with_labels: bool = True,
+        label_weights: str | None = None,
     ):
         if len(feature_names) != len(feature_sizes):
             raise InputError(
@@ -162,6 +170,7 @@ class RecordReader:
         self.missing_features = missing_features
         self.trim_features = trim_features
         self.with_labels = with_labels
+        self.label_weights = label_weights
         self.corrupt_records = records.CorruptRecordLog(skip_corrupt_records)
         self.bytes_read = 0
         self._min_videos = 1
@@ -235,6 +244,7 @@ class RecordReader:
         skip_batches: int = 0,
         drop_remainder: bool = False,
         pad_to_max_frames: bool = False,
+        mix_videos: float = 0.0,
     ) -> Iterator[Batch]:
         """Yields batches, which threads read ahead.
 
@@ -257,6 +267,8 @@ class RecordReader:
                 at least `batch_size` videos.
             pad_to_max_frames: whether T is always `max_frames`, instead of the largest number of
                 frames in the batch.
+            mix_videos: probability that a video is mixed with another one of its batch; see
+                `mixed_videos`.
 
         Raises:
             InputError: if more records are corrupt than may be skipped, a record does not fit the
@@ -273,9 +285,13 @@ class RecordReader:
         with concurrent.futures.ThreadPoolExecutor(self.num_readers) as pool:
             videos = order.videos(self, pool, skip_batches * batch_size)
             pending: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
-            while group := list(itertools.islice(videos, batch_size)):
-                if len(group) < batch_size and drop_remainder:
+            for number in itertools.count(skip_batches):
+                group = list(itertools.islice(videos, batch_size))
+                if not group or (len(group) < batch_size and drop_remainder):
                     break
+                if mix_videos:
+                    key = f"mix {seed} {first_epoch} {shard[0]} {number}"
+                    group = mixed_videos(group, mix_videos, random.Random(key))
                 pending.append(pool.submit(self.assemble, group, pad_to_max_frames))
                 if len(pending) > 1:
                     yield pending.popleft().result()
@@ -284,6 +300,9 @@ class RecordReader:
 
     def dataset(self, batch_size: int, **options: Any) -> tf.data.Dataset:
         """Returns a `tf.data.Dataset` of `(inputs, labels)` for `keras.Model.fit`.
+
+        With `label_weights`, it is of `(inputs, labels, pair_weights)`; `fit` passes the weights to
+        the loss.
 
         Each iteration over the dataset continues the epoch numbers of the previous one, so
         `shuffle` gives a different order in each epoch of `fit`.
@@ -294,9 +313,10 @@ class RecordReader:
         """
         batch_dim = batch_size if options.get("drop_remainder") else None
         num_frames = self.max_frames if options.get("pad_to_max_frames") else None
+        targets = ("labels",) if self.label_weights is None else ("labels", "pair_weights")
         signature = (
             self._input_signature(batch_dim, num_frames),
-            tf.TensorSpec([batch_dim, self._num_label_columns], tf.float32),
+            *[tf.TensorSpec([batch_dim, self._num_label_columns], tf.float32)] * len(targets),
         )
 
         first_epochs = itertools.count(step=options.get("num_epochs", 1) or 0)
@@ -306,7 +326,7 @@ class RecordReader:
             try:
                 first_epoch = next(first_epochs)
                 for batch in self.batches(batch_size, first_epoch=first_epoch, **options):
-                    yield batch.inputs, batch.labels
+                    yield (batch.inputs, *(getattr(batch, name) for name in targets))
             except (InputError, OSError) as error:
                 self._failure = error
                 raise
@@ -389,7 +409,10 @@ class RecordReader:
     def _parse_payload(self, location, payload):
         try:
             context, feature_lists = records.parse_record(payload)
-            return self._parse(location, context, feature_lists)
+            video = self._parse(location, context, feature_lists)
+            if self.label_weights is None:
+                return video
+            return dataclasses.replace(video, label_weights=self._label_weights(video, context))
         except DecodeError as error:
             raise CorruptVideoError(
                 f"it is not a YouTube-8M record: {error}",
@@ -450,6 +473,30 @@ class RecordReader:
             )
         return labels
 
+    def _label_weights(self, video, context):
+        name = self.label_weights
+        if name not in context:
+            raise CorruptVideoError(
+                f"video {video.video_id!r} has no feature {name!r} with the weights of its labels. "
+                f"It has: {records.describe_features(context)}",
+                remedy_for_all="Leave out --label_weights, or name the feature with the weights.",
+            )
+        weights = records.float_values(context[name])
+        if len(context[name]) <= _EMPTY_BYTES:
+            weights = np.zeros(0, np.float32)
+        if weights is None or len(weights) != len(video.labels):
+            raise CorruptVideoError(
+                f"feature {name!r} of video {video.video_id!r} must have a float for each of its "
+                f"{len(video.labels)} labels. It is: "
+                f"{records.describe_features({name: context[name]})}"
+            )
+        if not (np.isfinite(weights) & (weights >= 0)).all():
+            raise CorruptVideoError(
+                f"the weights {name!r} of video {video.video_id!r} must be finite and at least 0. "
+                f"Received: {comma_separated(weights)}"
+            )
+        return weights
+
     def _warn_once(self, text, *values):
         if text not in self._warnings:
             self._warnings.add(text)
@@ -501,7 +548,17 @@ class RecordReader:
         for row, video in enumerate(videos):
             labels[row, video.labels] = 1.0
         ids = [video.video_id for video in videos]
-        return Batch(ids, self._inputs(videos, pad_to_max_frames), labels)
+        weights = None if self.label_weights is None else self._pair_weights(videos)
+        return Batch(ids, self._inputs(videos, pad_to_max_frames), labels, weights)
+
+    def _pair_weights(self, videos):
+        weights = _aligned_empty((len(videos), self._num_label_columns), np.float32)
+        weights[...] = 1.0
+        for row, video in enumerate(videos):
+            weights[row, video.labels] = 0.0
+            # Of several weights of a label, the largest counts.
+            np.maximum.at(weights[row], video.labels, video.label_weights)
+        return weights
 
 
 class YT8MFrameFeatureReader(RecordReader):
@@ -928,6 +985,57 @@ def _load(reader, location):
         file.seek(location)
         record = file.read()
     return reader.parse(*record) if record is not None and record[0] == location else None
+
+
+# --- Mixing ---------------------------------------------------------------------------------------
+
+
+def mixed_videos(
+    videos: Sequence[Video], probability: float, generator: random.Random
+) -> list[Video]:
+    """Mixes each video of a batch, with some probability, with another one of the batch.
+
+    A mixed video has the frames 0, 2, 4, ... of the video, then the frames 1, 3, 5, ... of the
+    other one (or its only frame), and the labels of both. So it has as many frames as an average of
+    both, each half in order but at twice the speed.
+
+    Args:
+        videos: frame-level videos of a batch.
+        probability: probability that a video is mixed.
+        generator: draws which videos are mixed, and the other video of each, uniformly.
+
+    Returns:
+        As many videos, with the ids of the given ones.
+
+    Raises:
+        InputError: if the videos have no frames.
+
+    Reference: [Zhang et al., 2021](https://arxiv.org/abs/2105.02668), who mix more from videos of
+    classes that are not learned yet.
+    """
+    if any(feature.ndim != 2 for video in videos for feature in video.features):
+        raise InputError("mix_videos mixes frames, but these videos are video-level features.")
+    mixed = list(videos)
+    for row, video in enumerate(videos):
+        if len(videos) > 1 and generator.random() < probability:
+            other = generator.randrange(len(videos) - 1)
+            mixed[row] = _mixed(video, videos[other + (other >= row)])
+    return mixed
+
+
+def _mixed(video, other):
+    weights = None
+    if video.label_weights is not None:
+        weights = np.concatenate([video.label_weights, other.label_weights])
+    return Video(
+        video.video_id,
+        np.concatenate([video.labels, other.labels]),
+        [
+            np.concatenate([own[::2], others[1::2] if len(others) > 1 else others])
+            for own, others in zip(video.features, other.features, strict=True)
+        ],
+        weights,
+    )
 
 
 # --- Memory ---------------------------------------------------------------------------------------

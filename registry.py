@@ -1,12 +1,13 @@
-"""Finds models by name and derives their hyperparameters from their constructors.
+"""Finds models and losses by name and derives their hyperparameters from their constructors.
 
-A model is a class decorated with `@registry.register`. Its keyword-only constructor arguments are
-its hyperparameters: the constructor is the only place that states their names and defaults, and
-the programs derive their flags from it.
+A model or loss is a class decorated with `@registry.register`. Its keyword-only constructor
+arguments are its hyperparameters: the constructor is the only place that states their names and
+defaults, and the programs derive their flags from it.
 
-In a checkout, every file `*_models.py` next to this one is imported when a model is looked up, so a
-class in a new file `my_models.py` is found without further edits. An installed package imports only
-its own modules. In both cases the environment variable YOUTUBE8M_MODELS names further modules.
+In a checkout, every file `*_models.py` or `*_losses.py` next to this one is imported when a name is
+looked up, so a class in a new file `my_models.py` is found without further edits. An installed
+package imports only its own modules. In both cases the environment variable YOUTUBE8M_MODELS names
+further modules.
 """
 
 import contextlib
@@ -33,25 +34,37 @@ from utils import KERAS_PACKAGE, InputError, check_finite, comma_separated, stat
 MODULES_VARIABLE = "YOUTUBE8M_MODELS"
 _OWN_MODULES = (
     "frame_level_models",
+    "losses",
     "nextvlad_models",
     "transformer_models",
     "video_level_models",
     "willow_models",
 )
 
-# Constructor arguments that every model gets from the data or from Keras; not hyperparameters.
-DATA_ARGUMENTS = ("num_classes", "feature_sizes", "frame_format", "l2_normalize_input", "name")
+# Files with such names in a checkout hold models or losses.
+_FILE_ENDS = ("_models.py", "_losses.py")
+
+# Constructor arguments that models and losses get from the data or from Keras; not hyperparameters.
+DATA_ARGUMENTS = (
+    "num_classes",
+    "feature_sizes",
+    "frame_format",
+    "l2_normalize_input",
+    "name",
+    "class_weights",
+    "class_prior",
+)
 
 # The hyperparameter that names the video-level model inside a frame-level model.
 CLASSIFIER_ARGUMENT = "video_level_classifier_model"
 
-_MODELS: dict[str, type[keras.Model]] = {}
-_Model = TypeVar("_Model", bound=keras.Model)
+_REGISTERED: dict[str, type] = {}
+_Class = TypeVar("_Class", bound=type)
 
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameter:
-    """A keyword-only constructor argument of a model.
+    """A keyword-only constructor argument of a model or loss.
 
     Attributes:
         name: name of the argument.
@@ -282,21 +295,26 @@ def _without_harmless_warnings(options: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def register(cls: type[_Model]) -> type[_Model]:
-    """Makes a model available by its class name, to Keras as well; a class decorator.
+def register(cls: _Class) -> _Class:
+    """Makes a model or loss available by its class name, to Keras as well; a class decorator.
 
     Raises:
-        ValueError: if a class of another module has the name, or an argument is not keyword-only
-            with a default of type bool, int, float or str, or None with an annotation.
+        ValueError: if a class of another module has the name, the class is neither a model nor a
+            loss, or an argument is not keyword-only with a default of type bool, int, float or str,
+            or None with an annotation.
     """
-    existing = _MODELS.get(cls.__name__)
+    existing = _REGISTERED.get(cls.__name__)
     if existing is not None and existing.__module__ != cls.__module__:
         raise ValueError(
-            f"a model named {cls.__name__!r} is registered already, by {existing.__module__}.py. "
-            "Choose another class name."
+            f"a model or loss named {cls.__name__!r} is registered already, by "
+            f"{existing.__module__}.py. Choose another class name."
+        )
+    if not issubclass(cls, keras.Model) and not hasattr(cls, "pair_losses"):
+        raise ValueError(
+            f"{cls.__name__} must be a model (registry.Model) or a loss (losses.LabelLoss)."
         )
     own_hyperparameters(cls)
-    _MODELS[cls.__name__] = cls
+    _REGISTERED[cls.__name__] = cls
     return keras.saving.register_keras_serializable(KERAS_PACKAGE)(cls)
 
 
@@ -306,6 +324,19 @@ def models() -> dict[str, type[keras.Model]]:
     Raises:
         InputError: if a module that the user names does not exist.
     """
+    return _registered(keras.Model)
+
+
+def losses() -> dict[str, type[keras.losses.Loss]]:
+    """Returns all registered losses by name, sorted.
+
+    Raises:
+        InputError: if a module that the user names does not exist.
+    """
+    return _registered(keras.losses.Loss)
+
+
+def _registered(base):
     for name in _module_names():
         try:
             importlib.import_module(name)
@@ -313,16 +344,16 @@ def models() -> dict[str, type[keras.Model]]:
             if error.name != name:
                 raise
             raise InputError(f"${MODULES_VARIABLE} names {name!r}: {error}") from error
-    return dict(sorted(_MODELS.items()))
+    return {name: cls for name, cls in sorted(_REGISTERED.items()) if issubclass(cls, base)}
 
 
 def _module_names():
-    """Returns the names of the modules with models: the project's own, then the user's."""
+    """Returns the names of the modules to import: the project's own, then the user's."""
     folder = pathlib.Path(__file__).parent
     names = set(_OWN_MODULES)
     # Only a checkout has this file. Site-packages may hold anyone's *_models.py.
     if (folder / "pyproject.toml").exists():
-        names |= {path.stem for path in folder.glob("*_models.py")}
+        names |= {path.stem for end in _FILE_ENDS for path in folder.glob(f"*{end}")}
     named = os.environ.get(MODULES_VARIABLE, "").split(",")
     return sorted(names) + [name.strip() for name in named if name.strip()]
 
@@ -333,9 +364,22 @@ def model_class(name: str) -> type[keras.Model]:
     Raises:
         InputError: if there is none; the message lists the registered models.
     """
-    known = models()
+    return _find("model", models(), name)
+
+
+def loss_class(name: str) -> type[keras.losses.Loss]:
+    """Returns the loss registered under a name.
+
+    Raises:
+        InputError: if there is none; the message lists the registered losses.
+    """
+    return _find("loss", losses(), name)
+
+
+def _find(kind, known, name):
     if not isinstance(name, str) or name not in known:
-        raise InputError(f"unknown model {name!r}. Registered models: {comma_separated(known)}.")
+        plural = {"model": "models", "loss": "losses"}[kind]
+        raise InputError(f"unknown {kind} {name!r}. Registered {plural}: {comma_separated(known)}.")
     return known[name]
 
 
@@ -369,7 +413,23 @@ def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: if the model does not take a given hyperparameter, or its type is wrong.
     """
-    accepted = hyperparameters(name, given.get(CLASSIFIER_ARGUMENT))
+    return _resolve(name, hyperparameters(name, given.get(CLASSIFIER_ARGUMENT)), given)
+
+
+def resolve_loss(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of all hyperparameters of a loss, by name.
+
+    Args:
+        name: a registered loss.
+        given: values that override the defaults, by name.
+
+    Raises:
+        InputError: if the loss does not take a given hyperparameter, or its type is wrong.
+    """
+    return _resolve(name, own_hyperparameters(loss_class(name)), given)
+
+
+def _resolve(name, accepted, given):
     unknown = sorted(set(given) - set(accepted))
     if unknown:
         raise InputError(
@@ -469,7 +529,7 @@ def _check_positive_integers(name, values):
         raise InputError(f"{name} must be positive integers. Received: {list(values)}")
 
 
-def own_hyperparameters(cls: type[keras.Model]) -> dict[str, Hyperparameter]:
+def own_hyperparameters(cls: type) -> dict[str, Hyperparameter]:
     """Returns the hyperparameters that a class and its bases declare, by name.
 
     The most derived default applies, and so does the most derived description.

@@ -44,6 +44,13 @@ _DEFAULT_FEATURE_NAMES = {True: ("rgb", "audio"), False: ("mean_rgb", "mean_audi
 # orders the columns of a mixture of experts by mixture, then class.
 _WEIGHTS_FORMAT = 2
 _REPORTED_PACKAGES = ("tensorflow", "keras", "numpy")
+_RESOLVED_TYPES = {
+    "model": str,
+    "hyperparameters": dict,
+    "label_loss": str,
+    "loss_hyperparameters": dict,
+    "loss_data": dict,
+}
 _REQUIRED_KEYS = {"model", "hyperparameters", "feature_names"}
 
 
@@ -131,6 +138,7 @@ class DataConfig(Options):
         options: ReadOptions = ReadOptions(),
         *,
         with_labels: bool = True,
+        label_weights: str | None = None,
     ) -> "readers.RecordReader":
         """Returns a reader of record files.
 
@@ -138,6 +146,7 @@ class DataConfig(Options):
             paths: record files, or globs in one comma-separated string.
             options: how to read them.
             with_labels: whether to read labels; prediction needs none.
+            label_weights: name of the feature with a weight for each label; None for no weights.
 
         Raises:
             InputError: if a glob matches no file, or a `dataset.json` says that the frames are
@@ -159,6 +168,7 @@ class DataConfig(Options):
             num_classes=self.num_classes,
             max_frames=self.max_frames,
             with_labels=with_labels,
+            label_weights=label_weights,
             **options.read_options(),
         )
 
@@ -176,6 +186,9 @@ class RunConfig(Options):
 
     Attributes:
         hyperparameters: value of every hyperparameter of the model, by name.
+        loss_hyperparameters: value of every hyperparameter of the label loss, by name.
+        loss_data: numbers of each class that the label loss takes, by argument: `class_weights` and
+            `class_prior`.
         quantization: range of the bytes of features, as in `DataConfig`.
         feature_scale: `factor` and `offset` of a `FeatureScale`; None for the values as they are.
 
@@ -219,7 +232,36 @@ class RunConfig(Options):
         300, "Largest number of frames of a video to use.", group="data", above=0
     )
     label_loss: str = option(
-        "CrossEntropyLoss", "Loss of the labels.", group="training", choices=tuple(losses.LOSSES)
+        "CrossEntropyLoss",
+        "Loss of the labels, by class name. `--help --label_loss=NAME` lists its flags.",
+        group="loss",
+    )
+    loss_hyperparameters: dict[str, bool | int | float | str | None] = dataclasses.field(
+        default_factory=dict
+    )
+    loss_data: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    label_weights: str | None = option(
+        None,
+        "Name of a feature of the training records with a weight for each label, a list of floats "
+        "as long as labels. It multiplies the loss of the pair of video and class; 0 ignores the "
+        "pair. Default: every label has the weight 1.",
+        group="loss",
+    )
+    class_balance_beta: float | None = option(
+        None,
+        "Weight classes by their effective number of training videos with this beta, for example "
+        "0.999. dataset.json and its vocabulary must give the numbers of training videos.",
+        group="loss",
+        at_least=0,
+        below=1,
+    )
+    mix_videos: float = option(
+        0.0,
+        "Probability that a training video is mixed with another one of its batch: half of the "
+        "frames of each, and the labels of both.",
+        group="training",
+        at_least=0,
+        below=1,
     )
     batch_size: int = option(
         128, "Videos per step, on all devices together.", group="training", above=0
@@ -267,12 +309,14 @@ class RunConfig(Options):
 
     def __post_init__(self):
         """Resolves what depends on the model, and checks every value."""
-        for name, kind in (("model", str), ("hyperparameters", dict)):
+        for name, kind in _RESOLVED_TYPES.items():
             value = getattr(self, name)
             if not isinstance(value, kind):
                 raise InputError(f"{name} must be of type {kind.__name__}. Received: {value!r}")
         resolved = registry.resolve(self.model, self.hyperparameters)
         object.__setattr__(self, "hyperparameters", resolved)
+        resolved = registry.resolve_loss(self.label_loss, self.loss_hyperparameters)
+        object.__setattr__(self, "loss_hyperparameters", resolved)
         if not self.feature_names:
             object.__setattr__(self, "feature_names", _DEFAULT_FEATURE_NAMES[self.frame_level])
         super().__post_init__()
@@ -281,12 +325,14 @@ class RunConfig(Options):
     def _resolve_frames(self):
         """Checks what concerns frames, and gives what is YouTube-8M's the value None."""
         if not self.frame_level:
-            for name in ("feature_dtypes", "quantization", "feature_scale"):
+            for name in ("feature_dtypes", "quantization", "feature_scale", "mix_videos"):
                 if getattr(self, name):
                     raise InputError(
                         f"--{name} is about frames, but {self.model} takes video-level features."
                     )
             return
+        if self.mix_videos and self.max_frames < 2:
+            raise InputError("--mix_videos needs --max_frames of at least 2. Received: 1")
         names = self.feature_names or ()
         dtypes = self.feature_dtypes or ("uint8",)
         if len(dtypes) == 1:
@@ -323,9 +369,9 @@ class RunConfig(Options):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings by name, those of the model included."""
+        """All settings by name, those of the model and of the label loss included."""
         values = dataclasses.asdict(self)
-        hyperparameters = values.pop("hyperparameters")
+        hyperparameters = values.pop("hyperparameters") | values.pop("loss_hyperparameters")
         return values | hyperparameters
 
     @property
@@ -366,6 +412,14 @@ class RunConfig(Options):
             **self.hyperparameters,
         )
 
+    def build_loss(self) -> losses.LabelLoss:
+        """Builds the label loss of training.
+
+        Raises:
+            InputError: if an argument is not valid.
+        """
+        return losses.get_loss(self.label_loss, **self.loss_hyperparameters, **self.loss_data)
+
     def build_optimizer(self) -> keras.optimizers.Optimizer:
         """Builds the Keras optimizer, with a learning rate that decays in steps.
 
@@ -395,11 +449,7 @@ class RunConfig(Options):
 
     def differences(self, other: "RunConfig") -> dict[str, tuple]:
         """Returns the settings that differ: name to (own value, other value)."""
-        return _differences(self._flat(), other._flat())
-
-    def _flat(self):
-        values = dataclasses.asdict(self)
-        return {**values.pop("hyperparameters"), **values}
+        return _differences(self.settings, other.settings)
 
     def save(self, train_dir: str) -> None:
         """Writes `model_flags.json` into a train directory."""
@@ -501,6 +551,12 @@ class TrainOptions(RecipeOptions, ReadOptions):
         "frame, in the order of --feature_names. Each value is multiplied by its factor, then the "
         "offset is added, before normalization. The run keeps a copy of the numbers.",
         group="data",
+    )
+    class_weights: str | None = option(
+        None,
+        "CSV file with the columns Index and weight: the weight of each class in the loss. The run "
+        "keeps a copy of the numbers.",
+        group="loss",
     )
     train_dir: str = option(
         help="Directory of the run: model_flags.json, checkpoints, TensorBoard logs, eval/.",

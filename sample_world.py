@@ -197,20 +197,30 @@ def _sample_scenes(rng, num_classes, num_words):
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """Samples the videos of a world, each with `min_frames` to `max_frames` frames."""
+    """Samples the videos of a world, each with `min_frames` to `max_frames` frames.
+
+    Each label of a training video is missing with the probability `missing_labels`.
+    """
 
     world: World
     seed: int
     feature_names: tuple[str, ...]
     min_frames: int
     max_frames: int
+    missing_labels: float = 0.0
 
     def videos(self, split: str) -> Iterator[Video]:
         """Yields the videos of a split without end, always the same ones in the same order."""
         for chunk in itertools.count():
             key = (1 + SPLITS.index(split), chunk)
             rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+            key = (1 + len(SPLITS), chunk)
+            # Drawn by itself, so that the frames do not depend on `missing_labels`.
+            missing = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
             for index, (labels, features) in enumerate(self._sample_chunk(rng)):
+                if split == "train" and self.missing_labels:
+                    kept = missing.random(len(labels)) >= self.missing_labels
+                    labels = np.array(labels)[kept].tolist()
                 number = chunk * VIDEOS_PER_CHUNK + index
                 yield Video(f"{split}{number:07d}", labels, features)
 

@@ -32,6 +32,7 @@ import distribution
 import eval_util
 import files
 import layers
+import losses
 import validation
 import vocabulary
 from run_config import RunConfig, TrainOptions
@@ -88,7 +89,9 @@ def train(
         raise InputError(
             f"--frame_features={options.frame_features} does not fit: {config.model} takes {level}."
         )
-    reader = config.data.reader(paths or options.train_data_pattern, options)
+    reader = config.data.reader(
+        paths or options.train_data_pattern, options, label_weights=config.label_weights
+    )
     # Fail on bad data before creating anything.
     reader.check_first_records()
     if options.eval_data_pattern:
@@ -157,6 +160,7 @@ def _train(config, options, reader, eval_paths, stop_requests):
             shuffle_buffer_size=config.shuffle_buffer_size,
             seed=config.seed,
             skip_batches=trainer.step,
+            mix_videos=config.mix_videos,
         )
         with (
             reader.explained_errors(),
@@ -378,6 +382,43 @@ def batch_metrics(outputs: tuple, strategy: tf.distribute.Strategy) -> dict[str,
     }
 
 
+def read_loss_data(
+    config: RunConfig, options: TrainOptions, paths: Sequence[str]
+) -> dict[str, list[float]]:
+    """Returns the numbers of each class that the label loss takes, for `RunConfig.loss_data`.
+
+    Args:
+        config: config of the run, complete but for these numbers.
+        options: options that say which weights the classes have.
+        paths: the training records. Their `dataset.json` gives the frequencies of the classes.
+
+    Raises:
+        InputError: if weights or frequencies cannot be read.
+    """
+    beta, smoothing = config.class_balance_beta, config.loss_hyperparameters["label_smoothing"]
+    if options.class_weights and beta is not None:
+        raise InputError(
+            "--class_weights and --class_balance_beta cannot be combined. Use only one of them."
+        )
+    found, earlier = {}, {}
+    is_new = options.start_new_model or not checkpoints.has_run(options.train_dir)
+    if not is_new:  # More training data do not change the numbers of a run.
+        earlier = RunConfig.load(options.train_dir).loss_data
+    if options.class_weights:
+        found["class_weights"] = vocabulary.read_numbers(
+            options.class_weights, "weight", config.num_classes
+        )
+    if beta is not None:
+        found["class_weights"] = earlier.get("class_weights") or losses.effective_number_weights(
+            dataset_info.class_counts(paths, config.num_classes)[0], beta
+        )
+    if smoothing:
+        found["class_prior"] = earlier.get("class_prior") or dataset_info.class_prior(
+            paths, config.num_classes
+        )
+    return found
+
+
 def main(config: RunConfig, options: TrainOptions, given: program.GivenFlags) -> None:
     """Runs the program."""
     paths = files.expand_patterns(options.train_data_pattern)
@@ -385,6 +426,7 @@ def main(config: RunConfig, options: TrainOptions, given: program.GivenFlags) ->
     if options.feature_scale:
         scale = dataset_info.read_feature_scale(options.feature_scale)
         config = dataclasses.replace(config, feature_scale=dataclasses.asdict(scale))
+    config = dataclasses.replace(config, loss_data=read_loss_data(config, options, paths))
     eval_paths = []
     if options.eval_data_pattern:
         eval_paths = files.expand_patterns(options.eval_data_pattern)

@@ -11,7 +11,6 @@ from absl import logging
 import checkpoints
 import distribution
 import layers
-import losses
 import private_api
 import registry
 from run_config import RunConfig
@@ -49,7 +48,7 @@ class Trainer:
         self.config = config
         self.strategy = strategy
         self._sync_batch_norm = sync_batch_norm
-        self._label_loss = losses.get_loss(config.label_loss)
+        self._label_loss = config.build_loss()
         self._loss_sum = tf.Variable(0.0, trainable=False)
         self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
         self.ema = self._make_ema() if config.ema_decay else None
@@ -127,11 +126,14 @@ class Trainer:
         tf.while_loop(lambda num_done: num_done < num_steps, run_one_step, [0])
 
     @tf.function(autograph=False)
-    def _run_step(self, inputs, labels):
-        return self._step(inputs, labels)
+    def _run_step(self, *batch):
+        return self._step(*batch)
 
-    def _step(self, inputs, labels):
-        both_losses, predictions = self.strategy.run(self._replica_step, args=(inputs, labels))
+    def _step(self, inputs, labels, *pair_weights):
+        """Runs a step on a batch, which may have weights of pairs of video and class."""
+        both_losses, predictions = self.strategy.run(
+            self._replica_step, args=(inputs, labels, *pair_weights)
+        )
         label_loss, loss = tf.unstack(self.strategy.reduce("MEAN", both_losses, axis=None))
         self._loss_sum.assign_add(label_loss)
         is_first_bad = ~tf.math.is_finite(loss) & (self._first_bad_step < 0)
@@ -139,14 +141,15 @@ class Trainer:
         self._first_bad_step.assign(tf.where(is_first_bad, step, self._first_bad_step))
         return predictions, labels
 
-    def _replica_step(self, inputs, labels):
+    def _replica_step(self, inputs, labels, *pair_weights):
+        targets = (labels, *pair_weights) if pair_weights else labels
         weights = self.model.trainable_variables
         with layers.running_replica(distribution.this_replica(self._sync_batch_norm)):
             with tf.GradientTape() as tape:
                 predictions = self.model(inputs, training=True)
-                label_loss = self._mean_label_loss(labels, predictions)
+                label_loss = self._mean_label_loss(targets, predictions)
                 auxiliary_loss = self.model.auxiliary_loss(
-                    functools.partial(self._mean_label_loss, labels)
+                    functools.partial(self._mean_label_loss, targets)
                 )
                 loss = tf.add_n([label_loss, *self._added_losses()]) + auxiliary_loss
             gradients = tape.gradient(loss, weights)
@@ -156,9 +159,9 @@ class Trainer:
             self._update_ema()
         return tf.stack([label_loss, loss]), predictions
 
-    def _mean_label_loss(self, labels, predictions):
+    def _mean_label_loss(self, targets, predictions):
         # Keras' own mean would be divided by the number of replicas.
-        return tf.reduce_mean(self._label_loss.call(labels, predictions))
+        return tf.reduce_mean(self._label_loss.call(targets, predictions))
 
     def _added_losses(self):
         """Returns the losses that layers added, without the weight penalties, which come last."""

@@ -8,12 +8,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
 from absl import logging
 
 import files
 from utils import InputError, comma_separated, examples
 
 FILE = "vocabulary.csv"
+# Column with the number of training videos of each class, as YouTube-8M names it.
+COUNTS = "TrainVideoCount"
 _NUMBER = re.compile(r"(-?[0-9]+)(\.0)?")
 # Larger numbers are ids of another kind.
 _MAX_CLASSES = 10**6
@@ -168,6 +172,38 @@ def read_class_names(path: str, num_classes: int | None = None) -> dict[int, str
     if num_classes is not None and num_named < num_classes:
         logging.warning("%s names only %d of %d classes", path, num_named, num_classes)
     return names
+
+
+def read_numbers(path: str, column: str, num_classes: int) -> list[float]:
+    """Reads a number for each class from a CSV file, such as a vocabulary.csv.
+
+    Args:
+        path: file with the columns `Index` and `column`, and a row for each class. Other columns
+            are ignored.
+        column: column with the numbers.
+        num_classes: number of classes.
+
+    Raises:
+        InputError: naming the file, if a class has no row, several, or no number of 0 or more.
+    """
+    try:
+        with files.open_binary(path) as file:
+            table = pd.read_csv(file, skipinitialspace=True)
+        missing = sorted({"Index", column} - set(table))
+        if missing:
+            raise InputError(f"it has no column {comma_separated(missing)}, but: {list(table)}")
+        numbers = table[column].astype(float)
+        if sorted(table["Index"]) != list(range(num_classes)):
+            raise InputError(
+                f"Index must have each of the classes 0 to {num_classes - 1} once. It has "
+                f"{len(table)} rows."
+            )
+        wrong = numbers[~(np.isfinite(numbers) & (numbers >= 0))]
+        if len(wrong):
+            raise InputError(f"{column} must be at least 0. Received: {wrong.iloc[0]}")
+    except (OSError, ValueError, *files.REMOTE_ERRORS) as error:
+        raise InputError(f"cannot read {column} of the classes in {path}: {error}") from error
+    return numbers[np.argsort(table["Index"])].tolist()
 
 
 def same_class_names(paths: Sequence[str], remedy: str) -> str | None:

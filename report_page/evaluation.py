@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 
 import eval_util
-import losses
 from ensemble import normalized_weights
 from predictor import ExportedPredictor, Predictor, embed_videos, predict_videos
 from readers import RecordReader
@@ -429,7 +428,7 @@ def evaluate(
     reader.check_labels()
     first = next(iter(predictors.values()))
     num_classes = first.data.num_classes
-    size = (num_classes, top_k, losses.get_loss(first.label_loss))
+    size = (num_classes, top_k, first.label_loss)
     shares = np.array(normalized_weights(weights, len(predictors)), np.float32)
     models = [_Model(name, *size) for name in predictors]
     mean = _Model(MEAN, *size) if len(models) > 1 else None

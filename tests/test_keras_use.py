@@ -202,7 +202,7 @@ def test_fit_saves_whole_models_and_resumes_them(tmp_path):
     assert histories[0] == histories[1]
 
 
-@pytest.mark.parametrize("loss", [losses.CrossEntropyLoss(0.1), losses.HingeLoss(2.0)])
+@pytest.mark.parametrize("loss", [losses.CrossEntropyLoss(epsilon=0.1), losses.HingeLoss(margin=2.0)])
 def test_losses_keep_their_arguments(loss):
     restored = keras.losses.deserialize(keras.losses.serialize(loss))
     assert type(restored) is type(loss)
