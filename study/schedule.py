@@ -16,7 +16,7 @@ import plan
 from utils import InputError
 
 # One thread per job and no GPU, so that results do not depend on the hardware or on other jobs.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "-1",
     "OMP_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
@@ -111,7 +111,7 @@ class Runner:
             process = subprocess.Popen(
                 command,
                 cwd=plan.ROOT,
-                env={**os.environ, **_ENVIRONMENT},
+                env={**os.environ, **ENVIRONMENT},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
