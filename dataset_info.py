@@ -302,7 +302,7 @@ def class_counts(paths: Sequence[str], num_classes: int) -> tuple[list[float], i
                 f"{_NEED_OF_COUNTS}"
             )
         file = os.path.join(os.path.dirname(path), info.vocabulary)
-        counts += vocabulary.read_numbers(file, vocabulary.COUNTS, num_classes)
+        counts += vocabulary.read_numbers(file, vocabulary.COUNTS, num_classes, default=0.0)
         num_videos += in_training
     if not infos:
         raise InputError(

@@ -39,10 +39,10 @@ class LabelLoss(keras.losses.Loss):
     def __init__(
         self,
         *,
-        label_smoothing=0.0,
+        label_smoothing: float = 0.0,
         class_weights: Sequence[float] | None = None,
         class_prior: Sequence[float] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         utils.check_share(label_smoothing=label_smoothing)
@@ -106,8 +106,8 @@ class LabelLoss(keras.losses.Loss):
         shape = utils.static_shape(predictions)
         if shape and shape[-1] not in (None, len(numbers)):
             raise InputError(
-                f"{self.name} has weights or frequencies of {len(numbers)} classes, but the "
-                f"predictions are of {shape[-1]}."
+                f"{type(self).__name__} has weights or frequencies of {len(numbers)} classes, but "
+                f"the predictions are of {shape[-1]}."
             )
         return ops.convert_to_tensor(numbers, predictions.dtype)[None]
 
@@ -244,7 +244,7 @@ class SoftmaxLoss(LabelLoss):
         return -targets * ops.log_softmax(predictions, axis=-1)
 
 
-def get_loss(name: str, **arguments: Any) -> LabelLoss:
+def get_loss(name: str, /, **arguments: Any) -> LabelLoss:
     """Returns a new loss by its class name, such as `CrossEntropyLoss`.
 
     Args:
@@ -282,8 +282,12 @@ def _checked(name, numbers, highest):
     """Returns numbers of classes as a list of floats, or None."""
     if numbers is None:
         return None
-    values = np.asarray(numbers, np.float64)
-    if values.ndim != 1 or not ((values >= 0) & (values <= highest) & np.isfinite(values)).all():
+    try:
+        values = np.asarray(numbers, np.float64)
+        is_valid = values.ndim == 1 and np.isfinite(values).all()
+    except (TypeError, ValueError):
+        is_valid = False
+    if not is_valid or values.min() < 0 or values.max() > highest:
         bound = "" if np.isinf(highest) else f" and at most {highest:g}"
         raise InputError(
             f"{name} must be one number for each class, at least 0{bound}. "

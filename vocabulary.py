@@ -174,14 +174,16 @@ def read_class_names(path: str, num_classes: int | None = None) -> dict[int, str
     return names
 
 
-def read_numbers(path: str, column: str, num_classes: int) -> list[float]:
+def read_numbers(
+    path: str, column: str, num_classes: int, default: float | None = None
+) -> list[float]:
     """Reads a number for each class from a CSV file, such as a vocabulary.csv.
 
     Args:
-        path: file with the columns `Index` and `column`, and a row for each class. Other columns
-            are ignored.
+        path: file with the columns `Index` and `column`. Other columns are ignored.
         column: column with the numbers.
         num_classes: number of classes.
+        default: number of a class without row; None if every class must have one.
 
     Raises:
         InputError: naming the file, if a class has no row, several, or no number of 0 or more.
@@ -192,18 +194,22 @@ def read_numbers(path: str, column: str, num_classes: int) -> list[float]:
         missing = sorted({"Index", column} - set(table))
         if missing:
             raise InputError(f"it has no column {comma_separated(missing)}, but: {list(table)}")
-        numbers = table[column].astype(float)
-        if sorted(table["Index"]) != list(range(num_classes)):
-            raise InputError(
-                f"Index must have each of the classes 0 to {num_classes - 1} once. It has "
-                f"{len(table)} rows."
-            )
-        wrong = numbers[~(np.isfinite(numbers) & (numbers >= 0))]
+        found = table.set_index("Index")[column].astype(float)
+        wrong = found[~(np.isfinite(found) & (found >= 0))]
         if len(wrong):
             raise InputError(f"{column} must be at least 0. Received: {wrong.iloc[0]}")
+        unknown = [index for index in found.index if index not in range(num_classes)]
+        if unknown or found.index.has_duplicates:
+            raise InputError(
+                f"Index must have classes from 0 to {num_classes - 1}, each once. It has: "
+                f"{examples(unknown or found.index[found.index.duplicated()])}"
+            )
+        numbers = [found.get(index, default) for index in range(num_classes)]
+        if None in numbers:
+            raise InputError(f"class {numbers.index(None)} of {num_classes} has no row.")
     except (OSError, ValueError, *files.REMOTE_ERRORS) as error:
         raise InputError(f"cannot read {column} of the classes in {path}: {error}") from error
-    return numbers[np.argsort(table["Index"])].tolist()
+    return [float(number) for number in numbers]
 
 
 def same_class_names(paths: Sequence[str], remedy: str) -> str | None:

@@ -62,9 +62,7 @@ SCALES = {
     "full": Scale(
         num_videos=8000, num_test_videos=2000, max_steps=600, batch_size=64, seeds=(0, 1, 2)
     ),
-    "miniature": Scale(
-        num_videos=64, num_test_videos=32, max_steps=2, batch_size=16, seeds=(0, 1)
-    ),
+    "miniature": Scale(num_videos=64, num_test_videos=32, max_steps=2, batch_size=16, seeds=(0, 1)),
 }
 
 
@@ -179,13 +177,13 @@ def to_markdown(found):
         f"`{WORLD}` of the [sample data](sample_data.md#other-worlds), "
         f"{MISSING_LABELS:.0%} of the labels of the training videos are missing "
         "(`make_sample_data.py --missing_labels`); the test videos have theirs. Each option trains "
-        f"the same small model (`{MODEL}`) on {scale.num_videos} videos for {scale.max_steps} steps "
-        f"of {scale.batch_size}, with {len(scale.seeds)} seeds of training, and predicts "
+        f"the same small model (`{MODEL}`) on {scale.num_videos} videos for {scale.max_steps} "
+        f"steps of {scale.batch_size}, with {len(scale.seeds)} seeds of training, and predicts "
         f"{scale.num_test_videos} videos, with one sampling of the frames.",
-        "The table has GAP@20 and mAP@20: mean ± standard deviation over the seeds, the differences "
-        "from the defaults by seed, and the verdict. An option is better or worse if the mean "
-        "difference is beyond two standard deviations of the differences. No option was tuned, and "
-        "an option that is not better stays off unless your own data show otherwise.",
+        "The table has GAP@20 and mAP@20: mean ± standard deviation over the seeds, the "
+        "differences from the defaults by seed, and the verdict. An option is better or worse if "
+        "the mean difference is beyond two standard deviations of the differences. No option was "
+        "tuned. All are off by default.",
         seed_tables.markdown_table(table(found.scores)),
         f"Measured on {setting['date']} with TensorFlow {setting['versions']['tensorflow']} by "
         "`python study/training_options.py --report_dir=docs`, on one thread.",

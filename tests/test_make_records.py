@@ -128,8 +128,15 @@ def test_dataset_json_and_vocabulary_describe_the_records(tmp_path):
     assert "python make_records.py" in info.made_by
     assert "--frames_per_second=2.5" in info.made_by
     assert "--output_dir" not in info.made_by
-    names = vocabulary.read_class_names(str(tmp_path / "records" / info.vocabulary))
+    path = str(tmp_path / "records" / info.vocabulary)
+    names = vocabulary.read_class_names(path)
     assert names == {number: name for name, number in CLASSES.items()}
+    counts = [0.0] * 3
+    for labels, _ in read(tmp_path, "train").values():
+        for label in labels:
+            counts[label] += 1
+    assert vocabulary.read_numbers(path, "TrainVideoCount", 3) == counts
+    assert min(counts) > 0
 
 
 @pytest.mark.parametrize(("storage", "most"), [("uint8", 0.01), ("float16", 0.0005)])

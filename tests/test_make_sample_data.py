@@ -269,6 +269,32 @@ def test_vocabulary_names_every_class_and_counts_its_training_videos(frame_dir, 
     assert [(int(row[0]), int(row[1])) for row in cells] == list(enumerate(counts))
 
 
+def test_labels_are_missing_from_training_videos_only_and_nothing_else_changes(tmp_path):
+    sizes = {"num_videos": 200, "num_classes": 12}
+    make(tmp_path / "all", **sizes)
+    make(tmp_path / "some", **sizes, missing_labels=0.3)
+    num_labels = {"all": 0, "some": 0}
+    for split in ("train", "validate", "test"):
+        pairs = zip(
+            *(
+                records(tmp_path / name, split, tf.train.SequenceExample)
+                for name in ("all", "some")
+            ),
+            strict=True,
+        )
+        for whole, rest in pairs:
+            assert whole.feature_lists == rest.feature_lists
+            (name, labels), (same, kept) = context(whole.context), context(rest.context)
+            assert name == same
+            assert set(kept) <= set(labels)
+            if split == "train":
+                num_labels["all"] += len(labels)
+                num_labels["some"] += len(kept)
+            else:
+                assert kept == labels
+    assert num_labels["some"] / num_labels["all"] == pytest.approx(0.7, abs=0.05)
+
+
 def test_class_names_are_unique_beyond_the_combinations_of_words():
     assert len({make_sample_data.class_name(index)[0] for index in range(10000)}) == 10000
 

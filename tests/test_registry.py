@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 
+import keras
 import pytest
 
 import frame_level_models
@@ -23,7 +24,7 @@ MOE_ARGUMENTS = {"moe_num_mixtures", "moe_l2", "moe_prob_gating"}
 
 @pytest.fixture(autouse=True)
 def _registered_models_stay_as_they_were(monkeypatch):
-    monkeypatch.setattr(registry, "_MODELS", registry.models())
+    monkeypatch.setattr(registry, "_REGISTERED", {**registry.models(), **registry.losses()})
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield tmp_path
-    for name in ("newcomers_models", "newcomers"):
+    for name in ("newcomers_models", "newcomers_losses", "newcomers"):
         sys.modules.pop(name, None)
 
 
@@ -91,6 +92,35 @@ def test_a_model_in_a_new_file_of_a_checkout_is_found_without_other_edits(folder
     (folder / "newcomers_models.py").write_text(NEWCOMER)
     (folder / "pyproject.toml").touch()
     assert registry.model_class("NewcomerModel").__module__ == "newcomers_models"
+
+
+def test_a_loss_in_a_new_file_of_a_checkout_is_found_without_other_edits(folder):
+    (folder / "newcomers_losses.py").write_text(
+        "import losses, registry\n@registry.register\nclass NewcomerLoss(losses.HingeLoss): pass\n"
+    )
+    (folder / "pyproject.toml").touch()
+    assert registry.loss_class("NewcomerLoss").__module__ == "newcomers_losses"
+    assert "NewcomerLoss" not in registry.models()
+    assert registry.resolve_loss("NewcomerLoss", {"margin": 2}) == {
+        "margin": 2.0,
+        "label_smoothing": 0.0,
+    }
+
+
+@pytest.mark.parametrize("base", [keras.losses.Loss, keras.layers.Layer])
+def test_what_is_neither_a_model_nor_a_label_loss_is_rejected(base):
+    with pytest.raises(
+        ValueError, match=r"Faulty must be a model .* or a loss \(losses\.LabelLoss"
+    ):
+        registry.register(type("Faulty", (base,), {}))
+
+
+def test_models_and_losses_are_told_apart():
+    assert not set(registry.models()) & set(registry.losses())
+    with pytest.raises(InputError, match="unknown model 'FocalLoss'"):
+        registry.model_class("FocalLoss")
+    with pytest.raises(InputError, match="unknown loss 'MoeModel'"):
+        registry.loss_class("MoeModel")
 
 
 def test_installed_only_modules_named_in_the_environment_are_added(folder, monkeypatch):
@@ -152,16 +182,20 @@ def test_an_argument_with_a_new_default_keeps_its_description():
     assert described["FrameLevelLogisticModel"] == described["LstmModel"]
 
 
-@pytest.mark.parametrize("name", list(registry.models()))
-def test_every_hyperparameter_is_described_with_its_type(name):
-    ancestors = inspect.getmro(registry.model_class(name))
-    classifier = registry.hyperparameters(name).get(registry.CLASSIFIER_ARGUMENT)
+@pytest.mark.parametrize("cls", [*registry.models().values(), *registry.losses().values()])
+def test_every_hyperparameter_is_described_with_its_type(cls):
+    is_model = issubclass(cls, keras.Model)
+    taken = (
+        registry.hyperparameters(cls.__name__) if is_model else registry.own_hyperparameters(cls)
+    )
+    ancestors = inspect.getmro(cls)
+    classifier = taken.get(registry.CLASSIFIER_ARGUMENT)
     if classifier is not None:
         ancestors += inspect.getmro(registry.model_class(classifier.default))
     described = "\n".join(filter(None, map(inspect.getdoc, ancestors)))
     wrong = [
         key
-        for key, parameter in registry.hyperparameters(name).items()
+        for key, parameter in taken.items()
         if not re.search(rf"^ *{key}: {parameter.type.__name__}\b.*\. \S", described, re.MULTILINE)
         or not re.match(r"\S", parameter.help)
     ]

@@ -14,6 +14,7 @@ pytest.importorskip("jinja2", reason="needs requirements/report.txt")
 
 import eval_util
 import layer_references as references
+import losses
 import model_references
 import readers
 import small_models
@@ -177,7 +178,7 @@ def test_examples_keep_the_largest_keys():
 class FakePredictor:
     """Looks predictions up by the first byte of a video."""
 
-    label_loss, steps = "CrossEntropyLoss", [7]
+    label_loss, steps = losses.CrossEntropyLoss(), [7]
 
     def __init__(self, predictions, embeddings=None):
         self._predictions, self._embeddings = predictions, embeddings

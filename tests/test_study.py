@@ -25,6 +25,7 @@ import plots
 import results
 import schedule
 import seed_tables
+import training_options
 
 
 @pytest.mark.parametrize("name", list(plan.SCALES))
@@ -51,6 +52,46 @@ def test_the_full_study_covers_the_paper(tmp_path):
     steps = plan.Plan(scale, tmp_path)
     trained = [job.name for job in steps.jobs if job.command[0] == "train.py"]
     assert len(trained) == 3 * (11 + 5 + 4)
+
+
+def test_the_options_of_training_parse_and_the_page_in_docs_matches_its_numbers(tmp_path):
+    for flags in training_options.OPTIONS.values():
+        given = (*training_options.MODEL.split(), *flags.split(), "--train_data_pattern=data")
+        assert programs.options("train", *given, "--train_dir=run")
+    assert programs.options(
+        "make_sample_data", "--output_dir=data", *training_options.data_flags().split()
+    )
+    docs = programs.ROOT / "docs"
+    text = training_options.to_markdown(training_options.Scores.load(docs / "training_options"))
+    assert text == (docs / "training_options.md").read_text()
+
+
+def test_an_option_of_training_is_judged_by_its_differences_by_seed():
+    gap = {training_options.DEFAULT: [0.5, 0.6, 0.55], "label smoothing": [0.52, 0.63, 0.575]}
+    rows = [
+        {"option": name, "seed": seed, "gap": gap.get(name, [0.4, 0.7, 0.5])[seed], "map": 0.25}
+        for name in training_options.OPTIONS
+        for seed in range(3)
+    ]
+    found = training_options.table(pd.DataFrame(rows)).set_index("option")
+    assert found.loc["label smoothing", "GAP, difference"] == "+0.0200, +0.0300, +0.0250"
+    assert found.loc["label smoothing", "GAP, verdict"] == "better"
+    assert found.loc["focal loss", "GAP, verdict"] == "-"
+    assert found.loc[training_options.DEFAULT, "GAP"] == "0.5500 ± 0.0500"
+
+
+@pytest.mark.slow
+def test_a_miniature_measurement_of_options_writes_its_report(tmp_path, monkeypatch):
+    names = (training_options.DEFAULT, "mixed videos")
+    options = {name: training_options.OPTIONS[name] for name in names}
+    monkeypatch.setattr(training_options, "OPTIONS", options)
+    given = {"scale": "miniature", "output_dir": str(tmp_path)}
+    training_options.main(training_options.MeasurementOptions(**given))
+    text = (tmp_path / "training_options.md").read_text()
+    monkeypatch.setattr(training_options, "_train", None)  # Finished runs do not run again.
+    training_options.main(training_options.MeasurementOptions(**given))
+    assert (tmp_path / "training_options.md").read_text() == text
+    assert text.count("\n| ") == 4
 
 
 def job(tmp_path, name, script, needs=(), **options):

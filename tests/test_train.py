@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import losses
 import programs
+import registry
 import train
 from programs import SMALL_DATA, metrics_of, run, run_small, train_mean, weights_of
 from run_config import RunConfig
@@ -194,10 +195,10 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_checkpoint(
     train_dir = shutil.copytree(trained_mean, tmp_path / "run")
 
     class Exploding(losses.CrossEntropyLoss):
-        def call(self, y_true, y_pred):
-            return super().call(y_true, y_pred) / 0.0
+        def pair_losses(self, labels, predictions):
+            return super().pair_losses(labels, predictions) / 0.0
 
-    monkeypatch.setitem(losses.LOSSES, "CrossEntropyLoss", Exploding)
+    monkeypatch.setitem(registry._REGISTERED, "CrossEntropyLoss", Exploding)
     with pytest.raises(FloatingPointError, match="the loss of step 21 is not finite"):
         train_mean(train_dir, frame_data, "--num_epochs=3")
     assert_equal_weights(weights_of(train_dir), weights_of(trained_mean))
