@@ -402,11 +402,14 @@ def read_loss_data(
         )
     found, earlier = {}, {}
     is_new = options.start_new_model or not checkpoints.has_run(options.train_dir)
-    if not is_new:  # More training data do not change the numbers of a run.
+    if not is_new:  # A run goes on with its numbers, on other training data too.
         earlier = RunConfig.load(options.train_dir).loss_data
     if options.class_weights:
-        found["class_weights"] = vocabulary.read_numbers(
-            options.class_weights, "weight", config.num_classes
+        is_gone = "class_weights" in earlier and not files.gfile.exists(options.class_weights)
+        found["class_weights"] = (
+            earlier["class_weights"]
+            if is_gone
+            else vocabulary.read_numbers(options.class_weights, "weight", config.num_classes)
         )
     if beta is not None:
         found["class_weights"] = earlier.get("class_weights") or losses.effective_number_weights(

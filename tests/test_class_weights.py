@@ -261,6 +261,12 @@ def test_weights_of_classes_come_from_a_file_and_change_the_run(tmp_path, data):
         assert (np.abs(weight - start).reshape(-1, 10).max(axis=0)[1::2] > 0).all()
     bias = programs.weights_of(run)["LogisticModel/logistic/bias"]
     assert (bias[::2] == 0).all()
+    path.write_text("Index,weight\n" + "".join(f"{index},1\n" for index in range(10)))
+    with pytest.raises(InputError, match=r"other settings \(loss_data: "):
+        train(run, data, flags[0], "--max_steps=3")
+    path.unlink()
+    train(run, data, flags[0], "--max_steps=3")
+    assert RunConfig.load(str(run)).loss_data == {"class_weights": [0.0, 1.0] * 5}
     with pytest.raises(InputError, match="--class_weights and --class_balance_beta cannot be com"):
         train(tmp_path / "other", data, *flags, "--class_balance_beta=0.9")
 

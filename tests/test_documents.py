@@ -7,6 +7,7 @@ import re
 import program
 
 import keras
+import numpy as np
 import pytest
 from absl import flags
 
@@ -30,6 +31,8 @@ FLAG_DOCUMENTS = [
     "security",
     "training",
 ]
+# Flags of README's own model and loss, which do not exist here.
+README_FLAGS = ("--attention_units", "--label_factor")
 # Flags of absl, TensorBoard and the scripts.
 OTHER_FLAGS = {"--flagfile", "--help", "--logdir", "--submit", "--quick", "--fast"}
 
@@ -54,11 +57,8 @@ def test_commands_parse(source, command, monkeypatch):
     if "..." not in arguments:
         program.parse_options(main, arguments)
         return
-    # README's own model and its flag do not exist here.
     arguments = [
-        argument
-        for argument in arguments
-        if argument != "..." and "--attention_units" not in argument
+        argument for argument in arguments if not argument.startswith(("...", *README_FLAGS))
     ]
     flag_values = flags.FlagValues()
     program.define_flags(main, flag_values)
@@ -81,10 +81,9 @@ def known_flags():
 def test_flags_in_documents_exist(name, known_flags):
     text = (documents.ROOT / name).read_text()
     text = re.sub(r'--beam_options="[^"]*"', "--beam_options", text)  # Those flags are Beam's.
-    text = text.replace("--attention_units", "")  # README's own model does not exist here.
     named = set(re.findall(r"--[a-z]\w*", text))
     assert named
-    assert named <= known_flags | OTHER_FLAGS
+    assert named <= known_flags | OTHER_FLAGS | {*README_FLAGS}
 
 
 def test_the_readme_lists_every_module_by_group():
@@ -149,13 +148,26 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert keras.models.load_model("dbof.keras").num_classes == 3862
 
 
+def test_the_readme_loss_is_a_loss_with_a_flag(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTERED", {**registry.models(), **registry.losses()})
+    code = documents.readme_python("class SquaredLoss")
+    assert len(code.splitlines()) <= 22
+    exec(compile(code, "README.md", "exec"), {"__name__": "my_losses"})
+    given = ("--model=MoeModel", "--label_loss=SquaredLoss", "--label_factor=5")
+    options = programs.options("train", *given, "--train_dir=run", "--train_data_pattern=data")
+    loss = options["config"].build_loss()
+    labels, predictions = np.array([[1.0, 0.0]]), np.array([[0.5, 0.25]])
+    assert float(loss(labels, predictions)) == 5 * 0.25 + 0.0625
+    assert float(loss(labels, predictions, np.array([[0.0, 2.0]]))) == 0.125
+
+
 @pytest.mark.slow
 def test_the_readme_model_in_a_new_file_is_a_model_with_flags_in_all_programs(tmp_path, frame_data):
     project = tmp_path / "project"
     project.mkdir()
     for source in [*documents.ROOT.glob("*.py"), documents.ROOT / "pyproject.toml"]:
         (project / source.name).write_bytes(source.read_bytes())
-    code = documents.readme_python("@registry.register")
+    code = documents.readme_python("class AttentionModel")
     assert len(code.splitlines()) <= 28
     (project / "my_models.py").write_text(code)
     train_dir, output = tmp_path / "run", tmp_path / "p.csv"
