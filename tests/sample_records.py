@@ -20,9 +20,14 @@ def float_feature(values):
     return tf.train.Feature(float_list=tf.train.FloatList(value=values))
 
 
-def frame_record(video_id, labels, id_name="id", **features):
-    """Returns a serialized SequenceExample; each feature is uint8 `[T, D]` or a list of bytes."""
+def frame_record(video_id, labels, id_name="id", weights=None, **features):
+    """Returns a serialized SequenceExample; each feature is uint8 `[T, D]` or a list of bytes.
+
+    The weights of the labels are a list of floats with the name `trust`.
+    """
     context = {id_name: bytes_feature(video_id.encode()), "labels": int64_feature(labels)}
+    if weights is not None:
+        context["trust"] = float_feature(weights)
     lists = {
         name: tf.train.FeatureList(feature=[bytes_feature(bytes(frame)) for frame in frames])
         for name, frames in features.items()

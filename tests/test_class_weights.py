@@ -18,8 +18,8 @@ from dataset_info import DatasetInfo, Feature
 from record_readers import error_of, frame_reader, video_reader
 from run_config import RunConfig
 from sample_records import (
-    bytes_feature,
     float_feature,
+    frame_record,
     int64_feature,
     video_record,
     write_records,
@@ -59,19 +59,12 @@ def test_labels_have_the_weights_of_their_record_and_other_pairs_weight_1(tmp_pa
 
 
 def test_weights_of_frame_level_records_are_mixed_with_their_labels(tmp_path):
-    def record(video_id, label, weight, pixel):
-        frames = tf.train.FeatureList(feature=[bytes_feature(pixel * 8)] * 3)
-        context = {
-            "id": bytes_feature(video_id),
-            "labels": int64_feature([label, 5]),
-            "trust": float_feature([weight, weight]),
-        }
-        return tf.train.SequenceExample(
-            context=tf.train.Features(feature=context),
-            feature_lists=tf.train.FeatureLists(feature_list={"rgb": frames}),
-        ).SerializeToString()
-
-    path = write_records(tmp_path / "a", [record(b"a", 1, 0.5, b"a"), record(b"b", 2, 0.25, b"b")])
+    videos = [("a", [1, 5], [0.5, 0.5]), ("b", [2, 5], [0.25, 0.25])]
+    records = [
+        frame_record(name, labels, weights=weights, rgb=[name.encode() * 8] * 3)
+        for name, labels, weights in videos
+    ]
+    path = write_records(tmp_path / "a", records)
     reader = frame_reader(path, {"rgb": 8}, label_weights="trust")
     (batch,) = reader.batches(2, mix_videos=1 - 1e-12)
     expected = np.ones((2, 10), np.float32)

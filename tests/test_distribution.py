@@ -41,6 +41,7 @@ SETTINGS = (
     "--compute_dtype=float32",
     "--shuffle_buffer_size=1",
     "--log_steps=1",
+    "--label_weights=trust",
     *SMALL_DATA,
 )
 
@@ -56,7 +57,10 @@ def data(tmp_path_factory):
         frames = sample_records.random_frames(rng, 3 + number % 7, 12)
         labels = np.unique(frames[0, :2] % 10).tolist()
         features = {"rgb": frames[:, :8], "audio": frames[:, 8:]}
-        records.append(sample_records.frame_record(f"v{number}", labels, **features))
+        weights = rng.uniform(0.5, 2.0, len(labels))
+        records.append(
+            sample_records.frame_record(f"v{number}", labels, weights=weights, **features)
+        )
     sample_records.write_records(folder / "whole.tfrecord", records)
     for half in range(2):
         path = folder / "halves" / f"part{half}.tfrecord"
