@@ -351,7 +351,8 @@ def options_from_flags(main: Callable, flag_values: flags.FlagValues) -> dict[st
         if isinstance(hints[name], types.UnionType) and values["model"] is None
     }
     _require_flags(classes, absent, values)
-    given = [f"--{name}" for name in _given(_model_flags(), flag_values)] if absent else []
+    names = (*_model_flags(), *_loss_flags()) if absent else ()
+    given = [f"--{name}" for name in _given(names, flag_values)]
     if given:
         raise InputError(f"{comma_separated(given)} needs --model.")
     options = {
@@ -428,7 +429,7 @@ def _build_options(cls, values, flag_values):
     return cls(**given)
 
 
-# --- Flags of models and losses ------------------------------------------------------------------
+# --- Flags of models and losses -------------------------------------------------------------------
 
 
 def _model_flags():
