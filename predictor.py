@@ -389,7 +389,8 @@ def evaluation_loss(name: str, hyperparameters: Mapping[str, Any]) -> losses.Lab
         name: a registered loss.
         hyperparameters: those of the loss in training.
     """
-    return losses.get_loss(name, **{**hyperparameters, "label_smoothing": 0.0})
+    kept = {key: value for key, value in hyperparameters.items() if key != "label_smoothing"}
+    return losses.get_loss(name, **kept)
 
 
 def _exported_loss(manifest):

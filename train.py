@@ -395,7 +395,7 @@ def read_loss_data(
     Raises:
         InputError: if weights or frequencies cannot be read.
     """
-    beta, smoothing = config.class_balance_beta, config.loss_hyperparameters["label_smoothing"]
+    beta, smoothing = config.class_balance_beta, config.loss_hyperparameters.get("label_smoothing")
     if options.class_weights and beta is not None:
         raise InputError(
             "--class_weights and --class_balance_beta cannot be combined. Use only one of them."
