@@ -171,6 +171,7 @@ def _call(module, *arguments):
 def to_markdown(found):
     """Returns the report of `Scores` as Markdown."""
     scale, setting = SCALES[found.setting["scale"]], found.setting
+    epochs = scale.max_steps * scale.batch_size / scale.num_videos
     blocks = [
         "# Options of training where labels are missing",
         "**These numbers come from generated videos, not from YouTube-8M.** In the world "
@@ -183,7 +184,8 @@ def to_markdown(found):
         "The table has GAP@20 and mAP@20: mean ± standard deviation over the seeds, the "
         "differences from the defaults by seed, and the verdict. An option is better or worse if "
         "the mean difference is beyond two standard deviations of the differences. No option was "
-        "tuned. All are off by default.",
+        f"tuned, and {epochs:.1f} epochs are a short training, in which an option that keeps a "
+        "model from fitting the training data has little to gain. All are off by default.",
         seed_tables.markdown_table(table(found.scores)),
         f"Measured on {setting['date']} with TensorFlow {setting['versions']['tensorflow']} by "
         "`python study/training_options.py --report_dir=docs`, on one thread.",
