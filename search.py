@@ -249,12 +249,19 @@ def _searchable(config):
         for field, kind in options_of(RunConfig)
         if field.metadata["group"] != "data" and field.name != "model"
     }
-    return own | {name: each.type for name, each in _hyperparameters(config).items()}
+    taken = _of_model(config) | _of_loss(config)
+    return own | {name: each.type for name, each in taken.items()}
 
 
-def _hyperparameters(config):
+def _of_model(config):
+    """Returns the hyperparameters of the model of a config."""
     classifier = config.hyperparameters.get(registry.CLASSIFIER_ARGUMENT)
     return registry.hyperparameters(config.model, classifier)
+
+
+def _of_loss(config):
+    """Returns the hyperparameters of the label loss of a config."""
+    return registry.own_hyperparameters(registry.loss_class(config.label_loss))
 
 
 def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
@@ -264,18 +271,30 @@ def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         InputError: if a value is not valid.
     """
     own = {field.name for field in dataclasses.fields(RunConfig)}
-    given = _given_hyperparameters(config)
-    given |= {name: value for name, value in values.items() if name not in own}
+    loss = registry.loss_class(values.get("label_loss", config.label_loss))
+    of_loss = registry.own_hyperparameters(loss)
     own_values = {name: value for name, value in values.items() if name in own}
-    return dataclasses.replace(config, hyperparameters=given, **own_values)
+    others = {name: value for name, value in values.items() if name not in own}
+    of_model, given_of_loss = _given(config)
+    return dataclasses.replace(
+        config,
+        hyperparameters=of_model
+        | {name: value for name, value in others.items() if name not in of_loss},
+        loss_hyperparameters=given_of_loss
+        | {name: value for name, value in others.items() if name in of_loss},
+        **own_values,
+    )
 
 
-def _given_hyperparameters(config):
-    """Returns the hyperparameters that are not the model's defaults."""
-    defaults = {name: each.default for name, each in _hyperparameters(config).items()}
-    return {
-        name: value for name, value in config.hyperparameters.items() if value != defaults[name]
-    }
+def _given(config):
+    """Returns the hyperparameters of model and loss that differ from their defaults."""
+    return tuple(
+        {name: value for name, value in values.items() if value != taken[name].default}
+        for taken, values in (
+            (_of_model(config), config.hyperparameters),
+            (_of_loss(config), config.loss_hyperparameters),
+        )
+    )
 
 
 def train_flags(
@@ -284,10 +303,12 @@ def train_flags(
     """Returns what train.py gets in every trial, values by name of the flag."""
     own = {field.name for field, _ in options_of(RunConfig)}
     of_training = {field.name for field, _ in options_of(TrainOptions)}
+    of_model, of_loss = _given(config)
     return {
         "model": config.model,
         **{name: getattr(config, name) for name in sorted(given & own)},
-        **_given_hyperparameters(config),
+        **of_model,
+        **of_loss,
         **{name: getattr(options, name) for name in sorted(given & of_training - own)},
         "keep_best": options.metric,
     }

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,7 @@ import program
 import programs
 import search
 import train
+from run_config import RunConfig
 from utils import InputError
 
 # Stands in for train.py: it starts in a moment, and its GAP depends only on the learning rate.
@@ -272,6 +274,28 @@ def test_a_training_is_asked_to_end_when_its_search_is_killed(tmp_path):
         time.sleep(0.01)
 
 
+def test_a_loss_and_its_hyperparameters_can_be_searched():
+    config = RunConfig(
+        "LogisticModel", label_loss="FocalLoss", loss_hyperparameters={"focal_alpha": 0.5}
+    )
+    found = search.changed(config, {"focal_gamma": 1.0, "l2_penalty": 0.5})
+    assert found.loss_hyperparameters["focal_gamma"] == 1.0
+    assert found.loss_hyperparameters["focal_alpha"] == 0.5
+    assert found.hyperparameters["l2_penalty"] == 0.5
+    (setting,) = search.parse_settings("focal_gamma=float:0,4", config)
+    assert setting.values == (0.0, 4.0)
+    assert search.changed(RunConfig("MoeModel"), {"label_loss": "HingeLoss", "margin": 2.0}) == (
+        RunConfig("MoeModel", label_loss="HingeLoss", loss_hyperparameters={"margin": 2.0})
+    )
+    flags = search.train_flags(config, SimpleNamespace(metric="gap"), frozenset({"label_loss"}))
+    assert flags == {
+        "model": "LogisticModel",
+        "label_loss": "FocalLoss",
+        "focal_alpha": 0.5,
+        "keep_best": "gap",
+    }
+
+
 # --- Errors ---
 
 
@@ -295,7 +319,7 @@ def test_a_training_is_asked_to_end_when_its_search_is_killed(tmp_path):
         ("batch_size=int:1.5,2", "expected an integer. Received: '1.5'"),
         ("batch_size=int:0,8", "--batch_size must be above 0. Received: 0"),
         ("label_loss=log:1,2", "is of type str: search it with choice:"),
-        ("label_loss=choice:CrossEntropyLoss,NoLoss", "--label_loss must be one of .*NoLoss"),
+        ("label_loss=choice:CrossEntropyLoss,NoLoss", "unknown loss 'NoLoss'"),
         ("label_loss=choice:HingeLoss,HingeLoss", "the choices must be different"),
         ("optimizer=choice:Adam,Nadir", "unknown optimizer 'Nadir'"),
         ("train_dir=choice:a,b", "train_dir cannot be searched. With LogisticModel, these can: "),
