@@ -22,6 +22,7 @@ import keras
 import eval_util
 import layers
 import losses
+import optimizers
 import registry
 from options import Options, option
 from quantization import (
@@ -366,32 +367,19 @@ class RunConfig(Options):
             **self.hyperparameters,
         )
 
-    def build_optimizer(self) -> keras.optimizers.Optimizer:
-        """Builds the Keras optimizer, with a learning rate that decays in steps.
+    def build_optimizer(self, model: keras.Model) -> keras.optimizers.Optimizer:
+        """Builds the Keras optimizer of a model, with a learning rate that decays in steps.
 
         Raises:
             InputError: if Keras has no optimizer of that name.
         """
-        name = self.optimizer.removesuffix("Optimizer")
-        known = {
-            key: value
-            for key, value in vars(keras.optimizers).items()
-            if isinstance(value, type) and key not in ("Optimizer", "LossScaleOptimizer")
-        }
-        if name not in known:
-            raise InputError(
-                f"unknown optimizer {self.optimizer!r}. Optimizers: {comma_separated(known)}."
-            )
         learning_rate = keras.optimizers.schedules.ExponentialDecay(
             self.base_learning_rate,
             decay_steps=self.learning_rate_decay_examples / self.batch_size,
             decay_rate=self.learning_rate_decay,
             staircase=True,
         )
-        # TensorFlow 1 used 1e-8 in Adam; Keras' default of 1e-7 damps updates for rare classes.
-        options = {"epsilon": 1e-8} if name in ("Adam", "AdamW", "Nadam") else {}
-        # The name is part of the checkpoint's keys.
-        return known[name](learning_rate=learning_rate, name="optimizer", **options)
+        return optimizers.build(self.optimizer, model, learning_rate)
 
     def differences(self, other: "RunConfig") -> dict[str, tuple]:
         """Returns the settings that differ: name to (own value, other value)."""

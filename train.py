@@ -192,8 +192,7 @@ def make_trainer(
     """Returns the `Trainer` of a config, with initial weights."""
     with strategy.scope():
         model = config.build_model(layers.training_policy(options.compute_dtype))
-        optimizer = config.build_optimizer()
-        optimizer.build(model.trainable_variables)
+        optimizer = config.build_optimizer(model)
     return Trainer(config, model, optimizer, strategy, options.sync_batch_norm)
 
 

@@ -43,8 +43,7 @@ def training_step(model, config):
         `(step, variables)`. `step` maps `(variables, inputs, labels)` to `(variables, loss)`;
         `variables` are the initial ones of model and optimizer.
     """
-    optimizer = config.build_optimizer()
-    optimizer.build(model.trainable_variables)
+    optimizer = config.build_optimizer(model)
     gradients_of = gradient_function(model, config)
 
     @functools.partial(jax.jit, donate_argnums=0)

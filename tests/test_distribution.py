@@ -402,8 +402,7 @@ def test_the_training_step_compiles_as_a_whole_as_tpus_require(name, settings):
         name, hyperparameters=hyperparameters, **{"optimizer": "SGD", **sizes, **settings}
     )
     model = config.build_model()
-    optimizer = config.build_optimizer()
-    optimizer.build(model.trainable_variables)
+    optimizer = config.build_optimizer(model)
     trainer = Trainer(config, model, optimizer, tf.distribute.get_strategy())
     inputs = small_models.make_inputs(name, (7, 3, 1, 4, 7, 2, 5, 6))
     before = model.get_weights()

@@ -35,8 +35,7 @@ def sgd_config(**settings):
 
 def make_trainer(config, model):
     """Returns a `Trainer` of any model with inputs `[3, 5]` and outputs `[3, 4]`."""
-    optimizer = config.build_optimizer()
-    optimizer.build(model.trainable_variables)
+    optimizer = config.build_optimizer(model)
     return trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
 
 
