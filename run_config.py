@@ -226,15 +226,42 @@ class RunConfig(Options):
         128, "Videos per step, on all devices together.", group="training", above=0
     )
     optimizer: str = option("Adam", "Keras optimizer, for example Adam or SGD.", group="optimizer")
-    base_learning_rate: float = option(0.001, "Initial learning rate.", group="optimizer", above=0)
+    base_learning_rate: float = option(
+        0.001, "Learning rate at the start, after the warm-up.", group="optimizer", above=0
+    )
+    learning_rate_schedule: str = option(
+        "staircase",
+        "Decay of the learning rate: staircase, in steps by --learning_rate_decay; exponential, by "
+        "the same factor but smoothly; cosine or linear, to 0 at --learning_rate_decay_steps; "
+        "constant, none.",
+        group="optimizer",
+        choices=optimizers.SCHEDULES,
+    )
     learning_rate_decay: float = option(
         0.95,
-        "Multiply the learning rate by this after every --learning_rate_decay_examples videos.",
+        "staircase and exponential: multiply the learning rate by this for every "
+        "--learning_rate_decay_examples videos.",
         group="optimizer",
         above=0,
     )
     learning_rate_decay_examples: int = option(
-        4_000_000, "Videos between two decays of the learning rate.", group="optimizer", above=0
+        4_000_000,
+        "staircase and exponential: videos between two decays of the learning rate.",
+        group="optimizer",
+        above=0,
+    )
+    learning_rate_decay_steps: int | None = option(
+        None,
+        "cosine and linear: step at which the learning rate reaches 0. Default: the --max_steps "
+        "with which the run begins.",
+        group="optimizer",
+        above=0,
+    )
+    warmup_steps: int = option(
+        0,
+        "First steps, in which the learning rate grows linearly; it decays after them.",
+        group="optimizer",
+        at_least=0,
     )
     clip_gradient_norm: float = option(
         1.0,
@@ -278,6 +305,7 @@ class RunConfig(Options):
             object.__setattr__(self, "feature_names", _DEFAULT_FEATURE_NAMES[self.frame_level])
         super().__post_init__()
         self._resolve_frames()
+        self._check_schedule()
 
     def _resolve_frames(self):
         """Checks what concerns frames, and gives what is YouTube-8M's the value None."""
@@ -320,6 +348,22 @@ class RunConfig(Options):
             raise InputError(
                 f"--feature_scale must have one row for each of the {sum(self.feature_sizes)} "
                 f"values of a frame. Received: {count}"
+            )
+
+    def _check_schedule(self):
+        end = self.learning_rate_decay_steps
+        if end is None:
+            return
+        if self.learning_rate_schedule not in optimizers.ENDING_SCHEDULES:
+            raise InputError(
+                "--learning_rate_decay_steps is for --learning_rate_schedule="
+                f"{' or '.join(optimizers.ENDING_SCHEDULES)}. "
+                f"Received: {self.learning_rate_schedule}"
+            )
+        if self.warmup_steps >= end:
+            raise InputError(
+                f"--warmup_steps must be below --learning_rate_decay_steps, {end}, the end of the "
+                f"learning rate. Received: {self.warmup_steps}"
             )
 
     @property
@@ -368,18 +412,27 @@ class RunConfig(Options):
         )
 
     def build_optimizer(self, model: keras.Model) -> keras.optimizers.Optimizer:
-        """Builds the Keras optimizer of a model, with a learning rate that decays in steps.
+        """Builds the Keras optimizer of a model, with its learning rate schedule.
 
         Raises:
-            InputError: if Keras has no optimizer of that name.
+            InputError: if Keras has no optimizer of that name, or the schedule needs an end.
         """
-        learning_rate = keras.optimizers.schedules.ExponentialDecay(
+        return optimizers.build(self.optimizer, model, self.make_schedule())
+
+    def make_schedule(self) -> keras.optimizers.schedules.LearningRateSchedule:
+        """Returns the learning rate by step; see `optimizers.make_schedule`.
+
+        Raises:
+            InputError: if the schedule needs an end.
+        """
+        return optimizers.make_schedule(
+            self.learning_rate_schedule,
             self.base_learning_rate,
-            decay_steps=self.learning_rate_decay_examples / self.batch_size,
-            decay_rate=self.learning_rate_decay,
-            staircase=True,
+            decay=self.learning_rate_decay,
+            decay_period=self.learning_rate_decay_examples / self.batch_size,
+            end=self.learning_rate_decay_steps,
+            warmup_steps=self.warmup_steps,
         )
-        return optimizers.build(self.optimizer, model, learning_rate)
 
     def differences(self, other: "RunConfig") -> dict[str, tuple]:
         """Returns the settings that differ: name to (own value, other value)."""

@@ -32,9 +32,10 @@ import distribution
 import eval_util
 import files
 import layers
+import optimizers
 import validation
 import vocabulary
-from run_config import RunConfig, TrainOptions
+from run_config import CONFIG_FILE, RunConfig, TrainOptions
 from trainer import Trainer
 from utils import InputError
 
@@ -88,6 +89,7 @@ def train(
         raise InputError(
             f"--frame_features={options.frame_features} does not fit: {config.model} takes {level}."
         )
+    config = with_end_of_schedule(config, options)
     reader = config.data.reader(paths or options.train_data_pattern, options)
     # Fail on bad data before creating anything.
     reader.check_first_records()
@@ -184,6 +186,37 @@ def _train(config, options, reader, eval_paths, stop_requests):
         " --use_ema" if validator and config.ema_decay else "",
     )
     return TrainResult(trainer.step, log.last_loss, checkpoint, best)
+
+
+def with_end_of_schedule(config: RunConfig, options: TrainOptions) -> RunConfig:
+    """Returns a config whose learning rate schedule has an end, if it needs one.
+
+    It is the end with which the run began, or else `max_steps`.
+
+    Raises:
+        InputError: if the schedule needs an end and has none, or the warm-up would not end.
+    """
+    max_steps = options.max_steps
+    if max_steps and config.warmup_steps >= max_steps:
+        raise InputError(
+            f"--warmup_steps must be below --max_steps, {max_steps}. "
+            f"Received: {config.warmup_steps}"
+        )
+    if config.learning_rate_schedule not in optimizers.ENDING_SCHEDULES:
+        return config
+    end = config.learning_rate_decay_steps
+    if end is None and not options.start_new_model:
+        path = os.path.join(options.train_dir, CONFIG_FILE)
+        if files.gfile.exists(path):
+            end = RunConfig.load(options.train_dir).learning_rate_decay_steps
+    end = end or max_steps
+    if end and max_steps and end < max_steps:
+        logging.warning(
+            "the learning rate is 0 from step %d on, but --max_steps is %d", end, max_steps
+        )
+    config = dataclasses.replace(config, learning_rate_decay_steps=end)
+    config.make_schedule()  # Rejects a schedule without an end.
+    return config
 
 
 def make_trainer(
