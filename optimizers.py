@@ -3,9 +3,12 @@
 Needs no TensorFlow.
 """
 
+import math
+import re
 from typing import Any
 
 import keras
+from absl import logging
 from keras import ops
 
 from utils import KERAS_PACKAGE, InputError, comma_separated
@@ -16,8 +19,10 @@ ENDING_SCHEDULES = ("cosine", "linear")
 
 # TensorFlow 1 used 1e-8 in Adam; Keras' default of 1e-7 damps updates for rare classes.
 _ADAM_EPSILON = 1e-8
-_ADAM_KINDS = ("Adam", "AdamW", "Nadam")
-_NOT_BY_NAME = ("Optimizer", "LossScaleOptimizer")
+_ADAM_KINDS = ("Adam", "AdamW", "Nadam", "Muon")
+_NOT_BY_NAME = ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
+# Names of variables that hold points, not a matrix to multiply with.
+_POINTS = ("centers", "deviation_roots", "embeddings", "time_embedding", "class_token")
 
 # --- Learning rate schedules ----------------------------------------------------------------------
 
@@ -124,7 +129,9 @@ def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
     known = {
         key: value
         for key, value in vars(keras.optimizers).items()
-        if isinstance(value, type) and key not in _NOT_BY_NAME
+        if isinstance(value, type)
+        and issubclass(value, keras.optimizers.Optimizer)
+        and key not in _NOT_BY_NAME
     }
     found = known.get(name.removesuffix("Optimizer"))
     if found is None:
@@ -132,24 +139,96 @@ def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
     return found
 
 
+def is_matrix(variable: keras.Variable) -> bool:
+    """Returns whether a variable multiplies activations.
+
+    Biases and the scales of normalizations do not, nor do points in the space of frames, such as
+    cluster centers.
+    """
+    return len(variable.shape) >= 2 and variable.name not in _POINTS
+
+
+def hidden_matrices(model: keras.Model) -> list[keras.Variable]:
+    """Returns the trainable matrices of a model, without those of its classifier."""
+    # A video-level model is a classifier as a whole.
+    classifier = getattr(model, "classifier", model)
+    outputs = {variable.path for variable in classifier.trainable_variables}
+    return [
+        variable
+        for variable in model.trainable_variables
+        if is_matrix(variable) and variable.path not in outputs
+    ]
+
+
 def build(
     name: str,
     model: keras.Model,
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    *,
+    weight_decay: float = 0.0,
 ) -> keras.optimizers.Optimizer:
     """Builds a Keras optimizer for the trainable variables of a model.
+
+    Muon updates the hidden matrices, and all other variables as AdamW does.
 
     Args:
         name: class name of the optimizer, as for `optimizer_class`.
         model: model with its weights.
         learning_rate: number or Keras schedule.
+        weight_decay: before an update, each matrix shrinks by this share, times the learning rate;
+            see `is_matrix`. 0 turns it off for every optimizer, whatever the defaults of Keras.
 
     Raises:
-        InputError: if Keras has no optimizer of that name.
+        InputError: if Keras has no optimizer of that name, or Muon finds no hidden matrix.
     """
     cls = optimizer_class(name)
     options = {"epsilon": _ADAM_EPSILON} if cls.__name__ in _ADAM_KINDS else {}
+    if cls is keras.optimizers.Muon:
+        options |= _muon_options(model, weight_decay)
     # The name is part of the checkpoint's keys.
     optimizer = cls(learning_rate=learning_rate, name="optimizer", **options)
+    optimizer.weight_decay = weight_decay or None
+    if weight_decay:
+        _exclude_from_weight_decay(optimizer, model)
     optimizer.build(model.trainable_variables)
     return optimizer
+
+
+def _exclude_from_weight_decay(optimizer, model):
+    variables = model.trainable_variables
+    excluded = [variable for variable in variables if not is_matrix(variable)]
+    optimizer.exclude_from_weight_decay(excluded)
+    logging.info(
+        "weight decay %g applies to %d of %d variables, with %s of %s weights; not to: %s",
+        optimizer.weight_decay,
+        len(variables) - len(excluded),
+        len(variables),
+        f"{_count(variables) - _count(excluded):,}",
+        f"{_count(variables):,}",
+        comma_separated(sorted({variable.name for variable in excluded})),
+    )
+
+
+def _count(variables):
+    return sum(math.prod(variable.shape) for variable in variables)
+
+
+def _muon_options(model, weight_decay):
+    """Returns the arguments with which Muon updates only the hidden matrices.
+
+    Reference: [Jordan, 2024](https://kellerjordan.github.io/posts/muon/), with updates of the size
+    of AdamW's, as in [Liu et al., 2025](https://arxiv.org/abs/2502.16982).
+    """
+    hidden = {variable.path for variable in hidden_matrices(model) if len(variable.shape) == 2}
+    if not hidden:
+        raise InputError(
+            f"Muon is for matrices between layers, but {model.name} has none to train besides "
+            "those of its classifier. Use --optimizer=AdamW."
+        )
+    others = [v.path for v in model.trainable_variables if v.path not in hidden]
+    logging.info("Muon updates %d matrices, AdamW %d other variables", len(hidden), len(others))
+    return {
+        "exclude_layers": [f"^{re.escape(path)}$" for path in others],
+        "exclude_embeddings": False,  # They are among the others.
+        "adam_weight_decay": weight_decay or None,
+    }

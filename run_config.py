@@ -225,7 +225,12 @@ class RunConfig(Options):
     batch_size: int = option(
         128, "Videos per step, on all devices together.", group="training", above=0
     )
-    optimizer: str = option("Adam", "Keras optimizer, for example Adam or SGD.", group="optimizer")
+    optimizer: str = option(
+        "Adam",
+        "Keras optimizer, for example Adam, AdamW, Lion or SGD. Muon updates the matrices between "
+        "layers, and all other weights as AdamW.",
+        group="optimizer",
+    )
     base_learning_rate: float = option(
         0.001, "Learning rate at the start, after the warm-up.", group="optimizer", above=0
     )
@@ -266,6 +271,13 @@ class RunConfig(Options):
     clip_gradient_norm: float = option(
         1.0,
         "Clip the gradient of each variable to this norm; 0 disables clipping.",
+        group="optimizer",
+        at_least=0,
+    )
+    weight_decay: float = option(
+        0.0,
+        "Before each update, shrink every matrix by this share times the learning rate (decoupled "
+        "weight decay); not biases, normalization and cluster centers.",
         group="optimizer",
         at_least=0,
     )
@@ -415,9 +427,12 @@ class RunConfig(Options):
         """Builds the Keras optimizer of a model, with its learning rate schedule.
 
         Raises:
-            InputError: if Keras has no optimizer of that name, or the schedule needs an end.
+            InputError: if Keras has no optimizer of that name, Muon finds no hidden matrix, or the
+                schedule needs an end.
         """
-        return optimizers.build(self.optimizer, model, self.make_schedule())
+        return optimizers.build(
+            self.optimizer, model, self.make_schedule(), weight_decay=self.weight_decay
+        )
 
     def make_schedule(self) -> keras.optimizers.schedules.LearningRateSchedule:
         """Returns the learning rate by step; see `optimizers.make_schedule`.
