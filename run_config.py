@@ -269,10 +269,14 @@ class RunConfig(Options):
         at_least=0,
     )
     clip_gradient_norm: float = option(
-        1.0,
-        "Clip the gradient of each variable to this norm; 0 disables clipping.",
+        1.0, "Clip gradients to this L2 norm; 0 disables clipping.", group="optimizer", at_least=0
+    )
+    clip: str = option(
+        "per_variable",
+        "Norm to clip: per_variable, that of each variable's gradient; global, that of all "
+        "gradients together, which keeps their direction.",
         group="optimizer",
-        at_least=0,
+        choices=("per_variable", "global"),
     )
     weight_decay: float = option(
         0.0,

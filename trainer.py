@@ -1,7 +1,7 @@
 """The training step: losses, gradients, clipping, update, moving averages."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -196,18 +196,16 @@ class Trainer:
         return [None if gradient is None else next(sums) / count for gradient in gradients]
 
     def _clip_and_apply(self, gradients):
-        """Adds the gradients of weight penalties, clips each gradient and updates the weights.
+        """Adds the gradients of weight penalties, clips the gradients and updates the weights.
 
         In a compiled update, the first two cost no extra pass through memory.
         """
         weights, penalty_gradients = self.model.trainable_variables, self._penalty_gradients()
-        self.optimizer.apply(
-            [
-                self._clipped(self._with_penalty(gradient, penalty_gradients.get(w.path), w))
-                for gradient, w in zip(gradients, weights, strict=True)
-            ],
-            weights,
-        )
+        gradients = [
+            self._with_penalty(gradient, penalty_gradients.get(w.path), w)
+            for gradient, w in zip(gradients, weights, strict=True)
+        ]
+        self.optimizer.apply(self._clipped(gradients), weights)
 
     def _penalty_gradients(self):
         """Returns the gradients of the weight penalties, by path of the weight."""
@@ -225,9 +223,15 @@ class Trainer:
         gradient = tf.ensure_shape(tf.cast(gradient, weight.dtype), weight.shape)
         return gradient if penalty_gradient is None else gradient + penalty_gradient
 
-    def _clipped(self, gradient):
+    def _clipped(self, gradients):
         norm = self.config.clip_gradient_norm
-        return clip_by_norm(gradient, norm) if gradient is not None and norm > 0 else gradient
+        if not norm:
+            return gradients
+        if self.config.clip == "global":
+            return clip_by_global_norm(gradients, norm)
+        return [
+            None if gradient is None else clip_by_norm(gradient, norm) for gradient in gradients
+        ]
 
     def _warn_of_unused(self, weights, gradients):
         unused = [w.path for w, g in zip(weights, gradients, strict=True) if g is None]
@@ -250,7 +254,28 @@ def without_cast(gradient: tf.Tensor | None) -> tf.Tensor | None:
 
 
 def clip_by_norm(gradient: tf.Tensor, clip_norm: float) -> tf.Tensor:
-    """Computes `tf.clip_by_norm` in one pass through memory when XLA compiles it for a CPU.
+    """Scales a gradient down to an L2 norm where its norm is larger."""
+    return gradient * _clipping_factor(_squared_norm(gradient), clip_norm)
+
+
+def clip_by_global_norm(
+    gradients: Sequence[tf.Tensor | None], clip_norm: float
+) -> list[tf.Tensor | None]:
+    """Scales all gradients by one factor, so that their joint L2 norm is at most `clip_norm`.
+
+    Reference: [Pascanu et al., 2013](https://arxiv.org/abs/1211.5063), algorithm 1.
+    """
+    total = tf.add_n([_squared_norm(gradient) for gradient in gradients if gradient is not None])
+    factor = _clipping_factor(total, clip_norm)
+    return [None if gradient is None else gradient * factor for gradient in gradients]
+
+
+def _clipping_factor(squared_norm, clip_norm):
+    return clip_norm / tf.maximum(tf.sqrt(squared_norm), clip_norm)
+
+
+def _squared_norm(gradient):
+    """Sums squares in one pass through memory when XLA compiles it for a CPU.
 
     XLA sums a large tensor in several passes, but adds slices entry by entry in the same pass that
     squares them.
@@ -260,4 +285,4 @@ def clip_by_norm(gradient: tf.Tensor, clip_norm: float) -> tf.Tensor:
     if rows:
         slices = tf.split(gradient[:rows], _SUMMANDS)
         total += tf.reduce_sum(tf.add_n([tf.square(part) for part in slices]))
-    return gradient * (clip_norm / tf.maximum(tf.sqrt(total), clip_norm))
+    return total

@@ -51,7 +51,9 @@ def plain_step(model, config, batch):
             loss += model.auxiliary_loss(functools.partial(label_loss, labels))
             loss += penalty * tf.add_n(model.losses)
         gradients = tape.gradient(loss, model.trainable_variables)
-        if config.clip_gradient_norm > 0:
+        if config.clip_gradient_norm > 0 and config.clip == "global":
+            gradients, _ = tf.clip_by_global_norm(gradients, config.clip_gradient_norm)
+        elif config.clip_gradient_norm > 0:
             gradients = [tf.clip_by_norm(g, config.clip_gradient_norm) for g in gradients]
         optimizer.apply(gradients, model.trainable_variables)
         return loss

@@ -1,5 +1,7 @@
 """The update of the weights: clipping, penalties, gradients of bfloat16 products, averages."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -19,6 +21,19 @@ def test_gradients_are_clipped_as_by_tensorflow(shape, factor):
     gradient = tf.constant(values)
     expected = tf.clip_by_norm(gradient, 0.5)
     np.testing.assert_allclose(trainer.clip_by_norm(gradient, 0.5), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e3])
+def test_gradients_are_clipped_by_their_joint_norm(clip_norm):
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=shape).astype(np.float32) for shape in [(19,), (16, 3), ()]]
+    gradients = [tf.constant(values[0]), None, *map(tf.constant, values[1:])]
+    norm = math.sqrt(sum(np.sum(np.float64(value) ** 2) for value in values))
+    factor = min(1.0, clip_norm / norm)
+    first, none, *others = trainer.clip_by_global_norm(gradients, clip_norm)
+    assert none is None
+    for clipped, value in zip([first, *others], values, strict=True):
+        np.testing.assert_allclose(clipped, factor * np.float64(value), rtol=1e-6)
 
 
 def sgd_config(**settings):
@@ -61,8 +76,11 @@ class AddsLoss(registry.Model):
         return keras.ops.sigmoid(y)
 
 
-def test_an_update_follows_loss_added_losses_and_penalties():
-    config = sgd_config(base_learning_rate=1.0, regularization_penalty=0.7, clip_gradient_norm=0.05)
+@pytest.mark.parametrize("clip", ["per_variable", "global"])
+def test_an_update_follows_loss_added_losses_and_penalties(clip):
+    config = sgd_config(
+        base_learning_rate=1.0, regularization_penalty=0.7, clip_gradient_norm=0.05, clip=clip
+    )
     model = AddsLoss()
     kernel, bias = (tf.constant(weight) for weight in model.dense.get_weights())
 
@@ -74,11 +92,15 @@ def test_an_update_follows_loss_added_losses_and_penalties():
         penalty += 0.01 * tf.reduce_sum(tf.abs(kernel)) + 0.02 * tf.reduce_sum(kernel**2)
         loss = losses.CrossEntropyLoss()(labels, tf.sigmoid(y)) + 0.7 * penalty
     gradients = tape.gradient(loss, [kernel, bias])
+    if clip == "global":
+        clipped, _ = tf.clip_by_global_norm(gradients, 0.05)
+    else:
+        clipped = [tf.clip_by_norm(gradient, 0.05) for gradient in gradients]
 
     make_trainer(config, model).run(make_batches(1), 1)
-    updates = zip(model.trainable_variables, (kernel, bias), gradients, strict=True)
-    for weight, before, gradient in updates:
-        expected = before - tf.clip_by_norm(gradient, 0.05)
+    updates = zip(model.trainable_variables, (kernel, bias), clipped, strict=True)
+    for weight, before, change in updates:
+        expected = before - change
         np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-7)
 
 
