@@ -223,7 +223,14 @@ class RunConfig(Options):
         "CrossEntropyLoss", "Loss of the labels.", group="training", choices=tuple(losses.LOSSES)
     )
     batch_size: int = option(
-        128, "Videos per step, on all devices together.", group="training", above=0
+        128, "Videos per batch, on all devices together.", group="training", above=0
+    )
+    gradient_accumulation: int = option(
+        1,
+        "Batches per step. Their mean gradient makes one update, as if they were one batch, which "
+        "would need more memory; only batch normalization takes the statistics of each.",
+        group="training",
+        above=0,
     )
     optimizer: str = option(
         "Adam",
@@ -390,6 +397,11 @@ class RunConfig(Options):
         return values | hyperparameters
 
     @property
+    def videos_per_step(self) -> int:
+        """Videos of all batches of a step."""
+        return self.batch_size * self.gradient_accumulation
+
+    @property
     def data(self) -> DataConfig:
         """The data that the model takes."""
         return DataConfig(
@@ -448,7 +460,7 @@ class RunConfig(Options):
             self.learning_rate_schedule,
             self.base_learning_rate,
             decay=self.learning_rate_decay,
-            decay_period=self.learning_rate_decay_examples / self.batch_size,
+            decay_period=self.learning_rate_decay_examples / self.videos_per_step,
             end=self.learning_rate_decay_steps,
             warmup_steps=self.warmup_steps,
         )

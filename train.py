@@ -140,20 +140,22 @@ def _train(config, options, reader, eval_paths, stop_requests):
         validator = None
         if eval_paths and workers.is_chief:
             validator = validation.Validation(config, options, eval_paths, trainer.step)
+        batches_per_step = config.gradient_accumulation
         logging.info(
-            "%s: %s weights; %d files; batches of %d videos%s; %s",
+            "%s: %s weights; %d files; batches of %d videos%s%s; %s",
             config.model,
             f"{trainer.model.count_params():,}",
             len(reader.paths),
             config.batch_size,
             workers.describe_parts(config.batch_size),
+            f", {batches_per_step} in each step" if batches_per_step > 1 else "",
             f"from step {trainer.step}" if trainer.step else "from the beginning",
         )
         first_step = trainer.step
         logging.info("the first step compiles the model, which can take a minute")
         batches = workers.batches(
             reader,
-            config.batch_size,
+            config.videos_per_step,
             num_epochs=options.num_epochs or None,
             shuffle=True,
             shuffle_buffer_size=config.shuffle_buffer_size,
@@ -384,7 +386,7 @@ class TrainingLog:
             return
         values = {
             "loss": self.last_loss,
-            "examples/s": num_steps * trainer.config.batch_size / seconds,
+            "examples/s": num_steps * trainer.config.videos_per_step / seconds,
             "learning_rate": trainer.learning_rate,
         }
         if outputs is not None:

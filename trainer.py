@@ -53,6 +53,7 @@ class Trainer:
         self._loss_sum = tf.Variable(0.0, trainable=False)
         self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
         self.ema = self._make_ema() if config.ema_decay else None
+        self._gradient_sums = self._make_gradient_sums() if config.gradient_accumulation > 1 else []
         self._is_distributed = distribution.is_distributed(strategy)
         self._update: Any = self._clip_and_apply
         if self._is_distributed:
@@ -93,13 +94,13 @@ class Trainer:
         """Runs `num_steps` steps, or fewer if the data end.
 
         Args:
-            iterator: iterator over batches, from `Distribution.batches`.
+            iterator: iterator over the videos of each step, from `Distribution.batches`.
             num_steps: number of steps.
             keep_outputs: whether to return the outputs of the last step.
 
         Returns:
-            `(predictions, labels)` of the last step, per replica; None if they are not wanted or
-            the data ended before that step.
+            `(predictions, labels)` of the last batch, per replica; None if they are not wanted or
+            the data ended before the last step.
         """
         if not keep_outputs:
             self._run_steps(iterator, tf.constant(num_steps))
@@ -131,15 +132,61 @@ class Trainer:
         return self._step(inputs, labels)
 
     def _step(self, inputs, labels):
-        both_losses, predictions = self.strategy.run(self._replica_step, args=(inputs, labels))
-        label_loss, loss = tf.unstack(self.strategy.reduce("MEAN", both_losses, axis=None))
+        earlier_losses = self._accumulate(inputs, labels) if self._gradient_sums else None
+        outputs = self.strategy.run(self._replica_step, args=(inputs, labels))
+        replica_losses, predictions, labels = outputs
+        losses = self.strategy.reduce("MEAN", replica_losses, axis=None)
+        if earlier_losses is not None:
+            losses = (earlier_losses + losses) / self.config.gradient_accumulation
+        label_loss, loss = tf.unstack(losses)
         self._loss_sum.assign_add(label_loss)
         is_first_bad = ~tf.math.is_finite(loss) & (self._first_bad_step < 0)
         step = tf.cast(self.optimizer.iterations.value, tf.int64)
         self._first_bad_step.assign(tf.where(is_first_bad, step, self._first_bad_step))
         return predictions, labels
 
+    def _accumulate(self, inputs, labels):
+        """Adds up the gradients of all batches of a step but the last; sums their losses."""
+        last = self.config.gradient_accumulation - 1
+
+        def add_batch(number, losses):
+            replica_losses = self.strategy.run(self._add_gradients, args=(number, inputs, labels))
+            return number + 1, losses + self.strategy.reduce("MEAN", replica_losses, axis=None)
+
+        # One batch at a time, since memory is the reason for several.
+        _, losses = tf.while_loop(
+            lambda number, _: number < last, add_batch, [0, tf.zeros([2])], parallel_iterations=1
+        )
+        return losses
+
+    def _add_gradients(self, number, inputs, labels):
+        losses, gradients, _ = self._gradients(*self._batch_of_step(number, inputs, labels))
+        known = [
+            (total, gradient)
+            for total, gradient in zip(self._gradient_sums, gradients, strict=True)
+            if gradient is not None
+        ]
+        for total, gradient in known:
+            total.assign_add(tf.cast(gradient, total.dtype))
+        return losses
+
     def _replica_step(self, inputs, labels):
+        """Updates the weights from the last batch of a step and the sums over the others."""
+        last = self.config.gradient_accumulation - 1
+        inputs, labels = self._batch_of_step(last, inputs, labels)
+        losses, gradients, predictions = self._gradients(inputs, labels)
+        self._warn_of_unused(self.model.trainable_variables, gradients)
+        self._update(self._merged(self._mean_over_batches(gradients)))
+        if self.ema is not None:
+            self._update_ema()
+        return losses, predictions, labels
+
+    def _batch_of_step(self, number, inputs, labels):
+        count = self.config.gradient_accumulation
+        return (inputs, labels) if count == 1 else nth_part((inputs, labels), number, count)
+
+    def _gradients(self, inputs, labels):
+        """Returns label loss and loss, `[2]`, the gradients of the loss, and predictions."""
         weights = self.model.trainable_variables
         with layers.running_replica(distribution.this_replica(self._sync_batch_norm)):
             with tf.GradientTape() as tape:
@@ -150,11 +197,7 @@ class Trainer:
                 )
                 loss = tf.add_n([label_loss, *self._added_losses()]) + auxiliary_loss
             gradients = tape.gradient(loss, weights)
-        self._warn_of_unused(weights, gradients)
-        self._update(self._merged(gradients))
-        if self.ema is not None:
-            self._update_ema()
-        return tf.stack([label_loss, loss]), predictions
+        return tf.stack([label_loss, loss]), gradients, predictions
 
     def _mean_label_loss(self, labels, predictions):
         # Keras' own mean would be divided by the number of replicas.
@@ -176,6 +219,31 @@ class Trainer:
                 path: tf.Variable(weight, trainable=False)
                 for path, weight in checkpoints.weights(self.model).items()
             }
+
+    def _make_gradient_sums(self):
+        with self.strategy.scope():
+            return [
+                tf.Variable(
+                    tf.zeros(weight.shape, weight.dtype),
+                    trainable=False,
+                    synchronization=tf.VariableSynchronization.ON_READ,
+                    aggregation=tf.VariableAggregation.SUM,
+                )
+                for weight in self.model.trainable_variables
+            ]
+
+    def _mean_over_batches(self, gradients):
+        """Returns the mean gradients of a step, and sets their sums to 0 for the next."""
+        if not self._gradient_sums:
+            return gradients
+        means = []
+        for total, gradient in zip(self._gradient_sums, gradients, strict=True):
+            if gradient is not None:
+                gradient = total + tf.cast(gradient, total.dtype)
+                gradient /= self.config.gradient_accumulation
+                total.assign(tf.zeros_like(total))
+            means.append(gradient)
+        return means
 
     def _update_ema(self):
         updates = tf.cast(self.optimizer.iterations.value, tf.float32)
@@ -251,6 +319,23 @@ def without_cast(gradient: tf.Tensor | None) -> tf.Tensor | None:
         (source,) = gradient.op.inputs
         return source if source.dtype == tf.bfloat16 else gradient
     return gradient
+
+
+def nth_part(tensors: Any, number: int | tf.Tensor, count: int) -> Any:
+    """Returns one of `count` equal parts of tensors along their first axis.
+
+    Args:
+        tensors: tensors in nested tuples and dicts.
+        number: index of the part.
+        count: number of parts, a divisor of the sizes of the first axes.
+    """
+
+    def part(tensor):
+        shape = tf.shape(tensor)
+        parts = tf.reshape(tensor, tf.concat([[count, shape[0] // count], shape[1:]], 0))
+        return tf.ensure_shape(parts[number], [None, *tensor.shape[1:]])
+
+    return tf.nest.map_structure(part, tensors)
 
 
 def clip_by_norm(gradient: tf.Tensor, clip_norm: float) -> tf.Tensor:

@@ -50,7 +50,10 @@ def training_step(model, config):
     def step(variables, inputs, labels):
         weights, state, slots = variables
         (loss, state), gradients = gradients_of(weights, state, inputs, labels)
-        gradients = clipped(gradients, config)
+        if config.clip_gradient_norm > 0 and config.clip == "global":
+            gradients = clip_by_global_norm(gradients, config.clip_gradient_norm)
+        elif config.clip_gradient_norm > 0:
+            gradients = [clip_by_norm(g, config.clip_gradient_norm) for g in gradients]
         weights, slots = optimizer.stateless_apply(slots, gradients, weights)
         return (weights, state, slots), loss
 
@@ -72,16 +75,15 @@ def gradient_function(model, config):
     return jax.value_and_grad(loss_of, has_aux=True)
 
 
-def clipped(gradients, config):
-    """Scales gradients down where their norms, or their joint norm, exceed the limit."""
-    limit = config.clip_gradient_norm
-    if not limit:
-        return gradients
-    norms = jnp.stack([jnp.linalg.norm(gradient.ravel()) for gradient in gradients])
-    if config.clip == "global":
-        norms = jnp.full_like(norms, jnp.linalg.norm(norms))
-    factors = limit / jnp.maximum(norms, limit)
-    return [gradient * factor for gradient, factor in zip(gradients, factors, strict=True)]
+def clip_by_norm(gradient, max_norm):
+    """Scales a gradient down to `max_norm` where its norm is larger."""
+    return gradient * (max_norm / jnp.maximum(jnp.linalg.norm(gradient.ravel()), max_norm))
+
+
+def clip_by_global_norm(gradients, max_norm):
+    """Scales gradients down by one factor where their joint norm is larger than `max_norm`."""
+    norm = jnp.linalg.norm(jnp.stack([jnp.linalg.norm(g.ravel()) for g in gradients]))
+    return [gradient * (max_norm / jnp.maximum(norm, max_norm)) for gradient in gradients]
 
 
 def bound(model, config, dtype):

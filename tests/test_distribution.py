@@ -407,7 +407,7 @@ def test_the_training_step_compiles_as_a_whole_as_tpus_require(name, settings):
     inputs = small_models.make_inputs(name, (7, 3, 1, 4, 7, 2, 5, 6))
     before = model.get_weights()
     step = tf.function(trainer._replica_step, autograph=False, jit_compile=True)
-    losses, predictions = step(
+    losses, predictions, _ = step(
         tf.nest.map_structure(tf.constant, inputs), tf.one_hot([0, 1, 2, 3] * 2, 4)
     )
     assert np.isfinite(losses).all()
