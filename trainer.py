@@ -322,7 +322,9 @@ def without_cast(gradient: tf.Tensor | None) -> tf.Tensor | None:
 
 
 def nth_part(tensors: Any, number: int | tf.Tensor, count: int) -> Any:
-    """Returns one of `count` equal parts of tensors along their first axis.
+    """Returns one of `count` equal parts of tensors: the rows `number`, `number + count` and so on.
+
+    The parts of several replicas then make the same part of the whole batch.
 
     Args:
         tensors: tensors in nested tuples and dicts.
@@ -332,8 +334,8 @@ def nth_part(tensors: Any, number: int | tf.Tensor, count: int) -> Any:
 
     def part(tensor):
         shape = tf.shape(tensor)
-        parts = tf.reshape(tensor, tf.concat([[count, shape[0] // count], shape[1:]], 0))
-        return tf.ensure_shape(parts[number], [None, *tensor.shape[1:]])
+        rows = tf.reshape(tensor, tf.concat([[shape[0] // count, count], shape[1:]], 0))
+        return tf.ensure_shape(tf.gather(rows, number, axis=1), [None, *tensor.shape[1:]])
 
     return tf.nest.map_structure(part, tensors)
 

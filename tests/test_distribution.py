@@ -27,6 +27,15 @@ from run_config import RunConfig
 from trainer import Trainer
 from utils import InputError
 
+TRAINING = (
+    "--base_learning_rate=0.01",
+    "--batch_size=16",
+    "--ema_decay=0.9",
+    "--compute_dtype=float32",
+    "--shuffle_buffer_size=1",
+    "--log_steps=1",
+    *SMALL_DATA,
+)
 # Frames are not sampled, so a batch has the same frames wherever it is computed. Of the models with
 # batch normalization of frames and of vectors, this one compiles fastest.
 SETTINGS = (
@@ -35,13 +44,7 @@ SETTINGS = (
     "--netvlad_cluster_size=4",
     "--netvlad_hidden_size=8",
     "--nonlocal_block=false",
-    "--base_learning_rate=0.01",
-    "--batch_size=16",
-    "--ema_decay=0.9",
-    "--compute_dtype=float32",
-    "--shuffle_buffer_size=1",
-    "--log_steps=1",
-    *SMALL_DATA,
+    *TRAINING,
 )
 
 
@@ -169,6 +172,30 @@ def test_two_devices_train_as_one(trained_twice):
     assert "batches of 16 videos, 8 on each device" in mirrored
     np.testing.assert_allclose(losses(mirrored), losses(one_device), rtol=1e-4)
     assert_close(folder / "mirrored.npz", folder / "one_device.npz")
+
+
+@pytest.mark.slow
+def test_two_devices_accumulate_gradients_as_one(data, tmp_path):
+    process = start(
+        "tests/train_replicas.py",
+        2,
+        "one_device,mirrored",
+        tmp_path / "{mode}.npz",
+        # A quick model with batch normalization, whose batches must be the same.
+        "--model=FrameLevelLogisticModel",
+        "--video_level_classifier_model=MoeModel",
+        "--moe_prob_gating",
+        *TRAINING,
+        "--batch_size=8",
+        "--gradient_accumulation=2",
+        "--clip=global",
+        "--weight_decay=0.1",
+        "--max_steps=4",
+        f"--train_dir={tmp_path}/{{mode}}",
+        f"--train_data_pattern={data / 'whole.tfrecord'}",
+    )
+    assert "batches of 8 videos, 4 on each device, 2 in each step" in output_of(process)
+    assert_close(tmp_path / "mirrored.npz", tmp_path / "one_device.npz")
 
 
 @pytest.mark.slow
