@@ -222,8 +222,8 @@ def _muon_options(model, weight_decay):
     hidden = {variable.path for variable in hidden_matrices(model) if len(variable.shape) == 2}
     if not hidden:
         raise InputError(
-            f"Muon is for matrices between layers, but {model.name} has none to train besides "
-            "those of its classifier. Use --optimizer=AdamW."
+            f"Muon is for matrices between layers, but {model.name} has none to train other "
+            "than those of its classifier. Use --optimizer=AdamW."
         )
     others = [v.path for v in model.trainable_variables if v.path not in hidden]
     logging.info("Muon updates %d matrices, AdamW %d other variables", len(hidden), len(others))

@@ -227,8 +227,8 @@ class RunConfig(Options):
     )
     gradient_accumulation: int = option(
         1,
-        "Batches per step. Their mean gradient makes one update, as if they were one batch, which "
-        "would need more memory; only batch normalization takes the statistics of each.",
+        "Batches per step. Their mean gradient makes one update, as that of one large batch would; "
+        "only batch normalization uses the statistics of each batch.",
         group="training",
         above=0,
     )
@@ -239,13 +239,13 @@ class RunConfig(Options):
         group="optimizer",
     )
     base_learning_rate: float = option(
-        0.001, "Learning rate at the start, after the warm-up.", group="optimizer", above=0
+        0.001, "Learning rate before it decays.", group="optimizer", above=0
     )
     learning_rate_schedule: str = option(
         "staircase",
-        "Decay of the learning rate: staircase, in steps by --learning_rate_decay; exponential, by "
-        "the same factor but smoothly; cosine or linear, to 0 at --learning_rate_decay_steps; "
-        "constant, none.",
+        "How the learning rate decays: staircase, by the factor --learning_rate_decay at a time; "
+        "exponential, by the same factor gradually; cosine or linear, to 0 at "
+        "--learning_rate_decay_steps; constant, not at all.",
         group="optimizer",
         choices=optimizers.SCHEDULES,
     )
@@ -271,7 +271,7 @@ class RunConfig(Options):
     )
     warmup_steps: int = option(
         0,
-        "First steps, in which the learning rate grows linearly; it decays after them.",
+        "Steps at the start in which the learning rate grows linearly; its decay follows them.",
         group="optimizer",
         at_least=0,
     )
@@ -288,7 +288,7 @@ class RunConfig(Options):
     weight_decay: float = option(
         0.0,
         "Before each update, shrink every matrix by this share times the learning rate (decoupled "
-        "weight decay); not biases, normalization and cluster centers.",
+        "weight decay), but no biases, normalization or cluster centers.",
         group="optimizer",
         at_least=0,
     )

@@ -161,13 +161,9 @@ class Trainer:
 
     def _add_gradients(self, number, inputs, labels):
         losses, gradients, _ = self._gradients(*self._batch_of_step(number, inputs, labels))
-        known = [
-            (total, gradient)
-            for total, gradient in zip(self._gradient_sums, gradients, strict=True)
-            if gradient is not None
-        ]
-        for total, gradient in known:
-            total.assign_add(tf.cast(gradient, total.dtype))
+        for total, gradient in zip(self._gradient_sums, gradients, strict=True):
+            if gradient is not None:
+                total.assign_add(tf.cast(gradient, total.dtype))
         return losses
 
     def _replica_step(self, inputs, labels):

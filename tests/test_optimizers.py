@@ -1,10 +1,12 @@
 """Learning rate schedules, weight decay and Muon: formulas, and the weights they are for."""
 
+import json
 import math
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import layer_references
 import layers
@@ -100,6 +102,22 @@ def test_a_schedule_that_cannot_work_is_rejected(settings, message):
     with pytest.raises(InputError) as error:
         RunConfig("LogisticModel", **settings)
     assert str(error.value) == message
+
+
+def test_a_config_of_an_earlier_version_gets_the_defaults(tmp_path):
+    config = RunConfig("FrameLevelLogisticModel", base_learning_rate=BASE)
+    config.save(str(tmp_path))
+    path = tmp_path / "model_flags.json"
+    values = json.loads(path.read_text())
+    for name in (
+        *("learning_rate_schedule", "learning_rate_decay_steps", "warmup_steps"),
+        *("weight_decay", "clip", "gradient_accumulation"),
+    ):
+        del values[name]
+    del values["hyperparameters"]["classifier_dropout"]
+    path.write_text(json.dumps(values))
+    assert RunConfig.load(str(tmp_path)) == config
+    assert type(config.make_schedule()) is keras.optimizers.schedules.ExponentialDecay
 
 
 # --- The end of a schedule ------------------------------------------------------------------------
@@ -233,6 +251,19 @@ def test_weight_decay_does_not_pass_through_the_gradient(caplog):
     )
 
 
+def test_frozen_variables_have_no_state_and_do_not_decay():
+    model = small_model()
+    model.hidden.trainable = False
+    frozen = model.hidden.get_weights()
+    optimizer = optimizers.build("AdamW", model, 0.1, weight_decay=0.3)
+    assert not [v.path for v in optimizer.variables if "hidden" in v.path]
+    optimizer.apply([tf.ones(v.shape) for v in model.trainable_variables])
+    for before, after in zip(frozen, model.hidden.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    with pytest.raises(InputError, match="has none to train"):
+        optimizers.build("Muon", model, 0.1)
+
+
 # --- Muon -----------------------------------------------------------------------------------------
 
 
@@ -264,7 +295,7 @@ def test_muon_orthogonalizes_hidden_matrices_and_updates_all_else_like_adamw():
 def test_muon_updates_the_matrices_before_the_classifier(name):
     model = small_models.shared(name)
     if name not in small_models.FRAME_LEVEL_MODELS or name == "FrameLevelLogisticModel":
-        with pytest.raises(InputError, match=rf"but {name} has none to train besides"):
+        with pytest.raises(InputError, match=rf"but {name} has none to train other"):
             optimizers.build("Muon", model, 0.1)
         return
     optimizer = optimizers.build("Muon", model, 0.1)

@@ -153,6 +153,23 @@ def test_a_penalized_weight_without_effect_on_predictions_shrinks(caplog):
     assert "does not depend on these weights" in caplog.text
 
 
+def test_each_update_has_the_learning_rate_of_its_step():
+    """The penalty shrinks an unused weight by a share that is proportional to the rate."""
+    config = sgd_config(
+        base_learning_rate=0.5,
+        learning_rate_schedule="cosine",
+        learning_rate_decay_steps=5,
+        warmup_steps=2,
+        clip_gradient_norm=0.0,
+    )
+    model = PenalizesUnused()
+    kernel = model.unused.get_weights()[0]
+    make_trainer(config, model).run(make_batches(4), 4)
+    rates = [0.25, 0.5, 0.5, 0.5 * (1 + math.cos(math.pi / 3)) / 2]
+    factor = math.prod(1 - rate * 0.2 for rate in rates)
+    np.testing.assert_allclose(model.unused.kernel, factor * kernel, rtol=1e-5)
+
+
 class Normalizes(registry.Model):
     """A linear model with batch normalization."""
 
