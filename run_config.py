@@ -328,6 +328,7 @@ class RunConfig(Options):
             object.__setattr__(self, "feature_names", _DEFAULT_FEATURE_NAMES[self.frame_level])
         super().__post_init__()
         self._resolve_frames()
+        optimizers.optimizer_class(self.optimizer)  # Rejects an unknown name.
         self._check_schedule()
 
     def _resolve_frames(self):
@@ -443,8 +444,7 @@ class RunConfig(Options):
         """Builds the Keras optimizer of a model, with its learning rate schedule.
 
         Raises:
-            InputError: if Keras has no optimizer of that name, Muon finds no hidden matrix, or the
-                schedule needs an end.
+            InputError: if Muon finds no hidden matrix, or the schedule needs an end.
         """
         return optimizers.build(
             self.optimizer, model, self.make_schedule(), weight_decay=self.weight_decay
