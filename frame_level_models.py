@@ -51,6 +51,8 @@ class FrameLevelModel(registry.Model):
         iterations: int. Frames per sampling of a video; 0 uses all frames, in training too.
         sample_random_frames: bool. Whether to draw each frame independently, uniformly and with
             replacement; otherwise a run of consecutive frames is drawn.
+        classifier_dropout: float. Share of the entries of the encoding that training sets to 0
+            before the classifier.
         video_level_classifier_model: str. Video-level model that classifies the encoding; its
             hyperparameters are accepted too. A subclass that passes None sets `classifier` itself,
             a layer that is called with encodings and `training`.
@@ -76,6 +78,7 @@ class FrameLevelModel(registry.Model):
         normalize_frames="l2",
         iterations=0,
         sample_random_frames=True,
+        classifier_dropout=0.0,
         video_level_classifier_model="MoeModel",
         name=None,
         **classifier_hyperparameters,
@@ -83,6 +86,7 @@ class FrameLevelModel(registry.Model):
         super().__init__(name=name)
         utils.check_at_least(0, iterations=iterations)
         utils.check_one_of(("l2", "none"), normalize_frames=normalize_frames)
+        utils.check_share(classifier_dropout=classifier_dropout)
         self.num_classes = num_classes
         self.feature_sizes = tuple(feature_sizes)
         self.normalize_frames = normalize_frames
@@ -96,6 +100,9 @@ class FrameLevelModel(registry.Model):
             self.classifier = registry.build_classifier(
                 video_level_classifier_model, num_classes=num_classes, **classifier_hyperparameters
             )
+        self.classifier_dropout = None
+        if classifier_dropout:
+            self.classifier_dropout = layers.Dropout(classifier_dropout, name="classifier_dropout")
 
     def input_spec_tensors(self):
         """Returns symbolic inputs, with which `registry.build_model` creates the weights."""
@@ -118,6 +125,8 @@ class FrameLevelModel(registry.Model):
         """
         num_samplings = 1 if training else self.resolve_samplings(num_samplings)
         encoding = self._encode_inputs(inputs, training, num_samplings, seed)
+        if self.classifier_dropout is not None:
+            encoding = self.classifier_dropout(encoding, training=training)
         return mean_of_samplings(self.classifier(encoding, training=training), num_samplings)
 
     def embed(self, inputs, num_samplings=None, seed=0):

@@ -43,8 +43,8 @@ class NeXtVLADBase(FrameLevelModel):
 
     takes_stored_frames = True
     sample_by_count = True
-    # The classifier has initial weights and a penalty of its own.
-    fixed_arguments = (registry.CLASSIFIER_ARGUMENT,)
+    # The classifier has initial weights and a penalty of its own, and dropout comes earlier.
+    fixed_arguments = (registry.CLASSIFIER_ARGUMENT, "classifier_dropout")
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ import keras
 import eval_util
 import layers
 import losses
+import optimizers
 import registry
 from options import Options, option
 from quantization import (
@@ -264,22 +265,72 @@ class RunConfig(Options):
         below=1,
     )
     batch_size: int = option(
-        128, "Videos per step, on all devices together.", group="training", above=0
+        128, "Videos per batch, on all devices together.", group="training", above=0
     )
-    optimizer: str = option("Adam", "Keras optimizer, for example Adam or SGD.", group="optimizer")
-    base_learning_rate: float = option(0.001, "Initial learning rate.", group="optimizer", above=0)
+    gradient_accumulation: int = option(
+        1,
+        "Batches per step. Their mean gradient makes one update, as that of one large batch would; "
+        "only batch normalization uses the statistics of each batch.",
+        group="training",
+        above=0,
+    )
+    optimizer: str = option(
+        "Adam",
+        "Keras optimizer, for example Adam, AdamW, Lion or SGD. Muon updates the matrices between "
+        "layers, and all other weights as AdamW.",
+        group="optimizer",
+    )
+    base_learning_rate: float = option(
+        0.001, "Learning rate before it decays.", group="optimizer", above=0
+    )
+    learning_rate_schedule: str = option(
+        "staircase",
+        "How the learning rate decays: staircase, by the factor --learning_rate_decay at a time; "
+        "exponential, by the same factor gradually; cosine or linear, to 0 at "
+        "--learning_rate_decay_steps; constant, not at all.",
+        group="optimizer",
+        choices=optimizers.SCHEDULES,
+    )
     learning_rate_decay: float = option(
         0.95,
-        "Multiply the learning rate by this after every --learning_rate_decay_examples videos.",
+        "staircase and exponential: multiply the learning rate by this for every "
+        "--learning_rate_decay_examples videos.",
         group="optimizer",
         above=0,
     )
     learning_rate_decay_examples: int = option(
-        4_000_000, "Videos between two decays of the learning rate.", group="optimizer", above=0
+        4_000_000,
+        "staircase and exponential: videos between two decays of the learning rate.",
+        group="optimizer",
+        above=0,
+    )
+    learning_rate_decay_steps: int | None = option(
+        None,
+        "cosine and linear: step at which the learning rate reaches 0. Default: the --max_steps "
+        "with which the run begins.",
+        group="optimizer",
+        above=0,
+    )
+    warmup_steps: int = option(
+        0,
+        "Steps at the start in which the learning rate grows linearly; its decay follows them.",
+        group="optimizer",
+        at_least=0,
     )
     clip_gradient_norm: float = option(
-        1.0,
-        "Clip the gradient of each variable to this norm; 0 disables clipping.",
+        1.0, "Clip gradients to this L2 norm; 0 disables clipping.", group="optimizer", at_least=0
+    )
+    clip: str = option(
+        "per_variable",
+        "Norm to clip: per_variable, that of each variable's gradient; global, that of all "
+        "gradients together, which keeps their direction.",
+        group="optimizer",
+        choices=("per_variable", "global"),
+    )
+    weight_decay: float = option(
+        0.0,
+        "Before each update, shrink every matrix by this share times the learning rate (decoupled "
+        "weight decay), but no biases, normalization or cluster centers.",
         group="optimizer",
         at_least=0,
     )
@@ -321,6 +372,8 @@ class RunConfig(Options):
             object.__setattr__(self, "feature_names", _DEFAULT_FEATURE_NAMES[self.frame_level])
         super().__post_init__()
         self._resolve_frames()
+        optimizers.optimizer_class(self.optimizer)  # Rejects an unknown name.
+        self._check_schedule()
 
     def _resolve_frames(self):
         """Checks what concerns frames, and gives what is YouTube-8M's the value None."""
@@ -367,12 +420,33 @@ class RunConfig(Options):
                 f"values of a frame. Received: {count}"
             )
 
+    def _check_schedule(self):
+        end = self.learning_rate_decay_steps
+        if end is None:
+            return
+        if self.learning_rate_schedule not in optimizers.ENDING_SCHEDULES:
+            raise InputError(
+                "--learning_rate_decay_steps is for --learning_rate_schedule="
+                f"{' or '.join(optimizers.ENDING_SCHEDULES)}. "
+                f"Received: {self.learning_rate_schedule}"
+            )
+        if self.warmup_steps >= end:
+            raise InputError(
+                f"--warmup_steps must be below --learning_rate_decay_steps, {end}, the end of the "
+                f"learning rate. Received: {self.warmup_steps}"
+            )
+
     @property
     def settings(self) -> dict[str, Any]:
         """All settings by name, those of the model and of the label loss included."""
         values = dataclasses.asdict(self)
         hyperparameters = values.pop("hyperparameters") | values.pop("loss_hyperparameters")
         return values | hyperparameters
+
+    @property
+    def videos_per_step(self) -> int:
+        """Videos of all batches of a step."""
+        return self.batch_size * self.gradient_accumulation
 
     @property
     def data(self) -> DataConfig:
@@ -420,32 +494,30 @@ class RunConfig(Options):
         """
         return losses.get_loss(self.label_loss, **self.loss_hyperparameters, **self.loss_data)
 
-    def build_optimizer(self) -> keras.optimizers.Optimizer:
-        """Builds the Keras optimizer, with a learning rate that decays in steps.
+    def build_optimizer(self, model: keras.Model) -> keras.optimizers.Optimizer:
+        """Builds the Keras optimizer of a model, with its learning rate schedule.
 
         Raises:
-            InputError: if Keras has no optimizer of that name.
+            InputError: if Muon finds no hidden matrix, or the schedule needs an end.
         """
-        name = self.optimizer.removesuffix("Optimizer")
-        known = {
-            key: value
-            for key, value in vars(keras.optimizers).items()
-            if isinstance(value, type) and key not in ("Optimizer", "LossScaleOptimizer")
-        }
-        if name not in known:
-            raise InputError(
-                f"unknown optimizer {self.optimizer!r}. Optimizers: {comma_separated(known)}."
-            )
-        learning_rate = keras.optimizers.schedules.ExponentialDecay(
-            self.base_learning_rate,
-            decay_steps=self.learning_rate_decay_examples / self.batch_size,
-            decay_rate=self.learning_rate_decay,
-            staircase=True,
+        return optimizers.build(
+            self.optimizer, model, self.make_schedule(), weight_decay=self.weight_decay
         )
-        # TensorFlow 1 used 1e-8 in Adam; Keras' default of 1e-7 damps updates for rare classes.
-        options = {"epsilon": 1e-8} if name in ("Adam", "AdamW", "Nadam") else {}
-        # The name is part of the checkpoint's keys.
-        return known[name](learning_rate=learning_rate, name="optimizer", **options)
+
+    def make_schedule(self) -> keras.optimizers.schedules.LearningRateSchedule:
+        """Returns the learning rate by step; see `optimizers.make_schedule`.
+
+        Raises:
+            InputError: if the schedule needs an end.
+        """
+        return optimizers.make_schedule(
+            self.learning_rate_schedule,
+            self.base_learning_rate,
+            decay=self.learning_rate_decay,
+            decay_period=self.learning_rate_decay_examples / self.videos_per_step,
+            end=self.learning_rate_decay_steps,
+            warmup_steps=self.warmup_steps,
+        )
 
     def differences(self, other: "RunConfig") -> dict[str, tuple]:
         """Returns the settings that differ: name to (own value, other value)."""

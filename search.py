@@ -193,7 +193,7 @@ def parse_settings(texts: str, config: RunConfig) -> list[Setting]:
     for text, setting in zip(texts.split("\n"), settings, strict=True):
         with _named(text):
             for value in setting.values:
-                changed(config, {**first, setting.name: value}).build_optimizer()
+                changed(config, {**first, setting.name: value})  # Rejects bad values.
     return settings
 
 

@@ -33,9 +33,10 @@ import eval_util
 import files
 import layers
 import losses
+import optimizers
 import validation
 import vocabulary
-from run_config import RunConfig, TrainOptions
+from run_config import CONFIG_FILE, RunConfig, TrainOptions
 from trainer import Trainer
 from utils import InputError
 
@@ -89,6 +90,7 @@ def train(
         raise InputError(
             f"--frame_features={options.frame_features} does not fit: {config.model} takes {level}."
         )
+    config = with_end_of_schedule(config, options)
     reader = config.data.reader(
         paths or options.train_data_pattern, options, label_weights=config.label_weights
     )
@@ -141,20 +143,22 @@ def _train(config, options, reader, eval_paths, stop_requests):
         validator = None
         if eval_paths and workers.is_chief:
             validator = validation.Validation(config, options, eval_paths, trainer.step)
+        batches_per_step = config.gradient_accumulation
         logging.info(
-            "%s: %s weights; %d files; batches of %d videos%s; %s",
+            "%s: %s weights; %d files; batches of %d videos%s%s; %s",
             config.model,
             f"{trainer.model.count_params():,}",
             len(reader.paths),
             config.batch_size,
             workers.describe_parts(config.batch_size),
+            f", {batches_per_step} in each step" if batches_per_step > 1 else "",
             f"from step {trainer.step}" if trainer.step else "from the beginning",
         )
         first_step = trainer.step
         logging.info("the first step compiles the model, which can take a minute")
         batches = workers.batches(
             reader,
-            config.batch_size,
+            config.videos_per_step,
             num_epochs=options.num_epochs or None,
             shuffle=True,
             shuffle_buffer_size=config.shuffle_buffer_size,
@@ -190,14 +194,44 @@ def _train(config, options, reader, eval_paths, stop_requests):
     return TrainResult(trainer.step, log.last_loss, checkpoint, best)
 
 
+def with_end_of_schedule(config: RunConfig, options: TrainOptions) -> RunConfig:
+    """Returns a config whose learning rate schedule has an end, if it needs one.
+
+    It is the end with which the run began, or else `max_steps`.
+
+    Raises:
+        InputError: if the schedule needs an end and has none, or the warm-up would not end.
+    """
+    max_steps = options.max_steps
+    if max_steps and config.warmup_steps >= max_steps:
+        raise InputError(
+            f"--warmup_steps must be below --max_steps, {max_steps}. "
+            f"Received: {config.warmup_steps}"
+        )
+    if config.learning_rate_schedule not in optimizers.ENDING_SCHEDULES:
+        return config
+    end = config.learning_rate_decay_steps
+    if end is None and not options.start_new_model:
+        path = os.path.join(options.train_dir, CONFIG_FILE)
+        if files.gfile.exists(path):
+            end = RunConfig.load(options.train_dir).learning_rate_decay_steps
+    end = end or max_steps
+    if end and max_steps and end < max_steps:
+        logging.warning(
+            "the learning rate is 0 from step %d on, but --max_steps is %d", end, max_steps
+        )
+    config = dataclasses.replace(config, learning_rate_decay_steps=end)
+    config.make_schedule()  # Rejects a schedule without an end.
+    return config
+
+
 def make_trainer(
     config: RunConfig, strategy: tf.distribute.Strategy, options: TrainOptions
 ) -> Trainer:
     """Returns the `Trainer` of a config, with initial weights."""
     with strategy.scope():
         model = config.build_model(layers.training_policy(options.compute_dtype))
-        optimizer = config.build_optimizer()
-        optimizer.build(model.trainable_variables)
+        optimizer = config.build_optimizer(model)
     return Trainer(config, model, optimizer, strategy, options.sync_batch_norm)
 
 
@@ -356,7 +390,7 @@ class TrainingLog:
             return
         values = {
             "loss": self.last_loss,
-            "examples/s": num_steps * trainer.config.batch_size / seconds,
+            "examples/s": num_steps * trainer.config.videos_per_step / seconds,
             "learning_rate": trainer.learning_rate,
         }
         if outputs is not None:

@@ -1,7 +1,7 @@
 """The training step: losses, gradients, clipping, update, moving averages."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -52,6 +52,7 @@ class Trainer:
         self._loss_sum = tf.Variable(0.0, trainable=False)
         self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
         self.ema = self._make_ema() if config.ema_decay else None
+        self._gradient_sums = self._make_gradient_sums() if config.gradient_accumulation > 1 else []
         self._is_distributed = distribution.is_distributed(strategy)
         self._update: Any = self._clip_and_apply
         if self._is_distributed:
@@ -92,13 +93,13 @@ class Trainer:
         """Runs `num_steps` steps, or fewer if the data end.
 
         Args:
-            iterator: iterator over batches, from `Distribution.batches`.
+            iterator: iterator over the videos of each step, from `Distribution.batches`.
             num_steps: number of steps.
             keep_outputs: whether to return the outputs of the last step.
 
         Returns:
-            `(predictions, labels)` of the last step, per replica; None if they are not wanted or
-            the data ended before that step.
+            `(predictions, labels)` of the last batch, per replica; None if they are not wanted or
+            the data ended before the last step.
         """
         if not keep_outputs:
             self._run_steps(iterator, tf.constant(num_steps))
@@ -129,19 +130,57 @@ class Trainer:
     def _run_step(self, *batch):
         return self._step(*batch)
 
-    def _step(self, inputs, labels, *pair_weights):
-        """Runs a step on a batch, which may have weights of pairs of video and class."""
-        both_losses, predictions = self.strategy.run(
-            self._replica_step, args=(inputs, labels, *pair_weights)
-        )
-        label_loss, loss = tf.unstack(self.strategy.reduce("MEAN", both_losses, axis=None))
+    def _step(self, *batch):
+        """Runs a step on inputs, labels and, with `label_weights`, weights `[B, C]`."""
+        earlier_losses = self._accumulate(batch) if self._gradient_sums else None
+        replica_losses, predictions, labels = self.strategy.run(self._replica_step, args=batch)
+        losses = self.strategy.reduce("MEAN", replica_losses, axis=None)
+        if earlier_losses is not None:
+            losses = (earlier_losses + losses) / self.config.gradient_accumulation
+        label_loss, loss = tf.unstack(losses)
         self._loss_sum.assign_add(label_loss)
         is_first_bad = ~tf.math.is_finite(loss) & (self._first_bad_step < 0)
         step = tf.cast(self.optimizer.iterations.value, tf.int64)
         self._first_bad_step.assign(tf.where(is_first_bad, step, self._first_bad_step))
         return predictions, labels
 
-    def _replica_step(self, inputs, labels, *pair_weights):
+    def _accumulate(self, batch):
+        """Adds up the gradients of all batches of a step but the last; sums their losses."""
+        last = self.config.gradient_accumulation - 1
+
+        def add_batch(number, losses):
+            replica_losses = self.strategy.run(self._add_gradients, args=(number, *batch))
+            return number + 1, losses + self.strategy.reduce("MEAN", replica_losses, axis=None)
+
+        # One batch at a time, since memory is the reason for several.
+        _, losses = tf.while_loop(
+            lambda number, _: number < last, add_batch, [0, tf.zeros([2])], parallel_iterations=1
+        )
+        return losses
+
+    def _add_gradients(self, number, *batch):
+        losses, gradients, _ = self._gradients(*self._batch_of_step(number, batch))
+        for total, gradient in zip(self._gradient_sums, gradients, strict=True):
+            if gradient is not None:
+                total.assign_add(tf.cast(gradient, total.dtype))
+        return losses
+
+    def _replica_step(self, *batch):
+        """Updates the weights from the last batch of a step and the sums over the others."""
+        _, labels, *_ = batch = self._batch_of_step(self.config.gradient_accumulation - 1, batch)
+        losses, gradients, predictions = self._gradients(*batch)
+        self._warn_of_unused(self.model.trainable_variables, gradients)
+        self._update(self._merged(self._mean_over_batches(gradients)))
+        if self.ema is not None:
+            self._update_ema()
+        return losses, predictions, labels
+
+    def _batch_of_step(self, number, batch):
+        count = self.config.gradient_accumulation
+        return batch if count == 1 else nth_part(batch, number, count)
+
+    def _gradients(self, inputs, labels, *pair_weights):
+        """Returns label loss and loss, `[2]`, the gradients of the loss, and predictions."""
         targets = (labels, *pair_weights) if pair_weights else labels
         weights = self.model.trainable_variables
         with layers.running_replica(distribution.this_replica(self._sync_batch_norm)):
@@ -153,11 +192,7 @@ class Trainer:
                 )
                 loss = tf.add_n([label_loss, *self._added_losses()]) + auxiliary_loss
             gradients = tape.gradient(loss, weights)
-        self._warn_of_unused(weights, gradients)
-        self._update(self._merged(gradients))
-        if self.ema is not None:
-            self._update_ema()
-        return tf.stack([label_loss, loss]), predictions
+        return tf.stack([label_loss, loss]), gradients, predictions
 
     def _mean_label_loss(self, targets, predictions):
         # Keras' own mean would be divided by the number of replicas.
@@ -180,6 +215,31 @@ class Trainer:
                 for path, weight in checkpoints.weights(self.model).items()
             }
 
+    def _make_gradient_sums(self):
+        with self.strategy.scope():
+            return [
+                tf.Variable(
+                    tf.zeros(weight.shape, weight.dtype),
+                    trainable=False,
+                    synchronization=tf.VariableSynchronization.ON_READ,
+                    aggregation=tf.VariableAggregation.SUM,
+                )
+                for weight in self.model.trainable_variables
+            ]
+
+    def _mean_over_batches(self, gradients):
+        """Returns the mean gradients of a step, and sets their sums to 0 for the next."""
+        if not self._gradient_sums:
+            return gradients
+        means = []
+        for total, gradient in zip(self._gradient_sums, gradients, strict=True):
+            if gradient is not None:
+                gradient = total + tf.cast(gradient, total.dtype)
+                gradient /= self.config.gradient_accumulation
+                total.assign(tf.zeros_like(total))
+            means.append(gradient)
+        return means
+
     def _update_ema(self):
         updates = tf.cast(self.optimizer.iterations.value, tf.float32)
         # The first weights are far off, so they fade faster at the beginning.
@@ -199,18 +259,16 @@ class Trainer:
         return [None if gradient is None else next(sums) / count for gradient in gradients]
 
     def _clip_and_apply(self, gradients):
-        """Adds the gradients of weight penalties, clips each gradient and updates the weights.
+        """Adds the gradients of weight penalties, clips the gradients and updates the weights.
 
         In a compiled update, the first two cost no extra pass through memory.
         """
         weights, penalty_gradients = self.model.trainable_variables, self._penalty_gradients()
-        self.optimizer.apply(
-            [
-                self._clipped(self._with_penalty(gradient, penalty_gradients.get(w.path), w))
-                for gradient, w in zip(gradients, weights, strict=True)
-            ],
-            weights,
-        )
+        gradients = [
+            self._with_penalty(gradient, penalty_gradients.get(w.path), w)
+            for gradient, w in zip(gradients, weights, strict=True)
+        ]
+        self.optimizer.apply(self._clipped(gradients), weights)
 
     def _penalty_gradients(self):
         """Returns the gradients of the weight penalties, by path of the weight."""
@@ -228,9 +286,15 @@ class Trainer:
         gradient = tf.ensure_shape(tf.cast(gradient, weight.dtype), weight.shape)
         return gradient if penalty_gradient is None else gradient + penalty_gradient
 
-    def _clipped(self, gradient):
+    def _clipped(self, gradients):
         norm = self.config.clip_gradient_norm
-        return clip_by_norm(gradient, norm) if gradient is not None and norm > 0 else gradient
+        if not norm:
+            return gradients
+        if self.config.clip == "global":
+            return clip_by_global_norm(gradients, norm)
+        return [
+            None if gradient is None else clip_by_norm(gradient, norm) for gradient in gradients
+        ]
 
     def _warn_of_unused(self, weights, gradients):
         unused = [w.path for w, g in zip(weights, gradients, strict=True) if g is None]
@@ -252,8 +316,48 @@ def without_cast(gradient: tf.Tensor | None) -> tf.Tensor | None:
     return gradient
 
 
+def nth_part(tensors: Any, number: int | tf.Tensor, count: int) -> Any:
+    """Returns one of `count` equal parts of tensors: the rows `number`, `number + count` and so on.
+
+    The parts of several replicas then make the same part of the whole batch.
+
+    Args:
+        tensors: tensors in nested tuples and dicts.
+        number: index of the part.
+        count: number of parts, a divisor of the sizes of the first axes.
+    """
+
+    def part(tensor):
+        shape = tf.shape(tensor)
+        rows = tf.reshape(tensor, tf.concat([[shape[0] // count, count], shape[1:]], 0))
+        return tf.ensure_shape(tf.gather(rows, number, axis=1), [None, *tensor.shape[1:]])
+
+    return tf.nest.map_structure(part, tensors)
+
+
 def clip_by_norm(gradient: tf.Tensor, clip_norm: float) -> tf.Tensor:
-    """Computes `tf.clip_by_norm` in one pass through memory when XLA compiles it for a CPU.
+    """Scales a gradient down to an L2 norm where its norm is larger."""
+    return gradient * _clipping_factor(_squared_norm(gradient), clip_norm)
+
+
+def clip_by_global_norm(
+    gradients: Sequence[tf.Tensor | None], clip_norm: float
+) -> list[tf.Tensor | None]:
+    """Scales all gradients by one factor, so that their joint L2 norm is at most `clip_norm`.
+
+    Reference: [Pascanu et al., 2013](https://arxiv.org/abs/1211.5063), algorithm 1.
+    """
+    total = tf.add_n([_squared_norm(gradient) for gradient in gradients if gradient is not None])
+    factor = _clipping_factor(total, clip_norm)
+    return [None if gradient is None else gradient * factor for gradient in gradients]
+
+
+def _clipping_factor(squared_norm, clip_norm):
+    return clip_norm / tf.maximum(tf.sqrt(squared_norm), clip_norm)
+
+
+def _squared_norm(gradient):
+    """Sums squares in one pass through memory when XLA compiles it for a CPU.
 
     XLA sums a large tensor in several passes, but adds slices entry by entry in the same pass that
     squares them.
@@ -263,4 +367,4 @@ def clip_by_norm(gradient: tf.Tensor, clip_norm: float) -> tf.Tensor:
     if rows:
         slices = tf.split(gradient[:rows], _SUMMANDS)
         total += tf.reduce_sum(tf.add_n([tf.square(part) for part in slices]))
-    return gradient * (clip_norm / tf.maximum(tf.sqrt(total), clip_norm))
+    return total

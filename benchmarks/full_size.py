@@ -10,6 +10,7 @@ import layers
 import plain_models
 from options import option, same_option
 from run_config import TrainOptions
+from utils import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,13 @@ def run(build, make_work, config, options, make_bound=None, **plain_options):
 
 
 def random_batch(config):
-    """Returns inputs and labels of random videos that all have `max_frames` frames."""
+    """Returns inputs and labels of random videos that all have `max_frames` frames.
+
+    Raises:
+        InputError: if a step would take several batches.
+    """
+    if config.gradient_accumulation > 1:
+        raise InputError("benchmarks measure steps of one batch, without --gradient_accumulation.")
     rng = np.random.default_rng(config.seed)
     size, width = config.batch_size, sum(config.feature_sizes)
     labels = (rng.random((size, config.num_classes)) < 3 / config.num_classes).astype(np.float32)

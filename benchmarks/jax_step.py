@@ -43,15 +43,16 @@ def training_step(model, config):
         `(step, variables)`. `step` maps `(variables, inputs, labels)` to `(variables, loss)`;
         `variables` are the initial ones of model and optimizer.
     """
-    optimizer = config.build_optimizer()
-    optimizer.build(model.trainable_variables)
+    optimizer = config.build_optimizer(model)
     gradients_of = gradient_function(model, config)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(variables, inputs, labels):
         weights, state, slots = variables
         (loss, state), gradients = gradients_of(weights, state, inputs, labels)
-        if config.clip_gradient_norm > 0:
+        if config.clip_gradient_norm > 0 and config.clip == "global":
+            gradients = clip_by_global_norm(gradients, config.clip_gradient_norm)
+        elif config.clip_gradient_norm > 0:
             gradients = [clip_by_norm(g, config.clip_gradient_norm) for g in gradients]
         weights, slots = optimizer.stateless_apply(slots, gradients, weights)
         return (weights, state, slots), loss
@@ -77,6 +78,12 @@ def gradient_function(model, config):
 def clip_by_norm(gradient, max_norm):
     """Scales a gradient down to `max_norm` where its norm is larger."""
     return gradient * (max_norm / jnp.maximum(jnp.linalg.norm(gradient.ravel()), max_norm))
+
+
+def clip_by_global_norm(gradients, max_norm):
+    """Scales gradients down by one factor where their joint norm is larger than `max_norm`."""
+    norm = jnp.linalg.norm(jnp.stack([jnp.linalg.norm(g.ravel()) for g in gradients]))
+    return [gradient * (max_norm / jnp.maximum(norm, max_norm)) for gradient in gradients]
 
 
 def bound(model, config, dtype):

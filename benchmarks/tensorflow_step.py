@@ -11,10 +11,9 @@ import trainer
 
 def make_work(model, config, steps, make_step=None):
     """Returns a function that runs training steps, after two warm-up steps."""
-    optimizer = config.build_optimizer()
     batch = tf.nest.map_structure(tf.constant, full_size.random_batch(config))
     make_step = make_step or project_step
-    step = make_step(model, config, optimizer, batch)
+    step = make_step(model, config, batch)
 
     def work():
         for _ in range(steps):
@@ -26,8 +25,9 @@ def make_work(model, config, steps, make_step=None):
     return work
 
 
-def project_step(model, config, optimizer, batch):
+def project_step(model, config, batch):
     """Returns the training step of train.py."""
+    optimizer = config.build_optimizer(model)
     stepper = trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
     iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
 
@@ -38,7 +38,7 @@ def project_step(model, config, optimizer, batch):
     return step
 
 
-def plain_step(model, config, optimizer, batch):
+def plain_step(model, config, batch):
     """Returns a straightforward step with the same loss, clipping and optimizer."""
     label_loss = losses.get_loss(config.label_loss)
 
@@ -51,12 +51,14 @@ def plain_step(model, config, optimizer, batch):
             loss += model.auxiliary_loss(functools.partial(label_loss, labels))
             loss += penalty * tf.add_n(model.losses)
         gradients = tape.gradient(loss, model.trainable_variables)
-        if config.clip_gradient_norm > 0:
+        if config.clip_gradient_norm > 0 and config.clip == "global":
+            gradients, _ = tf.clip_by_global_norm(gradients, config.clip_gradient_norm)
+        elif config.clip_gradient_norm > 0:
             gradients = [tf.clip_by_norm(g, config.clip_gradient_norm) for g in gradients]
         optimizer.apply(gradients, model.trainable_variables)
         return loss
 
     # Keras layers create their weights in the first call.
     model(tf.nest.map_structure(lambda tensor: tensor[:1], batch[0]))
-    optimizer.build(model.trainable_variables)
+    optimizer = config.build_optimizer(model)
     return lambda: step().numpy()

@@ -76,6 +76,7 @@ CHANGED_SAMPLING = {
 }
 CHANGED_FRAMES = {
     **CHANGED_SAMPLING,
+    "classifier_dropout": 0.25,
     "video_level_classifier_model": "LogisticModel",
     "l2_penalty": 0.5,
 }
@@ -115,6 +116,7 @@ CHANGED = {
     "EFNLNetVLADModel": {**CHANGED_NETVLAD, "early_fusion": False, "netvlad_centers": False},
     "FrameLevelLogisticModel": {
         **CHANGED_SAMPLING,
+        "classifier_dropout": 0.25,
         "video_level_classifier_model": "MoeModel",
         **CHANGED_MOE,
     },

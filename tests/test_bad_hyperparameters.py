@@ -64,6 +64,7 @@ PROBLEMS = [
     ("SoftBoFModel", "soft_bof_cluster_size", "8,x", "must be integers .* stream. Received: '8,x'"),
     ("SoftBoFModel", "soft_bof_hidden_size", 0, "must be at least 1. Received: 0"),
     ("SoftBoFModel", "moe_num_mixtures", 0, "must be at least 1. Received: 0"),
+    ("GruModel", "classifier_dropout", 1.0, "must be at least 0 and below 1. Received: 1.0"),
     ("NetFVModel", "fv_cluster_size", "0", "must be at least 1. Received: 0"),
     ("NetFVModel", "fv_hidden_size", 0, "must be at least 1. Received: 0"),
     ("NetFVModel", "fv_second_order_norm", "l2", "must be one of global, intra. Received: 'l2'"),

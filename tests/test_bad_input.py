@@ -23,7 +23,7 @@ def run_copy(trained_mean, tmp_path):
     ("flags", "message"),
     [
         ("--model=NoSuchModel", "unknown model 'NoSuchModel'. Registered models: DbofModel"),
-        ("--lstm_cells=3", "FrameLevelLogisticModel does not take lstm_cells. It takes: iter"),
+        ("--lstm_cells=3", "FrameLevelLogisticModel does not take lstm_cells. It takes: clas"),
         ("--optimizer=NoSuch", "unknown optimizer 'NoSuch'. Optimizers:"),
         ("--batch_size=0", "--batch_size must be above 0. Received: 0"),
         ("--feature_sizes=8,x", "--feature_sizes must be integers"),

@@ -12,6 +12,8 @@ import tensorflow as tf
 import documents
 import layer_references as references
 import small_models
+from run_config import RunConfig
+from utils import InputError
 
 TINY = ("--num_classes=10", "--feature_sizes=8,4", "--max_frames=6", "--batch_size=4")
 TINY_MODEL = (
@@ -78,9 +80,19 @@ def test_operations_of_matrix_products_in_loops_are_counted_every_time(benchmark
 
 def test_clipping_under_jax_limits_the_norm_of_a_gradient(benchmark_module):
     pytest.importorskip("jax")
-    clip = benchmark_module("jax_step").clip_by_norm
+    jax_step = benchmark_module("jax_step")
+    clip = jax_step.clip_by_norm
     np.testing.assert_allclose(clip(np.array([[3.0], [4.0]]), 1.0), [[0.6], [0.8]], rtol=1e-6)
     np.testing.assert_array_equal(clip(np.array([[0.3], [0.4]]), 1.0), np.float32([[0.3], [0.4]]))
+    clipped = jax_step.clip_by_global_norm([np.array([[3.0]]), np.array([4.0])], 1.0)
+    np.testing.assert_allclose(clipped[0], [[0.6]], rtol=1e-6)
+    np.testing.assert_allclose(clipped[1], [0.8], rtol=1e-6)
+
+
+def test_benchmarks_reject_steps_of_several_batches(benchmark_module):
+    config = RunConfig("LogisticModel", gradient_accumulation=2)
+    with pytest.raises(InputError, match="without --gradient_accumulation"):
+        benchmark_module("full_size").random_batch(config)
 
 
 def test_the_gap_of_samplings_is_printed_per_run(run_benchmark, trained_mean, frame_data):

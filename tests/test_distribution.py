@@ -27,6 +27,15 @@ from run_config import RunConfig
 from trainer import Trainer
 from utils import InputError
 
+TRAINING = (
+    "--base_learning_rate=0.01",
+    "--batch_size=16",
+    "--ema_decay=0.9",
+    "--compute_dtype=float32",
+    "--shuffle_buffer_size=1",
+    "--log_steps=1",
+    *SMALL_DATA,
+)
 # Frames are not sampled, so a batch has the same frames wherever it is computed. Of the models with
 # batch normalization of frames and of vectors, this one compiles fastest.
 SETTINGS = (
@@ -35,14 +44,8 @@ SETTINGS = (
     "--netvlad_cluster_size=4",
     "--netvlad_hidden_size=8",
     "--nonlocal_block=false",
-    "--base_learning_rate=0.01",
-    "--batch_size=16",
-    "--ema_decay=0.9",
-    "--compute_dtype=float32",
-    "--shuffle_buffer_size=1",
-    "--log_steps=1",
     "--label_weights=trust",
-    *SMALL_DATA,
+    *TRAINING,
 )
 
 
@@ -173,6 +176,30 @@ def test_two_devices_train_as_one(trained_twice):
     assert "batches of 16 videos, 8 on each device" in mirrored
     np.testing.assert_allclose(losses(mirrored), losses(one_device), rtol=1e-4)
     assert_close(folder / "mirrored.npz", folder / "one_device.npz")
+
+
+@pytest.mark.slow
+def test_two_devices_accumulate_gradients_as_one(data, tmp_path):
+    process = start(
+        "tests/train_replicas.py",
+        2,
+        "one_device,mirrored",
+        tmp_path / "{mode}.npz",
+        # A quick model with batch normalization, whose batches must be the same.
+        "--model=FrameLevelLogisticModel",
+        "--video_level_classifier_model=MoeModel",
+        "--moe_prob_gating",
+        *TRAINING,
+        "--batch_size=8",
+        "--gradient_accumulation=2",
+        "--clip=global",
+        "--weight_decay=0.1",
+        "--max_steps=4",
+        f"--train_dir={tmp_path}/{{mode}}",
+        f"--train_data_pattern={data / 'whole.tfrecord'}",
+    )
+    assert "batches of 8 videos, 4 on each device, 2 in each step" in output_of(process)
+    assert_close(tmp_path / "mirrored.npz", tmp_path / "one_device.npz")
 
 
 @pytest.mark.slow
@@ -406,13 +433,12 @@ def test_the_training_step_compiles_as_a_whole_as_tpus_require(name, settings):
         name, hyperparameters=hyperparameters, **{"optimizer": "SGD", **sizes, **settings}
     )
     model = config.build_model()
-    optimizer = config.build_optimizer()
-    optimizer.build(model.trainable_variables)
+    optimizer = config.build_optimizer(model)
     trainer = Trainer(config, model, optimizer, tf.distribute.get_strategy())
     inputs = small_models.make_inputs(name, (7, 3, 1, 4, 7, 2, 5, 6))
     before = model.get_weights()
     step = tf.function(trainer._replica_step, autograph=False, jit_compile=True)
-    losses, predictions = step(
+    losses, predictions, _ = step(
         tf.nest.map_structure(tf.constant, inputs), tf.one_hot([0, 1, 2, 3] * 2, 4)
     )
     assert np.isfinite(losses).all()

@@ -13,6 +13,7 @@ WITHOUT_TENSORFLOW = {
     "losses",
     "nextvlad",
     "nonlocal_vlad",
+    "optimizers",
     "options",
     "private_api",
     "recurrent",

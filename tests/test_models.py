@@ -194,8 +194,30 @@ def test_a_model_rebuilt_from_its_resolved_hyperparameters_is_the_same(name):
     np.testing.assert_array_equal(rebuilt.losses, model.losses)
 
 
+def test_dropout_hides_a_share_of_the_encoding_from_the_classifier_in_training_only():
+    size = {"soft_bof_hidden_size": 200}
+    plain = build("SoftBoFModel", **size)
+    dropping = build("SoftBoFModel", classifier_dropout=0.25, **size)
+    assert {v.path for v in plain.variables} < {v.path for v in dropping.variables}
+    assert plain.classifier_dropout is None
+    dropping.set_weights(plain.get_weights())
+    inputs, seen = make_inputs("SoftBoFModel"), {}
+    np.testing.assert_array_equal(predict(dropping, inputs), predict(plain, inputs))
+    for model in (plain, dropping):
+
+        def classify(encoding, training, model=model):
+            seen[model] = np.asarray(encoding)
+            return encoding
+
+        object.__setattr__(model, "classifier", classify)
+        predict(model, inputs, training=True)
+    is_zero = seen[dropping] == 0
+    assert is_zero.mean() == pytest.approx(0.25, abs=0.05)
+    np.testing.assert_allclose(seen[dropping][~is_zero], seen[plain][~is_zero] / 0.75, rtol=1e-4)
+
+
 # These change only the initial weights, or only training; tests of their layers show how.
-WITHOUT_EFFECT_ON_PREDICTIONS = ("nonlocal_start", "transformer_dropout")
+WITHOUT_EFFECT_ON_PREDICTIONS = ("nonlocal_start", "transformer_dropout", "classifier_dropout")
 
 
 def hyperparameters_of_its_own(name):
@@ -204,9 +226,9 @@ def hyperparameters_of_its_own(name):
     One model that copies sampled frames and one that counts them stand for what all frame-level
     models inherit.
     """
-    if name in ("FrameLevelLogisticModel", "SoftBoFModel"):
-        return list(CHANGED[name])
     own = inspect.signature(registry.model_class(name).__init__).parameters
+    if name in ("FrameLevelLogisticModel", "SoftBoFModel"):
+        own = CHANGED[name]
     return [key for key in CHANGED[name] if key in own and key not in WITHOUT_EFFECT_ON_PREDICTIONS]
 
 

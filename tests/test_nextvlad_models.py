@@ -325,8 +325,7 @@ def test_the_regularization_penalty_does_not_scale_the_losses_of_the_branches():
 
     gradient = central_differences(whole_loss, before, step=1e-3)
     bias.assign(before)
-    optimizer = config.build_optimizer()
-    optimizer.build(model.trainable_variables)
+    optimizer = config.build_optimizer(model)
     trainer = Trainer(config, model, optimizer, tf.distribute.get_strategy())
     trainer.run(iter(tf.data.Dataset.from_tensors((inputs, labels))), 1)
     np.testing.assert_allclose(before - np.asarray(bias), gradient, rtol=1e-3, atol=1e-5)

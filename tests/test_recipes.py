@@ -23,6 +23,7 @@ ALL_FRAMES = {
     "normalize_frames": "l2",
     "iterations": 0,
     "sample_random_frames": True,
+    "classifier_dropout": 0.0,
     **MOE,
 }
 SAMPLED = {**ALL_FRAMES, "iterations": 300}

@@ -14,6 +14,7 @@ from utils import InputError
 
 SIZES = {"num_classes": 3, "feature_sizes": (4, 2)}
 FRAME_LEVEL_ARGUMENTS = {
+    "classifier_dropout",
     "iterations",
     "normalize_frames",
     "sample_random_frames",
@@ -257,7 +258,11 @@ OTHER_HYPERPARAMETERS = [
         ("LFNLNetVLADModel", {**LOGISTIC, wrong: 1}, rf"{wrong}\. It takes: .*l2_penalty, netvlad")
         for wrong in ("l2_penaly", "moe_num_mixtures", "moe_l2", "gru_cells")
     ],
-    ("GruModel", {"l2_penalty": 0.1}, r"l2_penalty\. It takes: gru_cells, gru_layers, .*moe_l2"),
+    (
+        "GruModel",
+        {"l2_penalty": 0.1},
+        r"l2_penalty\. It takes: classifier_dropout, gru_cells, gru_layers, .*moe_l2",
+    ),
     ("LogisticModel", {"depth": 1, "cells": 2, "l2_penalty": 0.1}, r"cells, depth\."),
 ]
 

@@ -24,8 +24,12 @@ DANGEROUS_CALLS = {
     *("enable_unsafe_deserialization", "deserialize_keras_object", "Lambda", "model_from_json"),
     *("unsafe_load", "py_function", "numpy_function", "extract", "extractall"),
 }
-# Archives of features, which are read in memory and not unpacked.
-ARCHIVES = {"clips.py": {"tarfile", "zipfile"}, "array_sources.py": {"tarfile", "zipfile"}}
+# Archives of features are read in memory and not unpacked; search.py runs train.py.
+ALLOWED = {
+    "clips.py": {"tarfile", "zipfile"},
+    "array_sources.py": {"tarfile", "zipfile"},
+    "search.py": {"subprocess"},
+}
 PROGRAMS = sorted([*documents.ROOT.glob("*.py"), *documents.ROOT.glob("own_data/*.py")])
 
 
@@ -46,7 +50,7 @@ def called(tree):
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
 def test_no_module_unpickles_unpacks_or_fetches(path):
     tree = ast.parse(path.read_text())
-    assert not (DANGEROUS_MODULES - ARCHIVES.get(path.name, set())) & set(imported(tree))
+    assert not (DANGEROUS_MODULES - ALLOWED.get(path.name, set())) & set(imported(tree))
     assert not DANGEROUS_CALLS & set(called(tree))
 
 

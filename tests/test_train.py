@@ -61,6 +61,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path, trained,
     assert_equal_weights(weights_of(resumed), weights_of(trained))
 
 
+def test_accumulated_batches_see_the_videos_of_one_large_batch_also_after_resuming(
+    tmp_path, video_data, caplog
+):
+    caplog.set_level("INFO", logger="absl")
+    several = ("--batch_size=4", "--gradient_accumulation=4")
+    for name, flags in {
+        "large": ("--batch_size=16", "--max_steps=12"),
+        "several": (*several, "--max_steps=12"),
+        "resumed": (*several, "--max_steps=5"),
+    }.items():
+        programs.train_logistic(tmp_path / name, video_data, *flags, "--log_steps=5")
+    programs.train_logistic(tmp_path / "resumed", video_data, *several, "--max_steps=12")
+    assert "batches of 4 videos, 4 in each step; from step 5" in caplog.text
+    large, straight, resumed = (
+        weights_of(tmp_path / name) for name in ("large", "several", "resumed")
+    )
+    assert_equal_weights(straight, resumed)
+    for path, weight in large.items():
+        np.testing.assert_allclose(straight[path], weight, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
 def test_raising_num_epochs_continues_a_finished_run(tmp_path, trained_mean, frame_data):
     train_mean(tmp_path, frame_data, "--num_epochs=1")
     train_mean(tmp_path, frame_data, "--num_epochs=2")

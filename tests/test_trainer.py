@@ -1,5 +1,7 @@
 """The update of the weights: clipping, penalties, gradients of bfloat16 products, averages."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tensorflow as tf
 import layers
 import losses
 import registry
+import small_models
 import trainer
 from run_config import RunConfig
 
@@ -19,6 +22,19 @@ def test_gradients_are_clipped_as_by_tensorflow(shape, factor):
     gradient = tf.constant(values)
     expected = tf.clip_by_norm(gradient, 0.5)
     np.testing.assert_allclose(trainer.clip_by_norm(gradient, 0.5), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e3])
+def test_gradients_are_clipped_by_their_joint_norm(clip_norm):
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=shape).astype(np.float32) for shape in [(19,), (16, 3), ()]]
+    gradients = [tf.constant(values[0]), None, *map(tf.constant, values[1:])]
+    norm = math.sqrt(sum(np.sum(np.float64(value) ** 2) for value in values))
+    factor = min(1.0, clip_norm / norm)
+    first, none, *others = trainer.clip_by_global_norm(gradients, clip_norm)
+    assert none is None
+    for clipped, value in zip([first, *others], values, strict=True):
+        np.testing.assert_allclose(clipped, factor * np.float64(value), rtol=1e-6)
 
 
 def sgd_config(**settings):
@@ -35,8 +51,7 @@ def sgd_config(**settings):
 
 def make_trainer(config, model):
     """Returns a `Trainer` of any model with inputs `[3, 5]` and outputs `[3, 4]`."""
-    optimizer = config.build_optimizer()
-    optimizer.build(model.trainable_variables)
+    optimizer = config.build_optimizer(model)
     return trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
 
 
@@ -62,8 +77,11 @@ class AddsLoss(registry.Model):
         return keras.ops.sigmoid(y)
 
 
-def test_an_update_follows_loss_added_losses_and_penalties():
-    config = sgd_config(base_learning_rate=1.0, regularization_penalty=0.7, clip_gradient_norm=0.05)
+@pytest.mark.parametrize("clip", ["per_variable", "global"])
+def test_an_update_follows_loss_added_losses_and_penalties(clip):
+    config = sgd_config(
+        base_learning_rate=1.0, regularization_penalty=0.7, clip_gradient_norm=0.05, clip=clip
+    )
     model = AddsLoss()
     kernel, bias = (tf.constant(weight) for weight in model.dense.get_weights())
 
@@ -75,11 +93,15 @@ def test_an_update_follows_loss_added_losses_and_penalties():
         penalty += 0.01 * tf.reduce_sum(tf.abs(kernel)) + 0.02 * tf.reduce_sum(kernel**2)
         loss = losses.CrossEntropyLoss()(labels, tf.sigmoid(y)) + 0.7 * penalty
     gradients = tape.gradient(loss, [kernel, bias])
+    if clip == "global":
+        clipped, _ = tf.clip_by_global_norm(gradients, 0.05)
+    else:
+        clipped = [tf.clip_by_norm(gradient, 0.05) for gradient in gradients]
 
     make_trainer(config, model).run(make_batches(1), 1)
-    updates = zip(model.trainable_variables, (kernel, bias), gradients, strict=True)
-    for weight, before, gradient in updates:
-        expected = before - tf.clip_by_norm(gradient, 0.05)
+    updates = zip(model.trainable_variables, (kernel, bias), clipped, strict=True)
+    for weight, before, change in updates:
+        expected = before - change
         np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -131,6 +153,23 @@ def test_a_penalized_weight_without_effect_on_predictions_shrinks(caplog):
     assert "does not depend on these weights" in caplog.text
 
 
+def test_each_update_has_the_learning_rate_of_its_step():
+    """The penalty shrinks an unused weight by a share that is proportional to the rate."""
+    config = sgd_config(
+        base_learning_rate=0.5,
+        learning_rate_schedule="cosine",
+        learning_rate_decay_steps=5,
+        warmup_steps=2,
+        clip_gradient_norm=0.0,
+    )
+    model = PenalizesUnused()
+    kernel = model.unused.get_weights()[0]
+    make_trainer(config, model).run(make_batches(4), 4)
+    rates = [0.25, 0.5, 0.5, 0.5 * (1 + math.cos(math.pi / 3)) / 2]
+    factor = math.prod(1 - rate * 0.2 for rate in rates)
+    np.testing.assert_allclose(model.unused.kernel, factor * kernel, rtol=1e-5)
+
+
 class Normalizes(registry.Model):
     """A linear model with batch normalization."""
 
@@ -162,3 +201,84 @@ def test_moving_averages_of_weights_follow_their_recurrence():
                 assert np.any(before[weight.path] != value)
             average = running.ema[weight.path]
             np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-7, err_msg=weight.path)
+
+
+# --- Gradient accumulation ------------------------------------------------------------------------
+
+
+def train_small(name, optimizer, batch_size, gradient_accumulation, num_steps=3):
+    """Trains a small model on 8 videos per step; returns the `Trainer` and its last outputs."""
+    without_batch_norm = {"dbof_add_batch_norm": False} if name == "DbofModel" else {}
+    config = RunConfig(
+        name,
+        hyperparameters={**small_models.SMALL[name], **without_batch_norm},
+        optimizer=optimizer,
+        num_classes=small_models.NUM_CLASSES,
+        feature_sizes=small_models.FEATURE_SIZES,
+        batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
+        base_learning_rate=0.1,
+        learning_rate_decay=0.5,
+        learning_rate_decay_examples=12,
+        clip="global",
+        clip_gradient_norm=0.5,
+        weight_decay=0.1,
+        ema_decay=0.5,
+    )
+    keras.utils.set_random_seed(3)
+    model = config.build_model()
+    running = make_trainer(config, model)
+    inputs = small_models.make_inputs(name, [5, 2, 4, 1, 3, 3, 2, 5] * num_steps)
+    labels = small_models.make_labels(8 * num_steps)
+    videos = tf.data.Dataset.from_tensor_slices((inputs, labels))
+    return running, running.run(iter(videos.batch(8, drop_remainder=True)), num_steps, True)
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [("MoeModel", "Adam"), ("DbofModel", "SGD")])
+def test_accumulated_batches_train_like_one_large_batch(name, optimizer):
+    one, (predictions, labels) = train_small(name, optimizer, 8, 1)
+    several, (last_predictions, last_labels) = train_small(name, optimizer, 2, 4)
+    assert one.step == several.step == 3
+    assert one.learning_rate == several.learning_rate == pytest.approx(0.1 * 0.5**2)
+    assert several.pop_loss_sum() == pytest.approx(one.pop_loss_sum(), rel=1e-5)
+    np.testing.assert_allclose(last_predictions, predictions[3::4], rtol=1e-4)
+    np.testing.assert_array_equal(last_labels, labels[3::4])
+    for path, average in one.ema.items():
+        np.testing.assert_allclose(several.ema[path], average, rtol=1e-4, atol=1e-5, err_msg=path)
+    for expected, found in zip(one.model.weights, several.model.weights, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=expected.path)
+
+
+def test_an_accumulated_update_is_clipped_penalized_and_decayed_once():
+    """Compares a step of two batches with the formula."""
+    settings = {
+        "base_learning_rate": 0.5,
+        "regularization_penalty": 0.7,
+        "clip_gradient_norm": 0.05,
+        "weight_decay": 0.2,
+    }
+    model = AddsLoss()
+    kernel, bias = (tf.constant(weight) for weight in model.dense.get_weights())
+    parts = list(make_batches(2))
+    with tf.GradientTape() as tape:
+        tape.watch([kernel, bias])
+        loss = 0.7 * (0.01 * tf.reduce_sum(tf.abs(kernel)) + 0.02 * tf.reduce_sum(kernel**2))
+        for x, labels in parts:
+            y = tf.matmul(x, kernel) + bias
+            loss += losses.CrossEntropyLoss()(labels, tf.sigmoid(y)) / 2
+            loss += 0.7 * 0.3 * tf.reduce_mean(y**2) / 2
+    gradients = tape.gradient(loss, [kernel, bias])
+    # The videos of a step take turns in going to its batches.
+    batch = tf.nest.map_structure(
+        lambda *tensors: tf.reshape(tf.stack(tensors, 1), (6, -1)), *parts
+    )
+    running = make_trainer(sgd_config(gradient_accumulation=2, **settings), model)
+    for _ in range(2):  # The second step shows that the sums start again from 0.
+        model.dense.set_weights([kernel, bias])
+        running.run(iter(tf.data.Dataset.from_tensors(batch)), 1)
+        found = model.dense.get_weights()
+        for weight, before, gradient, decay in zip(
+            found, (kernel, bias), gradients, (0.5 * 0.2, 0.0), strict=True
+        ):
+            expected = before * (1 - decay) - 0.5 * tf.clip_by_norm(gradient, 0.05)
+            np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-7)
