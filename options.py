@@ -25,6 +25,7 @@ GROUPS = (
     "labels",
     "storage",
     "model",
+    "initial weights",
     "training",
     "optimizer",
     "checkpoints",
