@@ -238,18 +238,9 @@ def class_map(
     Raises:
         InputError: if `init_classes` names what is no class of a run.
     """
-    old_count, count = source.config.num_classes, config.num_classes
     if config.init_classes:
-        new = vocabulary.find_classes(
-            list(config.init_classes), class_names, count, "column new of --init_classes"
-        )
-        labels = list(dict.fromkeys(config.init_classes.values()))
-        old = vocabulary.find_classes(
-            labels, source.class_names, old_count, "column old of --init_classes"
-        )
-        numbers = dict(zip(labels, old, strict=True))
-        pairs = zip(new, config.init_classes.values(), strict=True)
-        return {number: numbers[label] for number, label in pairs}
+        return _given_classes(config, class_names, source)
+    old_count, count = source.config.num_classes, config.num_classes
     if class_names and source.class_names:
         if count == old_count and _named(class_names) == _named(source.class_names):
             return None
@@ -274,6 +265,20 @@ def class_map(
         *(source.path, old_count, count),
     )
     return {}
+
+
+def _given_classes(config, class_names, source):
+    """Returns the old class by new class that `--init_classes` gives."""
+    column = "column {} of --init_classes"
+    new_labels, old_labels = config.init_classes, [*dict.fromkeys(config.init_classes.values())]
+    new = vocabulary.find_classes(
+        [*new_labels], class_names, config.num_classes, column.format("new")
+    )
+    old = vocabulary.find_classes(
+        old_labels, source.class_names, source.config.num_classes, column.format("old")
+    )
+    numbers = dict(zip(old_labels, old, strict=True))
+    return {number: numbers[label] for number, label in zip(new, new_labels.values(), strict=True)}
 
 
 def _named(names):
@@ -316,24 +321,25 @@ def with_classes(
         A copy of `value` with other entries; None if the other weight does not have the shape for
         it.
     """
-    if value.ndim != old.ndim:
+    fits = all(value.shape[axis] % counts[0] == 0 for axis in axes)
+    shape = [
+        size // counts[0] * counts[1] if axis in axes else size
+        for axis, size in enumerate(value.shape)
+    ]
+    if not fits or list(old.shape) != shape:
         return None
-    new_places, old_places = [], []
-    for axis, size in enumerate(value.shape):
-        groups, rest = divmod(size, counts[0]) if axis in axes else (1, 0)
-        own, others = (range(size), range(size))
-        if axis in axes:
-            own, others = (
-                [count * group + number for group in range(groups) for number in numbers]
-                for count, numbers in zip(counts, (classes, classes.values()), strict=True)
-            )
-        if rest or old.shape[axis] != (groups * counts[1] if axis in axes else size):
-            return None
-        new_places.append(own)
-        old_places.append(others)
     fitted = np.array(value)
-    fitted[np.ix_(*new_places)] = old[np.ix_(*old_places)]
+    places = _places(value.shape, axes, counts[0], [*classes])
+    fitted[places] = old[_places(old.shape, axes, counts[1], [*classes.values()])]
     return fitted
+
+
+def _places(shape, axes, count, classes):
+    """Returns an index for the entries of some of `count` classes, in their order."""
+    places = [np.arange(size) for size in shape]
+    for axis in axes:
+        places[axis] = places[axis].reshape(-1, count)[:, classes].ravel()
+    return np.ix_(*places)
 
 
 # --- Loading --------------------------------------------------------------------------------------
@@ -357,12 +363,15 @@ def load(model: keras.Model, config: RunConfig, source: Source, class_names: str
     axes = {} if classes is None else class_axes(model, config)
     counts = config.num_classes, source.config.num_classes
     stored = {_inside(path): array for path, array in source.weights.items()}
-    excluded = _matching(model, config.init_exclude, "init_exclude") if config.init_exclude else ()
+    skipped = {name: "new: counts from 0" for name in stored if name.endswith(_COUNTER)}
+    if config.init_exclude:
+        excluded = _matching(model, config.init_exclude, "init_exclude")
+        skipped |= dict.fromkeys(excluded, "new: excluded")
     outcomes = {}
     for path, variable in checkpoints.weights(model).items():
         name = _inside(path)
-        if name in excluded or name.endswith(_COUNTER):
-            outcomes[path] = "new: excluded" if name in excluded else "new: counts from 0"
+        if name in skipped:
+            outcomes[path] = skipped[name]
             continue
         value, outcomes[path] = _fitted(
             variable.numpy(), stored.get(name), axes.get(path, ()), classes or {}, counts
@@ -370,6 +379,16 @@ def load(model: keras.Model, config: RunConfig, source: Source, class_names: str
         if value is not None:
             variable.assign(value)
     _report_outcomes(model, source, outcomes)
+    random = [
+        _inside(path)
+        for path in sorted(frozen_paths(model, config.freeze))
+        if outcomes[path] != _TAKEN and not path.endswith(_COUNTER)
+    ]
+    if random:
+        logging.warning(
+            "--freeze keeps weights that are not taken, or not wholly, at random values: %s",
+            comma_separated(random),
+        )
 
 
 def _fitted(value, old, axes, classes, counts):
