@@ -78,7 +78,7 @@ def prepare(model: keras.Model, config: RunConfig, options: TrainOptions) -> Non
             f"--init_from={config.init_from} is in --train_dir. Choose another --train_dir; to "
             "continue a run, repeat its command."
         )
-    load(model, config, open_source(config.init_from, config.init_use_ema), options.class_names)
+    load(model, config, open_source(config), options.class_names)
 
 
 def _inside(path):
@@ -160,29 +160,28 @@ def _norms_with(model, paths):
 # --- Reading --------------------------------------------------------------------------------------
 
 
-def open_source(init_from: str, use_ema: bool = False) -> Source:
+def open_source(config: RunConfig) -> Source:
     """Reads the weights to start from.
 
     Args:
-        init_from: a train directory, for its newest checkpoint; or in it the path of a checkpoint,
-            `RUN/model.ckpt-STEP`, or `RUN/STEP`.
-        use_ema: whether to read the moving averages of the weights.
+        config: config of the new run. Its `init_from` is a train directory, for the newest
+            checkpoint; or in it the path of a checkpoint, `RUN/model.ckpt-STEP`, or `RUN/STEP`.
 
     Raises:
         InputError: if there is no such run or checkpoint, or it cannot be read.
     """
-    folder, checkpoint = _split(init_from)
+    folder, checkpoint = _split(config.init_from)
     found: dict[str, np.ndarray] = {}
     try:
         path = checkpoints.restore(
-            folder, checkpoint, lambda path: found.update(read_source(path, use_ema))
+            folder, checkpoint, lambda path: found.update(read_source(path, config.init_use_ema))
         )
-        config = RunConfig.load(folder)
+        old_config = RunConfig.load(folder)
         names = checkpoints.find_vocabulary(folder)
-        class_names = vocabulary.read_class_names(names, config.num_classes) if names else {}
+        class_names = vocabulary.read_class_names(names, old_config.num_classes) if names else {}
     except InputError as error:
-        raise InputError(f"--init_from={init_from}: {error}") from error
-    return Source(path, found, config, class_names)
+        raise InputError(f"--init_from={config.init_from}: {error}") from error
+    return Source(path, found, old_config, class_names)
 
 
 def _split(init_from):

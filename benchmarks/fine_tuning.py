@@ -112,7 +112,9 @@ def train_run(folder, name, data, epochs, batch_size, **settings):
 def gap_on(path, train_dir):
     """Returns the GAP of a run on the videos of a file."""
     reader = RunConfig.load(train_dir).data.reader(str(path))
-    summary, _ = evaluation.evaluate(Predictor([train_dir]), reader, batch_size=128)
+    predictor = Predictor([train_dir])
+    predictor.restore()
+    summary, _ = evaluation.evaluate(predictor, reader, batch_size=128)
     return summary["gap"]
 
 

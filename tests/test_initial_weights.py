@@ -13,6 +13,7 @@ import checkpoints
 import distribution
 import initial_weights
 import programs
+import registry
 import small_models
 import train
 from programs import run_small, weights_of
@@ -87,12 +88,25 @@ def inside(weights):
 # --- Classes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["small", "changed"])
+# Video-level models, frame-level models with a classifier of their own, and one without.
+CLASSIFIERS = [
+    *(
+        name
+        for name, model in registry.models().items()
+        if not model.frame_level or registry.CLASSIFIER_ARGUMENT in model.fixed_arguments
+    ),
+    "FrameLevelLogisticModel",
+]
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "variant"),
     [
-        marked(name, slow=set(small_models.MODELS) - {"MoeModel", "NeXtVLADModel"})
-        for name in small_models.MODELS
+        ("MoeModel", "small"),
+        *(
+            marked(name, "changed", slow=["NeXtVLADModel", "MixNeXtVLADModel"])
+            for name in CLASSIFIERS
+        ),
     ],
 )
 def test_predictions_move_with_the_classes_whatever_the_classifier(name, variant):
@@ -296,7 +310,8 @@ def test_what_does_not_fit_starts_anew_and_the_log_says_why(run, caplog):
         assert line[2] == expected, name
     random = "classifier/prob_gating/gate/kernel"
     assert f"at random values: {random}\n" in caplog.text
-    assert "dbof_hidden_size: 5 there, 6 now; moe_prob_gating: False there, True now" in caplog.text
+    for text in ("dbof_hidden_size: 5 there, 6 now", "moe_prob_gating: False there, True now"):
+        assert text in caplog.text
 
 
 def test_other_input_than_the_weights_were_trained_on_is_a_warning(run, logged_warnings):
