@@ -221,14 +221,11 @@ def find_classes(
         }
     unknown = [label for label in labels if label not in numbers]
     if unknown:
-        kinds = f"numbers from 0 to {num_classes - 1}"
-        if names:
-            kinds += (
-                f", or names that only one class has, such as {examples(list(names.values())[:2])}"
-            )
+        words = f"names that only one class has, such as {examples(list(names.values())[:2])}"
+        kinds = words if names else "names, if that run had a vocabulary.csv"
         raise InputError(
             f"{place}: {len(unknown)} of {len(labels)} are no classes: {examples(unknown)}. "
-            f"Expected: {kinds}."
+            f"Expected: numbers from 0 to {num_classes - 1}, or {kinds}."
         )
     found = [numbers[label] for label in labels]
     if len(set(found)) < len(found):

@@ -18,6 +18,7 @@ import small_models
 import train
 from programs import run_small, weights_of
 from run_config import RunConfig, TrainOptions
+from saved_runs import make_model, save_run, write_vocabulary
 from small_models import marked
 from utils import InputError
 
@@ -38,40 +39,9 @@ def make_config(name, variant="small", **settings):
     )
 
 
-def make_model(config, seed=0):
-    """Builds a model with random values in all weights, also of batch normalization."""
-    model = config.build_model()
-    rng = np.random.default_rng(seed)
-    for weight in model.weights:
-        values = rng.normal(size=weight.shape)
-        weight.assign(1 + values**2 if weight.name == "moving_variance" else values / 2)
-    return model
-
-
 def make_source(config, model, names=()):
     weights = {path: weight.numpy() for path, weight in checkpoints.weights(model).items()}
     return initial_weights.Source("run/model.ckpt-7", weights, config, dict(enumerate(names)))
-
-
-def save_run(folder, config, *, step=7, seed=0, names=(), ema_seed=None):
-    """Writes a train directory with random weights, as training leaves it."""
-    model = make_model(config, seed)
-    groups = {"weights": checkpoints.weights(model)}
-    if ema_seed is not None:
-        groups["ema"] = checkpoints.weights(make_model(config, ema_seed))
-    folder.mkdir(exist_ok=True)
-    manager = checkpoints.new_manager(str(folder), tf.train.Checkpoint(**groups))
-    manager.save(checkpoint_number=step)
-    config.save(str(folder))
-    if names:
-        write_vocabulary(folder / "vocabulary.csv", names)
-    return folder
-
-
-def write_vocabulary(path, names):
-    rows = [f"{number},{name}\n" for number, name in enumerate(names)]
-    path.write_text("Index,Name\n" + "".join(rows))
-    return str(path)
 
 
 def initial_values(config, **options):
