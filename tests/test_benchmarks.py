@@ -229,9 +229,9 @@ def copy_norm(source, target):
 def test_few_videos_are_worth_more_to_a_run_that_starts_with_the_weights_of_another(
     run_benchmark, tmp_path
 ):
-    output = run_benchmark("fine_tuning", f"--output_dir={tmp_path / 'runs'}", "--num_epochs=8")
+    output = run_benchmark("fine_tuning", f"--output_dir={tmp_path / 'runs'}")
     header, *rows = output.splitlines()
     assert header.split() == ["start", "seed", "0", "seed", "1", "seed", "2", "mean"]
-    scratch, tuned, _ = (np.array(row.split()[-4:], float) for row in rows)
-    assert np.all(tuned[:3] > scratch[:3] + 0.02)
-    assert tuned[3] > scratch[3] + 0.03
+    scratch, *tuned = (np.array(row.split()[-4:], float) for row in rows)
+    for gaps in tuned:
+        assert np.all(gaps > scratch + 0.02)
