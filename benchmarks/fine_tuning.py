@@ -5,7 +5,8 @@ r"""Measures what the weights of another run are worth to a run on few videos.
 For each seed, generates a world (docs/sample_data.md) and trains a `DbofModel` on many videos with
 the labels of half of its classes. Then trains on few other videos, 5 % as many, with a vocabulary
 that shares half of its classes with the first: from random weights, and from those of the first
-run, without and with what its classifier knows of the shared classes. Prints the GAP of each on test videos.
+run, without and with the part of its classifier for the shared classes. Prints the GAP of each on
+test videos.
 """
 
 import dataclasses
