@@ -165,7 +165,7 @@ def open_source(config: RunConfig) -> Source:
 
     Args:
         config: config of the new run. Its `init_from` is a train directory, for the newest
-            checkpoint; or in it the path of a checkpoint, `RUN/model.ckpt-STEP`, or `RUN/STEP`.
+            checkpoint; or a checkpoint in it: `RUN/model.ckpt-STEP`, `RUN/STEP` or `RUN/best`.
 
     Raises:
         InputError: if there is no such run or checkpoint, or it cannot be read.
@@ -185,12 +185,12 @@ def open_source(config: RunConfig) -> Source:
 
 
 def _split(init_from):
-    """Returns the directory, and the path or step of a checkpoint, None for the newest."""
+    """Returns the directory, and the checkpoint in it for `checkpoints.find`."""
     if files.gfile.isdir(init_from):
         return init_from, None
     path = init_from.removesuffix(".index")
     folder, name = os.path.split(path)
-    return folder or ".", name if name.isdecimal() else path
+    return folder or ".", name if name.isdecimal() or name == checkpoints.BEST else path
 
 
 def read_source(path: str, use_ema: bool) -> Mapping[str, np.ndarray]:

@@ -269,9 +269,10 @@ class RunConfig(Options):
     )
     init_from: str | None = option(
         None,
-        "Start with the weights of another run: its train directory, for the newest checkpoint, or "
-        "the path of a checkpoint. Weights of the same path and shape are taken, the others start "
-        "anew; the log lists both. A resumed run has weights of its own and does not read it.",
+        "Start with the weights of another run: RUN, a train directory, for its newest checkpoint; "
+        "RUN/STEP, RUN/best or the path of a checkpoint for another. Weights of the same path and "
+        "shape are taken, the others start anew; the log lists both. A resumed run has weights of "
+        "its own and does not read it.",
         group="initial weights",
     )
     init_use_ema: bool = option(

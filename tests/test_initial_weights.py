@@ -226,19 +226,22 @@ def test_vocabularies_decide_which_classes_stay(tmp_path, caplog):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Train directory of a DbofModel with moving averages of the weights, of the steps 3 and 7."""
+    """Train directory of a DbofModel of the steps 3, the best, and 7, with moving averages."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = make_config("DbofModel", init_from=None)
     save_run(folder, config, step=3, seed=3)
+    best = checkpoints.Best(metric="gap", value=0.5, step=3, num_videos=9, last_step=3)
+    checkpoints.save_best(str(folder), best)
     return save_run(folder, config, step=7, seed=7, ema_seed=8)
 
 
-def test_weights_come_from_a_run_a_step_or_a_path(run, logged_warnings):
+def test_weights_come_from_a_run_or_a_checkpoint(run, logged_warnings):
     config = make_config("DbofModel")
     for init_from, seed in {
         run: 7,
         f"{run}/": 7,
         f"{run}/3": 3,
+        f"{run}/best": 3,
         f"{run}/model.ckpt-3": 3,
         f"{run}/model.ckpt-3.index": 3,
     }.items():
