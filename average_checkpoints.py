@@ -22,6 +22,7 @@ from absl import logging
 
 import checkpoints
 import files
+import initial_weights
 import layers
 from options import option, same_option
 from readers import RecordReader
@@ -122,6 +123,8 @@ def average(options: AverageOptions) -> dict:
     reader = config.data.reader(pattern, options, with_labels=False) if pattern else None
     keras.utils.set_random_seed(config.seed)
     model = config.build_model()
+    if config.freeze:
+        initial_weights.freeze(model, config.freeze)
     checkpoints.check_fits(checkpoints.weights(model), paths[-1])
     with files.atomic_directory(options.output_dir) as partial:
         means = mean_of(paths, _STATISTICS if options.batch_norm == "last" else ())
@@ -283,10 +286,15 @@ def recomputed_statistics(
     Returns:
         The statistics, by name in the checkpoint.
     """
-    norms = [layer for layer in layers.sublayers(model) if isinstance(layer, layers.BatchNorm)]
+    norms = [
+        layer
+        for layer in layers.sublayers(model)
+        if isinstance(layer, layers.BatchNorm) and layer.trainable
+    ]
     if not norms:
         logging.info(
-            "%s has no batch normalization, so there is nothing to recompute", config.model
+            "%s has no batch normalization that learns, so there is nothing to recompute",
+            config.model,
         )
         return {}
     variables = checkpoints.weights(model)

@@ -494,17 +494,51 @@ def restore_weights(model: keras.Model, path: str, use_ema: bool = False) -> Non
     """
     variables = weights(model)
     check_fits(variables, path)
-    if use_ema and not any(name.startswith("ema/") for name, _ in tf.train.list_variables(path)):
-        raise InputError(
-            f"checkpoint {path} has no moving averages of the weights: it was not trained with "
-            "--ema_decay. Leave out --use_ema."
-        )
     kind = "ema" if use_ema else "weights"
+    if use_ema and not _names_in(path, kind):
+        raise _no_averages(path, "--use_ema")
     with reading(path):
         tf.train.Checkpoint(**{kind: variables}).restore(path).expect_partial()
     for name, variable in variables.items():
         if variable.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(variable)):
-            raise InputError(f"{name} in {path} is not finite. Choose another checkpoint.")
+            raise _not_finite(name, path)
+
+
+def read_weights(path: str, use_ema: bool = False) -> dict[str, np.ndarray]:
+    """Returns the weights in a checkpoint, or the moving averages, by path of the variable.
+
+    Raises:
+        InputError: if it cannot be read, has no moving averages, or a weight is not finite.
+    """
+    kind = "ema" if use_ema else "weights"
+    found = _names_in(path, kind)
+    if use_ema and not found:
+        raise _no_averages(path, "--init_use_ema")
+    with reading(path):
+        reader = tf.train.load_checkpoint(path)
+        arrays = {split_stored_name(name)[1]: reader.get_tensor(name) for name in found}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise _not_finite(name, path)
+    return arrays
+
+
+def _names_in(path, kind):
+    """Returns the names of the weights or of the moving averages, `ema`, in a checkpoint."""
+    with reading(path):
+        names = [name for name, _ in tf.train.list_variables(path)]
+    return [name for name in names if name.startswith(f"{kind}/")]
+
+
+def _no_averages(path, flag):
+    return InputError(
+        f"checkpoint {path} has no moving averages of the weights: it was not trained with "
+        f"--ema_decay. Leave out {flag}."
+    )
+
+
+def _not_finite(name, path):
+    return InputError(f"{name} in {path} is not finite. Choose another checkpoint.")
 
 
 def evaluation_kind(use_ema: bool) -> str:

@@ -13,9 +13,11 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -146,6 +148,24 @@ class Distribution:
             raise InputError(
                 f"this worker found step {step} in --train_dir, but the chief found step "
                 f"{chiefs_step:.0f}. All workers must share that directory."
+            )
+
+    def check_same_weights(self, weights: Iterable[np.ndarray]) -> None:
+        """Rejects a worker whose weights differ from the chief's.
+
+        Raises:
+            InputError: if a bit differs.
+        """
+        if self.num_workers == 1:
+            return
+        checksum = 0
+        for weight in weights:
+            checksum = zlib.crc32(weight.tobytes(), checksum)
+        (chiefs_checksum,) = self.agree(from_chief=[checksum])
+        if checksum != chiefs_checksum:
+            raise InputError(
+                "this worker has read other weights from --init_from than the chief. If training "
+                "runs there, give the path of a checkpoint; all workers must read the same file."
             )
 
     def wait_for_all(self) -> None:

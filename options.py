@@ -26,6 +26,7 @@ GROUPS = (
     "storage",
     "model",
     "loss",
+    "initial weights",
     "training",
     "optimizer",
     "checkpoints",

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -192,6 +193,8 @@ class RunConfig(Options):
             `class_prior`.
         quantization: range of the bytes of features, as in `DataConfig`.
         feature_scale: `factor` and `offset` of a `FeatureScale`; None for the values as they are.
+        init_classes: class of the run in `init_from` by class of this run, as names or numbers;
+            None to derive it from the vocabularies.
 
     Raises:
         InputError: if a name or value is not valid.
@@ -357,6 +360,32 @@ class RunConfig(Options):
         group="training",
         at_least=0,
     )
+    init_from: str | None = option(
+        None,
+        "Start with the weights of another run: RUN, a train directory, for its newest checkpoint; "
+        "RUN/STEP, RUN/best or the path of a checkpoint for another. Weights of the same path and "
+        "shape are taken, the others start anew; the log lists both. A resumed run has weights of "
+        "its own and does not read it.",
+        group="initial weights",
+    )
+    init_use_ema: bool = option(
+        False,
+        "Take the exponential moving averages of the weights in --init_from.",
+        group="initial weights",
+    )
+    init_exclude: str | None = option(
+        None,
+        "Regular expression; weights whose path it matches anywhere are not taken from "
+        "--init_from, for example ^classifier. The log and model_info.py list paths.",
+        group="initial weights",
+    )
+    init_classes: dict[str, str] | None = None
+    freeze: str | None = option(
+        None,
+        "Regular expression; weights whose path it matches anywhere keep their initial values. "
+        "Batch normalization is frozen as a whole, with its moving averages.",
+        group="initial weights",
+    )
 
     def __post_init__(self):
         """Resolves what depends on the model, and checks every value."""
@@ -374,6 +403,20 @@ class RunConfig(Options):
         self._resolve_frames()
         optimizers.optimizer_class(self.optimizer)  # Rejects an unknown name.
         self._check_schedule()
+        self._check_initial_weights()
+
+    def _check_initial_weights(self):
+        for name in ("init_use_ema", "init_exclude", "init_classes"):
+            if getattr(self, name) and not self.init_from:
+                raise InputError(f"--{name} is about the weights of --init_from. Give that too.")
+        for name in ("init_exclude", "freeze"):
+            try:
+                re.compile(getattr(self, name) or "")
+            except re.error as error:
+                raise InputError(
+                    f"--{name} must be a regular expression. Received: {getattr(self, name)!r} "
+                    f"({error})"
+                ) from error
 
     def _resolve_frames(self):
         """Checks what concerns frames, and gives what is YouTube-8M's the value None."""
@@ -641,6 +684,13 @@ class TrainOptions(RecipeOptions, ReadOptions):
         "vocabulary.csv of the data set, saved with the run for the names of its classes. Default: "
         "the one that dataset.json names.",
         group="data",
+    )
+    init_classes: str | None = option(
+        None,
+        "CSV file with the columns new and old: classes of this run and the classes of --init_from "
+        "whose part of the classifier they start with, as names or numbers. Default: classes of "
+        "the same name or, without two vocabularies to compare, of the same number.",
+        group="initial weights",
     )
     start_new_model: bool = option(
         False,

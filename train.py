@@ -31,6 +31,7 @@ import dataset_info
 import distribution
 import eval_util
 import files
+import initial_weights
 import layers
 import losses
 import optimizers
@@ -135,6 +136,8 @@ def _train(config, options, reader, eval_paths, stop_requests):
         )
         checkpoints.resume(manager, trainer.model)
         workers.check_same_step(trainer.step)
+        if config.init_from and not trainer.step:
+            workers.check_same_weights(weight.numpy() for weight in trainer.model.weights)
         if workers.is_chief:
             checkpoints.save_vocabulary(options.train_dir, options.class_names)
             config.save(options.train_dir)
@@ -231,6 +234,7 @@ def make_trainer(
     """Returns the `Trainer` of a config, with initial weights."""
     with strategy.scope():
         model = config.build_model(layers.training_policy(options.compute_dtype))
+        initial_weights.prepare(model, config, options)
         optimizer = config.build_optimizer(model)
     return Trainer(config, model, optimizer, strategy, options.sync_batch_norm)
 
@@ -464,6 +468,9 @@ def main(config: RunConfig, options: TrainOptions, given: program.GivenFlags) ->
         scale = dataset_info.read_feature_scale(options.feature_scale)
         config = dataclasses.replace(config, feature_scale=dataclasses.asdict(scale))
     config = dataclasses.replace(config, loss_data=read_loss_data(config, options, paths))
+    if options.init_classes:
+        classes = initial_weights.read_classes(options.init_classes)
+        config = dataclasses.replace(config, init_classes=classes)
     eval_paths = []
     if options.eval_data_pattern:
         eval_paths = files.expand_patterns(options.eval_data_pattern)

@@ -10,6 +10,7 @@ from absl import logging
 
 import checkpoints
 import distribution
+import initial_weights
 import layers
 import private_api
 import registry
@@ -53,6 +54,7 @@ class Trainer:
         self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
         self.ema = self._make_ema() if config.ema_decay else None
         self._gradient_sums = self._make_gradient_sums() if config.gradient_accumulation > 1 else []
+        self._frozen = initial_weights.frozen_paths(model, config.freeze)
         self._is_distributed = distribution.is_distributed(strategy)
         self._update: Any = self._clip_and_apply
         if self._is_distributed:
@@ -245,6 +247,8 @@ class Trainer:
         # The first weights are far off, so they fade faster at the beginning.
         decay = tf.minimum(self.config.ema_decay, (1.0 + updates) / (10.0 + updates))
         for path, weight in checkpoints.weights(self.model).items():
+            if path in self._frozen:  # Its average is the weight; arithmetic would round it.
+                continue
             kept = 0.0 if path.endswith("num_updates") else decay
             self.ema[path].assign(kept * self.ema[path] + (1.0 - kept) * weight)
 

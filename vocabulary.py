@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -234,6 +234,46 @@ def same_class_names(paths: Sequence[str], remedy: str) -> str | None:
                 f"{label}: {names.get(label, '')!r} and {others.get(label, '')!r}. {remedy}"
             )
     return paths[0] if paths else None
+
+
+def unique_names(names: Mapping[int, str]) -> dict[str, int]:
+    """Returns the classes of the names that only one class has, by name."""
+    counts = Counter(names.values())
+    return {name: number for number, name in names.items() if name and counts[name] == 1}
+
+
+def find_classes(
+    labels: Sequence[str], names: Mapping[int, str], num_classes: int, place: str
+) -> list[int]:
+    """Returns the classes of labels, which are names or, if one is not a name, numbers.
+
+    Args:
+        labels: labels, each once.
+        names: names by class; empty without a vocabulary.
+        num_classes: number of classes.
+        place: where the labels come from, for the error.
+
+    Raises:
+        InputError: if a label is no class, or two labels are the same class.
+    """
+    numbers = unique_names(names)
+    if not set(labels) <= set(numbers) and all(map(_NUMBER.fullmatch, labels)):
+        numbers = {
+            label: number for label in labels if 0 <= (number := _number(label)) < num_classes
+        }
+    unknown = [label for label in labels if label not in numbers]
+    if unknown:
+        words = f"names that only one class has, such as {examples(list(names.values())[:2])}"
+        kinds = words if names else "names, if that run had a vocabulary.csv"
+        raise InputError(
+            f"{place}: {len(unknown)} of {len(labels)} are no classes: {examples(unknown)}. "
+            f"Expected: numbers from 0 to {num_classes - 1}, or {kinds}."
+        )
+    found = [numbers[label] for label in labels]
+    if len(set(found)) < len(found):
+        repeated = [label for label in labels if found.count(numbers[label]) > 1]
+        raise InputError(f"{place}: these are the same class: {examples(repeated)}.")
+    return found
 
 
 def _class_name(place, columns, row, num_classes):

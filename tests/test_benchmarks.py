@@ -235,3 +235,15 @@ def copy_gating(source, target):
 def copy_norm(source, target):
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     target.set_weights([getattr(source, name) for name in names])
+
+
+@pytest.mark.slow
+def test_few_videos_are_worth_more_to_a_run_that_starts_with_the_weights_of_another(
+    run_benchmark, benchmark_module, monkeypatch, tmp_path
+):
+    monkeypatch.delitem(benchmark_module("fine_tuning").STARTS, "other run, without classifier")
+    output = run_benchmark("fine_tuning", f"--output_dir={tmp_path / 'runs'}")
+    header, *rows = output.splitlines()
+    assert header.split() == ["start", "seed", "0", "seed", "1", "seed", "2", "mean"]
+    scratch, tuned = (np.array(row.split()[-4:], float) for row in rows)
+    assert np.all(tuned > scratch + 0.02)

@@ -19,11 +19,13 @@ import tensorflow as tf
 import checkpoints
 import distribution
 import layers
+import programs
 import sample_records
 import small_models
 import train
 from programs import ROOT, SMALL_DATA, train_logistic, weights_of
 from run_config import RunConfig
+from saved_runs import save_run
 from trainer import Trainer
 from utils import InputError
 
@@ -149,16 +151,26 @@ def assert_close(found, expected):
         assert difference <= 1e-4 * np.linalg.norm(expected[path]), path
 
 
+def start_flags(folder):
+    """Returns the flags with which all runs start with the weights of one, and keep some."""
+    return f"--init_from={folder / 'source'}", "--freeze=centers"
+
+
 @pytest.fixture(scope="module")
 def trained_twice(data, tmp_path_factory):
     """Folder with the weights of 20 steps on one device and on two, MODE.npz, and the two logs."""
     folder = tmp_path_factory.mktemp("trained_twice")
+    config = programs.options("train", *SETTINGS, "--train_data_pattern=x", "--train_dir=x")[
+        "config"
+    ]
+    save_run(folder / "source", config)
     process = start(
         "tests/train_replicas.py",
         2,
         "one_device,mirrored",
         folder / "{mode}.npz",
         *SETTINGS,
+        *start_flags(folder),
         "--max_steps=20",
         f"--train_dir={folder}/{{mode}}",
         f"--train_data_pattern={data / 'whole.tfrecord'}",
@@ -176,6 +188,9 @@ def test_two_devices_train_as_one(trained_twice):
     assert "batches of 16 videos, 8 on each device" in mirrored
     np.testing.assert_allclose(losses(mirrored), losses(one_device), rtol=1e-4)
     assert_close(folder / "mirrored.npz", folder / "one_device.npz")
+    centers = "EFNLNetVLADModel/encoder/netvlad_0/centers"
+    frozen = np.load(folder / "mirrored.npz")[centers]
+    np.testing.assert_array_equal(frozen, weights_of(folder / "source")[centers])
 
 
 @pytest.mark.slow
@@ -211,6 +226,7 @@ def test_two_workers_train_as_one_device_and_end_equal(data, trained_twice, tmp_
         "multi_worker",
         tmp_path / "weights{worker}.npz",
         *SETTINGS,
+        *start_flags(folder),
         "--max_steps=20",
         f"--train_dir={tmp_path / 'run'}",
         f"--train_data_pattern={data / 'halves' / '*'}",
