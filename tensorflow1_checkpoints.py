@@ -43,9 +43,6 @@ _RENAMED = (
 # Layers of a recurrent stack that the tables know.
 _NUM_LAYERS = 8
 
-# From this update on, the decay of `layers.BatchNorm` is constant, as in TensorFlow 1.
-_UPDATES_WITH_CONSTANT_DECAY = 8990
-
 
 class Source(NamedTuple):
     """Where a weight comes from.
@@ -137,10 +134,9 @@ def _under(path: str, scope: str, table: Table) -> Table:
 def _norm(path, scope):
     """Returns the table of a `layers.BatchNorm`."""
     names = ("gamma", "beta", "moving_mean", "moving_variance")
-    num_updates = Source((), lambda: np.float32(_UPDATES_WITH_CONSTANT_DECAY))
     return {
         **_under(path, scope, {name: Source((name,)) for name in names}),
-        f"{path}/num_updates": num_updates,
+        f"{path}/num_updates": Source((), lambda: np.float32(0.0)),  # Not counted there.
     }
 
 
