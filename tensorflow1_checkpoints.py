@@ -18,7 +18,7 @@ References: [Abu-El-Haija et al., 2016](https://arxiv.org/abs/1609.08675);
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import keras
@@ -39,6 +39,9 @@ _RENAMED = (
     (r"^(rnn/.*)weights$", r"\1kernel"),
     (r"^(rnn/.*)biases$", r"\1bias"),
 )
+
+# From this update on, the decay of `layers.BatchNorm` is constant, as it always is in TensorFlow 1.
+_NUM_UPDATES = 8990
 
 # Layers of a recurrent stack that the tables know.
 _NUM_LAYERS = 8
@@ -136,7 +139,7 @@ def _norm(path, scope):
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     return {
         **_under(path, scope, {name: Source((name,)) for name in names}),
-        f"{path}/num_updates": Source((), lambda: np.float32(0.0)),  # Not counted there.
+        f"{path}/num_updates": Source((), lambda: np.float32(_NUM_UPDATES)),
     }
 
 
@@ -150,12 +153,13 @@ def _linear(path, kernel, *, bias=None, norm=None):
 
 
 _MIXTURES = ("gates/weights", "experts/weights")
+_LOGISTIC = "fully_connected/weights"
 _VIDEO_LEVEL: Table = {
     "gates/kernel": Source(("gates/weights", *_MIXTURES), _mixtures_first),
     "experts/kernel": Source(("experts/weights", *_MIXTURES), _mixtures_first),
     "experts/bias": Source(("experts/biases", *_MIXTURES), _mixtures_first),
     **_linear("prob_gating/gate", "gating_prob_weights", norm="gating_prob_bn"),
-    **_linear("logistic", "fully_connected/weights", bias="fully_connected/biases"),
+    **_linear("logistic", _LOGISTIC, bias="fully_connected/biases"),
 }
 
 _ASSIGNMENT = _linear("assignment", "cluster_weights", norm="cluster_bn")
@@ -282,19 +286,38 @@ def is_tensorflow1(path: str) -> bool:
     Raises:
         InputError: if the checkpoint cannot be read.
     """
-    with checkpoints.reading(path):
-        return _OBJECT_GRAPH not in dict(tf.train.list_variables(path))
+    return _OBJECT_GRAPH not in _shapes(path)
 
 
-def read(path: str, model: keras.Model) -> dict[str, np.ndarray]:
+def num_classes(path: str) -> int:
+    """Returns the number of classes of the model in a checkpoint of TensorFlow 1.
+
+    Raises:
+        InputError: if it has no known classifier.
+    """
+    shapes = _shapes(path)
+    by_name = {known: shapes[name] for known, name in _stored_names(shapes).items()}
+    if _LOGISTIC in by_name:
+        return by_name[_LOGISTIC][-1]
+    if all(name in by_name for name in _MIXTURES):
+        gates, experts = (by_name[name][-1] for name in _MIXTURES)
+        return gates - experts
+    raise InputError(
+        f"checkpoint {path} has neither {comma_separated(_MIXTURES)} nor {_LOGISTIC}, the weights "
+        "of a classifier. It must be of the YouTube-8M code for TensorFlow 1."
+    )
+
+
+def read(path: str, model: keras.Model, excluded: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Returns the weights of a model, by path, from a checkpoint of TensorFlow 1.
 
-    Variables of optimizers and moving averages of weights are ignored. Other variables that the
-    model has no weight for are logged.
+    Variables of optimizers and moving averages of weights are ignored. Other variables that no
+    weight comes from are logged.
 
     Args:
         path: path prefix of the checkpoint.
-        model: built model.
+        model: built model, with as many classes as the checkpoint.
+        excluded: paths inside the model of weights to leave out.
 
     Raises:
         InputError: if TensorFlow 1 did not write the checkpoint, the model has no table, or a
@@ -305,12 +328,12 @@ def read(path: str, model: keras.Model) -> dict[str, np.ndarray]:
         raise InputError(f"checkpoint {path} was not written by TensorFlow 1.")
     if name not in TABLES:
         raise InputError(
-            f"checkpoint {path} was written by TensorFlow 1. Only {comma_separated(TABLES)} can "
-            f"read it. Received: {name}"
+            f"checkpoint {path} was written by TensorFlow 1. {name} cannot start from it, only "
+            f"these models can: {comma_separated(TABLES)}."
         )
     with checkpoints.reading(path):
         reader = tf.train.load_checkpoint(path)
-        stored = _stored_names(reader.get_variable_to_shape_map())
+    stored = _stored_names(reader.get_variable_to_shape_map())
 
     @functools.cache
     def variable(name):
@@ -323,33 +346,38 @@ def read(path: str, model: keras.Model) -> dict[str, np.ndarray]:
     for weight in model.weights:
         end = weight.path.partition("/")[2]
         source = TABLES[name].get(end)
-        try:
-            weights[weight.path] = _weight(source, weight.shape, variable)
-        except InputError as error:
-            wrong.append(f"{end}: {error}")
         unused -= set(source.names if source else ())
+        if end not in excluded:
+            try:
+                weights[weight.path] = _weight(source, weight.shape, variable)
+            except InputError as error:
+                wrong.append(f"{end}: {error}")
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InputError(
             f"checkpoint {path} is not of {name} with these hyperparameters: "
-            f"{'; '.join(wrong[:5])}{more}. Variables that were not needed: "
+            f"{'; '.join(wrong[:5])}{more}. Variables that no weight comes from: "
             f"{examples(sorted(unused))}."
         )
     if unused:
         logging.warning(
-            "%s needs none of these variables of %s: %s",
-            name,
-            path,
-            comma_separated(sorted(unused)),
+            "no weight of %s comes from these variables of %s: %s",
+            *(name, path, comma_separated(sorted(unused))),
         )
     return weights
 
 
+def _shapes(path):
+    """Returns the shapes of the variables in a checkpoint, by name."""
+    with checkpoints.reading(path):
+        return dict(tf.train.list_variables(path))
+
+
 def _stored_names(shapes):
-    """Returns the names in a checkpoint by the names in the tables, from shapes by name."""
+    """Returns the names of variables by their names in the tables, from their shapes by name."""
     stored = {}
     for name, shape in shapes.items():
-        # Counters are scalars; variables of optimizers have names that begin with the weight's.
+        # Counters are scalars; the names of an optimizer's variables begin with the weight's.
         if shape and name.rpartition("/")[0] not in shapes:
             known = name
             for pattern, replacement in _RENAMED:
@@ -371,15 +399,12 @@ def _weight(source, shape, variable):
     """
     if source is None:
         raise InputError("no variable is known for it")
-    values = [variable(name) for name in source.names]
+    values = {name: variable(name) for name in source.names}
     try:
-        weight = source.convert(*values)
+        weight = source.convert(*(values[name] for name in source.names))
     except (IndexError, ValueError):  # Shapes of variables that do not fit together.
         weight = None
     if weight is None or weight.shape != tuple(shape):
-        received = ", ".join(
-            f"{name} {list(value.shape)}"
-            for name, value in dict(zip(source.names, values, strict=True)).items()
-        )
+        received = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
         raise InputError(f"{received} does not give {list(shape)}")
     return weight

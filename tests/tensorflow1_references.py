@@ -29,8 +29,9 @@ class Variables:
         return self.arrays[name].astype(np.float64)
 
     def save(self, folder):
-        """Saves a checkpoint as training does, with other variables; returns its path prefix."""
-        slots = {f"{name}/{slot}": -value for name, value in self.arrays.items() for slot in SLOTS}
+        """Saves a checkpoint with variables that training adds; returns its path prefix."""
+        name, value = next(iter(self.arrays.items()))
+        slots = {f"{name}/{slot}": -value for slot in SLOTS}
         counters = {"global_step": np.int64(7), "beta1_power": np.float32(0.9)}
         return save(folder, {**self.arrays, **slots, **counters})
 

@@ -1,6 +1,7 @@
 """Models with the weights of a TensorFlow 1 checkpoint predict as the code that wrote it."""
 
 import functools
+import logging
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import model_references
 import tensorflow1_checkpoints
 import tensorflow1_references as tf1
 from model_references import assert_close, call, make_vectors, make_videos, reference_frames
-from small_models import FEATURE_SIZES, NUM_CLASSES, D
+from small_models import FEATURE_SIZES, NUM_CLASSES, D, shared
 from utils import InputError
 
 
@@ -140,13 +141,12 @@ def test_netfv_predicts_as_the_code_of_willow(tmp_path):
 
 
 VLAD_SCOPES = ("video_VLAD", "audio_VLAD")
+WITHOUT_BLOCK = {"nonlocal_block": False, "moe_num_mixtures": 2}
 
 
-@pytest.mark.parametrize("centers", [True, False])
-def test_netvlad_and_netrvlad_predict_as_the_code_of_willow(tmp_path, centers):
-    pools = streams(tf1.netvlad, VLAD_SCOPES, (4, 3), centers=centers)
-    options = {"nonlocal_block": False, "netvlad_centers": centers, "moe_num_mixtures": 2}
-    check_gated(tmp_path, "LFNLNetVLADModel", pools, 2, **options)
+def test_gated_netvlad_predicts_as_the_code_of_willow(tmp_path):
+    pools = streams(tf1.netvlad, VLAD_SCOPES, (4, 3))
+    check_gated(tmp_path, "LFNLNetVLADModel", pools, 2, **WITHOUT_BLOCK)
 
 
 @pytest.mark.parametrize(
@@ -174,3 +174,114 @@ def test_early_fusion_predicts_as_the_code_of_the_paper(tmp_path):
     block = functools.partial(tf1.nonlocal_block, embedding=2, values="phi")
     pools = streams(tf1.netvlad, ("video_audio_VLAD",), (4,), nonlocal_block=block)
     check_gated(tmp_path, "EFNLNetVLADModel", pools, 2, sizes=(D,), scope="tower/")
+
+
+def soft_dbof_checkpoint(tmp_path, change=lambda arrays: None):
+    """Returns the path of a checkpoint of a small SoftBoFModel, with changed variables."""
+    variables = tf1.Variables("tower/")
+    pools = streams(tf1.soft_dbof, ("video_DBOF", "audio_DBOF"), (6, 4))
+    encoding = tf1.streams(np.ones((1, D)), variables, sizes=FEATURE_SIZES, pools=pools, hidden=5)
+    tf1.moe(encoding, variables, NUM_CLASSES, mixtures=2)
+    change(variables.arrays)
+    return variables.save(tmp_path)
+
+
+def inside(paths):
+    """Returns paths of weights without the name of their model."""
+    return {path.partition("/")[2] for path in paths}
+
+
+def test_variables_in_bfloat16_are_read_as_float32(tmp_path):
+    values = {
+        "fully_connected/weights": np.full((D, NUM_CLASSES), 0.1),
+        "fully_connected/biases": np.arange(NUM_CLASSES),
+    }
+    path = tf1.save(tmp_path, {key: tf.cast(values[key], tf.bfloat16).numpy() for key in values})
+    weights = tensorflow1_checkpoints.read(path, shared("LogisticModel"))
+    assert [array.dtype for array in weights.values()] == [np.float32] * 2
+    for array, value in zip(weights.values(), values.values(), strict=True):
+        np.testing.assert_allclose(array, value, rtol=2**-8)
+
+
+def test_excluded_weights_need_no_variables(tmp_path):
+    def without_classifier(arrays):
+        for name in ("gates/weights", "experts/weights", "experts/biases"):
+            del arrays[f"tower/{name}"]
+
+    model, path = shared("SoftBoFModel"), soft_dbof_checkpoint(tmp_path, without_classifier)
+    excluded = [f"classifier/{end}" for end in ("gates/kernel", "experts/kernel", "experts/bias")]
+    weights = tensorflow1_checkpoints.read(path, model, excluded)
+    assert inside(weights) == inside(checkpoints.weights(model)) - set(excluded)
+
+
+def test_number_of_classes_follows_from_the_classifier(tmp_path):
+    assert tensorflow1_checkpoints.num_classes(soft_dbof_checkpoint(tmp_path)) == NUM_CLASSES
+    logistic = tf1.save(tmp_path, {"tower/fully_connected/weights": np.zeros((D, 7), np.float32)})
+    assert tensorflow1_checkpoints.num_classes(logistic) == 7
+    other = tf1.save(tmp_path, {"dense/kernel": np.zeros((D, 7), np.float32)})
+    with pytest.raises(InputError, match=r"neither gates/weights, experts/weights nor fully_conn"):
+        tensorflow1_checkpoints.num_classes(other)
+
+
+def test_variables_that_no_weight_comes_from_are_logged(tmp_path, caplog):
+    def with_gating(arrays):
+        arrays["tower/gating_weights_2"] = np.ones((5, 5), np.float32)
+
+    path = soft_dbof_checkpoint(tmp_path, with_gating)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        tensorflow1_checkpoints.read(path, shared("SoftBoFModel"))
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
+        "gating_weights_2"
+    ]
+
+
+def test_missing_variables_are_an_error_that_names_those_there_instead(tmp_path):
+    def with_batch_norm(arrays):
+        arrays["tower/hidden1_bn/gamma"] = arrays.pop("tower/hidden1_biases")
+
+    path = soft_dbof_checkpoint(tmp_path, with_batch_norm)
+    message = (
+        r"encoder/hidden/bias: there is no hidden1_biases. Variables that no weight comes from: "
+        r"'hidden1_bn/gamma'"
+    )
+    with pytest.raises(InputError, match=message):
+        tensorflow1_checkpoints.read(path, shared("SoftBoFModel"))
+
+
+def test_other_shapes_are_an_error_that_names_weight_and_variable(tmp_path):
+    model = shared("SoftBoFModel", soft_bof_cluster_size="6,3", moe_num_mixtures=3)
+    path = soft_dbof_checkpoint(tmp_path)
+    with pytest.raises(InputError) as error:
+        tensorflow1_checkpoints.read(path, model)
+    for text in (
+        "classifier/gates/kernel: gates/weights [5, 12], experts/weights [5, 8] does not give [5, 16]",
+        "soft_bof_1/assignment/kernel: audio_DBOF/cluster_weights [3, 4] does not give [3, 3]",
+    ):
+        assert text in str(error.value)
+
+
+def test_rows_after_vlad_that_fit_no_clusters_are_an_error(tmp_path):
+    variables = tf1.Variables()
+    tf1.assignment(np.ones((1, 6)), variables, "video_VLAD", 4)
+    tf1.assignment(np.ones((1, 3)), variables, "audio_VLAD", 3)
+    variables("hidden1_weights", 30, 5)
+    model = model_references.build("LFNLNetVLADModel", **WITHOUT_BLOCK)
+    others = inside(checkpoints.weights(model)) - {"encoder/hidden/kernel"}
+    with pytest.raises(InputError, match=r"hidden1_weights \[30, 5\], video_VLAD/.* \[6, 4\], "):
+        tensorflow1_checkpoints.read(variables.save(tmp_path), model, others)
+
+
+def test_a_model_without_a_table_is_an_error_that_names_those_with_one(tmp_path):
+    path = soft_dbof_checkpoint(tmp_path)
+    with pytest.raises(InputError, match=r"TransformerModel cannot start .* GruModel, "):
+        tensorflow1_checkpoints.read(path, shared("TransformerModel"))
+
+
+def test_other_checkpoints_and_files_are_errors(tmp_path):
+    model = shared("LogisticModel")
+    state = tf.train.Checkpoint(weights=checkpoints.weights(model))
+    with pytest.raises(InputError, match="was not written by TensorFlow 1"):
+        tensorflow1_checkpoints.read(state.write(str(tmp_path / "own")), model)
+    (tmp_path / "other.index").write_text("no checkpoint")
+    with pytest.raises(InputError, match="cannot read checkpoint"):
+        tensorflow1_checkpoints.read(str(tmp_path / "other"), model)
