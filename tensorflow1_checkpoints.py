@@ -1,9 +1,9 @@
 """Reads checkpoints of the YouTube-8M code for TensorFlow 1 into the models here.
 
-Three code bases of 2017 to 2019 give their variables the same names where they do the same thing:
-Google's starter code, the code of WILLOW, who won the first challenge, and that of the paper
-"Non-local NetVLAD Encoding for Video Classification". The tables say which of these variables a
-weight here comes from, and how. Besides transposes, four things differ:
+Three code bases give their variables the same names where they do the same thing: Google's starter
+code, that of WILLOW, the winners of 2017, and that of the paper "Non-local NetVLAD Encoding for
+Video Classification". The tables say which variables a weight here comes from, and how. Besides
+transposes, four things differ:
 
 - The columns of gates and experts hold all mixtures of the first class, then those of the second.
 - VLAD and Fisher vectors are flattened features first, clusters last.
@@ -180,7 +180,7 @@ def _streams(layer, scopes, pooling, *, flattened=0):
         layer: name of the pooling layers, without their number.
         scopes: scope of each stream.
         pooling: table of a pooling layer.
-        flattened: vectors of every cluster that a pooling layer flattens, clusters last.
+        flattened: matrices `[D, K]` that a pooling layer flattens; 0 if it has vectors `[K]`.
     """
     table = {
         **_norm("input_norm", "input_bn"),
