@@ -40,8 +40,7 @@ _RENAMED = (
     (r"^(rnn/.*)biases$", r"\1bias"),
 )
 
-# From this update on, the decay of `layers.BatchNorm` is constant, as it always is in TensorFlow 1.
-_NUM_UPDATES = 8990
+_COUNTER = "num_updates"
 
 # Layers of a recurrent stack that the tables know.
 _NUM_LAYERS = 8
@@ -137,10 +136,7 @@ def _under(path: str, scope: str, table: Table) -> Table:
 def _norm(path, scope):
     """Returns the table of a `layers.BatchNorm`."""
     names = ("gamma", "beta", "moving_mean", "moving_variance")
-    return {
-        **_under(path, scope, {name: Source((name,)) for name in names}),
-        f"{path}/num_updates": Source((), lambda: np.float32(_NUM_UPDATES)),
-    }
+    return _under(path, scope, {name: Source((name,)) for name in names})
 
 
 def _linear(path, kernel, *, bias=None, norm=None):
@@ -311,6 +307,7 @@ def num_classes(path: str) -> int:
 def read(path: str, model: keras.Model, excluded: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Returns the weights of a model, by path, from a checkpoint of TensorFlow 1.
 
+    The numbers of updates of batch normalization are left out: they are not counted there.
     Variables of optimizers and moving averages of weights are ignored. Other variables that no
     weight comes from are logged.
 
@@ -347,7 +344,7 @@ def read(path: str, model: keras.Model, excluded: Collection[str] = ()) -> dict[
         end = weight.path.partition("/")[2]
         source = TABLES[name].get(end)
         unused -= set(source.names if source else ())
-        if end not in excluded:
+        if end not in excluded and not end.endswith(_COUNTER):
             try:
                 weights[weight.path] = _weight(source, weight.shape, variable)
             except InputError as error:
