@@ -213,7 +213,10 @@ def read_source(path: str, folder: str, config: RunConfig) -> Source:
         weights = checkpoints.read_weights(path, config.init_use_ema)
         old_config = RunConfig.load(folder)
     elif config.init_use_ema:
-        raise InputError(f"no moving averages are read from {path}, of TensorFlow 1")
+        raise InputError(
+            f"no moving averages are read from {path}, a checkpoint of TensorFlow 1. Leave out "
+            "--init_use_ema."
+        )
     else:
         num_classes = tensorflow1_checkpoints.num_classes(path)
         old_config = dataclasses.replace(config, num_classes=num_classes)

@@ -8,10 +8,12 @@ import pytest
 import tensorflow as tf
 
 import checkpoints
+import initial_weights
 import model_references
 import tensorflow1_checkpoints
 import tensorflow1_references as tf1
 from model_references import assert_close, call, make_vectors, make_videos, reference_frames
+from run_config import RunConfig, TrainOptions
 from small_models import FEATURE_SIZES, NUM_CLASSES, D, shared
 from utils import InputError
 
@@ -204,18 +206,6 @@ def test_variables_in_bfloat16_are_read_as_float32(tmp_path):
         np.testing.assert_allclose(array, value, rtol=2**-8)
 
 
-def test_excluded_weights_need_no_variables(tmp_path):
-    def without_classifier(arrays):
-        for name in ("gates/weights", "experts/weights", "experts/biases"):
-            del arrays[f"tower/{name}"]
-
-    model, path = shared("SoftBoFModel"), soft_dbof_checkpoint(tmp_path, without_classifier)
-    excluded = [f"classifier/{end}" for end in ("gates/kernel", "experts/kernel", "experts/bias")]
-    weights = tensorflow1_checkpoints.read(path, model, excluded)
-    expected = {path for path in inside(checkpoints.weights(model)) if "num_updates" not in path}
-    assert inside(weights) == expected - set(excluded)
-
-
 def test_number_of_classes_follows_from_the_classifier(tmp_path):
     assert tensorflow1_checkpoints.num_classes(soft_dbof_checkpoint(tmp_path)) == NUM_CLASSES
     logistic = tf1.save(tmp_path, {"tower/fully_connected/weights": np.zeros((D, 7), np.float32)})
@@ -287,3 +277,51 @@ def test_other_checkpoints_and_files_are_errors(tmp_path):
     (tmp_path / "other.index").write_text("no checkpoint")
     with pytest.raises(InputError, match="cannot read checkpoint"):
         tensorflow1_checkpoints.read(str(tmp_path / "other"), model)
+
+
+# --- train.py --init_from -------------------------------------------------------------------------
+
+
+def moe_checkpoint(tmp_path, *deleted):
+    """Returns the path of a checkpoint and its predictions for `make_vectors`."""
+    variables = tf1.Variables("tower/")
+    units = tf1.l2_normalize(make_vectors().astype(np.float64))
+    predictions = [tf1.moe(vector, variables, NUM_CLASSES, mixtures=2) for vector in units]
+    for name in deleted:
+        del variables.arrays[f"tower/{name}"]
+    return variables.save(tmp_path), np.array(predictions)
+
+
+def start(path, num_classes=NUM_CLASSES, **settings):
+    """Returns a new model with the weights that a run starts with."""
+    config = RunConfig(
+        "MoeModel",
+        num_classes=num_classes,
+        feature_sizes=FEATURE_SIZES,
+        init_from=path,
+        **settings,
+    )
+    model = config.build_model()
+    options = TrainOptions(train_data_pattern="none", train_dir="/nowhere/run")
+    initial_weights.prepare(model, config, options)
+    return model
+
+
+def test_a_run_takes_the_classes_that_it_shares_with_the_checkpoint(tmp_path):
+    path, expected = moe_checkpoint(tmp_path)
+    assert_close(start(path)(make_vectors()), expected)
+    model = start(path, num_classes=3, init_classes={"0": "3", "2": "1"})
+    assert_close(np.asarray(model(make_vectors()))[:, [0, 2]], expected[:, [3, 1]])
+
+
+def test_a_run_may_exclude_what_the_checkpoint_lacks(tmp_path):
+    path, _ = moe_checkpoint(tmp_path, "experts/biases")
+    with pytest.raises(InputError, match=r"--init_from=.*: checkpoint .* there is no experts/bias"):
+        start(path)
+    start(path, init_exclude="experts/bias")
+
+
+def test_a_run_cannot_take_moving_averages_from_tensorflow_1(tmp_path):
+    path, _ = moe_checkpoint(tmp_path)
+    with pytest.raises(InputError, match="Leave out --init_use_ema"):
+        start(path, init_use_ema=True)
