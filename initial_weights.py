@@ -17,6 +17,7 @@ from absl import logging
 import checkpoints
 import files
 import layers
+import tensorflow1_checkpoints
 import vocabulary
 from own_data import label_table
 from run_config import RunConfig, TrainOptions
@@ -98,6 +99,13 @@ def _matching(model, pattern, flag):
     return found
 
 
+def _excluded(model, config):
+    """Returns the paths, inside the model, of the weights that the user excludes."""
+    if not config.init_exclude:
+        return set()
+    return _matching(model, config.init_exclude, "init_exclude")
+
+
 # --- Freezing -------------------------------------------------------------------------------------
 
 
@@ -171,17 +179,14 @@ def open_source(config: RunConfig) -> Source:
         InputError: if there is no such run or checkpoint, or it cannot be read.
     """
     folder, checkpoint = _split(config.init_from)
-    found: dict[str, np.ndarray] = {}
+    found: list[Source] = []
     try:
-        path = checkpoints.restore(
-            folder, checkpoint, lambda path: found.update(read_source(path, config.init_use_ema))
+        checkpoints.restore(
+            folder, checkpoint, lambda path: found.append(read_source(path, folder, config))
         )
-        old_config = RunConfig.load(folder)
-        names = checkpoints.find_vocabulary(folder)
-        class_names = vocabulary.read_class_names(names, old_config.num_classes) if names else {}
     except InputError as error:
         raise InputError(f"--init_from={config.init_from}: {error}") from error
-    return Source(path, found, old_config, class_names)
+    return found[-1]
 
 
 def _split(init_from):
@@ -193,9 +198,33 @@ def _split(init_from):
     return folder or ".", name if name.isdecimal() or name == checkpoints.BEST else path
 
 
-def read_source(path: str, use_ema: bool) -> Mapping[str, np.ndarray]:
-    """Returns the weights in a checkpoint, or their moving averages, by path of the variable."""
-    return checkpoints.read_weights(path, use_ema)
+def read_source(path: str, folder: str, config: RunConfig) -> Source:
+    """Returns the weights in a checkpoint, or their moving averages.
+
+    A checkpoint of TensorFlow 1 has no config. It must fit `config`, except for the number of
+    classes and the weights that `init_exclude` matches.
+
+    Args:
+        path: path prefix of the checkpoint.
+        folder: train directory.
+        config: config of the new run.
+    """
+    if not tensorflow1_checkpoints.is_tensorflow1(path):
+        weights = checkpoints.read_weights(path, config.init_use_ema)
+        old_config = RunConfig.load(folder)
+    elif config.init_use_ema:
+        raise InputError(
+            f"no moving averages are read from {path}, a checkpoint of TensorFlow 1. Leave out "
+            "--init_use_ema."
+        )
+    else:
+        num_classes = tensorflow1_checkpoints.num_classes(path)
+        old_config = dataclasses.replace(config, num_classes=num_classes)
+        model = old_config.build_model()
+        weights = tensorflow1_checkpoints.read(path, model, _excluded(model, config))
+    names = checkpoints.find_vocabulary(folder)
+    class_names = vocabulary.read_class_names(names, old_config.num_classes) if names else {}
+    return Source(path, weights, old_config, class_names)
 
 
 def read_classes(path: str) -> dict[str, str]:
@@ -363,9 +392,7 @@ def load(model: keras.Model, config: RunConfig, source: Source, class_names: str
     counts = config.num_classes, source.config.num_classes
     stored = {_inside(path): array for path, array in source.weights.items()}
     skipped = {name: "new: counts from 0" for name in stored if name.endswith(_COUNTER)}
-    if config.init_exclude:
-        excluded = _matching(model, config.init_exclude, "init_exclude")
-        skipped |= dict.fromkeys(excluded, "new: excluded")
+    skipped |= dict.fromkeys(_excluded(model, config), "new: excluded")
     outcomes = {}
     for path, variable in checkpoints.weights(model).items():
         name = _inside(path)

@@ -363,9 +363,9 @@ class RunConfig(Options):
     init_from: str | None = option(
         None,
         "Start with the weights of another run: RUN, a train directory, for its newest checkpoint; "
-        "RUN/STEP, RUN/best or the path of a checkpoint for another. Weights of the same path and "
-        "shape are taken, the others start anew; the log lists both. A resumed run has weights of "
-        "its own and does not read it.",
+        "RUN/STEP, RUN/best or the path of a checkpoint for another, also of the YouTube-8M code "
+        "for TensorFlow 1. Weights of the same path and shape are taken, the others start anew; "
+        "the log lists both. A resumed run has weights of its own and does not read it.",
         group="initial weights",
     )
     init_use_ema: bool = option(

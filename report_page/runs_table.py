@@ -21,10 +21,10 @@ COLUMNS: dict[str, tuple[str, str, bool]] = {
     "map": ("mAP", "{:.4f}", True),
     "hit_at_one": ("Hit@1", "{:.4f}", True),
     "loss": ("loss", "{:.4f}", False),
-    "evaluated_step": ("evaluated", "{:d}", True),
+    "eval_step": ("evaluated", "{:d}", True),
     "step": ("step", "{:d}", True),
     "mib": ("MiB", "{:.2f}", False),
-    "examples_per_second": ("examples/s", "{:.0f}", True),
+    "examples_per_s": ("examples/s", "{:.0f}", True),
 }
 # The curves of training that a table needs.
 CURVES = ("examples/s",)
@@ -101,10 +101,10 @@ def _numbers(run: Run) -> dict[str, Any]:
         "best_gap": best.get("gap"),
         "best_step": best.get("step"),
         **{name: newest.get(name) for name in ("gap", "map", "hit_at_one", "loss")},
-        "evaluated_step": newest.get("step"),
+        "eval_step": newest.get("step"),
         "step": run.step,
         "mib": run.mib,
-        "examples_per_second": float(np.median(speeds)) if len(speeds) else None,
+        "examples_per_s": float(np.median(speeds)) if len(speeds) else None,
     }
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 
 import program
 

@@ -261,17 +261,17 @@ def test_a_table_has_what_the_directories_hold(runs, capsys):
     rows = list(csv.DictReader(table_of(runs, capsys, "--format=csv").splitlines()))
     assert [row["run"] for row in rows] == ["b", "a", "c|d"]
     b, a, c = rows
-    assert (b["best_gap"], b["best_step"], b["gap"], b["evaluated_step"]) == (
+    assert (b["best_gap"], b["best_step"], b["gap"], b["eval_step"]) == (
         "0.9",
         "8",
         "0.25",
         "16",
     )
     assert (b["map"], b["hit_at_one"], b["loss"]) == ("0.125", "0.75", "9.75")
-    assert (b["step"], b["mib"], b["examples_per_second"]) == ("", "", "")
+    assert (b["step"], b["mib"], b["examples_per_s"]) == ("", "", "")
     assert a["step"] == "20"
     assert float(a["mib"]) > 0
-    assert float(a["examples_per_second"]) > 0
+    assert float(a["examples_per_s"]) > 0
     assert [row["base_learning_rate"] for row in (a, b, c)] == ["0.1", "1.1", "2.1"]
     assert c["best_gap"] == ""
     assert "batch_size" not in a

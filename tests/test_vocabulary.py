@@ -141,5 +141,7 @@ def test_a_vocabulary_that_is_missing_is_an_error(data, tmp_path):
 def test_directories_with_different_names_are_not_one_data_set(data, tmp_path):
     folder = shutil.copytree(pathlib.Path(data).parent, tmp_path / "data")
     write_names(folder / "names" / "words.csv", NAMES[::-1])
-    with pytest.raises(InputError, match=r"name 10 classes differently.* Use records of one data set"):
+    with pytest.raises(
+        InputError, match=r"name 10 classes differently.* Use records of one data set"
+    ):
         train(tmp_path / "run", f"{data},{folder}/part*")
