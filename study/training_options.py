@@ -41,6 +41,14 @@ OPTIONS = {
     "asymmetric loss": "--label_loss=AsymmetricLoss",
     "class weights by effective number": "--class_balance_beta=0.999",
     "mixed videos": "--mix_videos=0.5",
+    "weight decay": "--weight_decay=0.05",
+    "dropout": "--classifier_dropout=0.3",
+    "global clipping": "--clip=global",
+    "linear learning rate": "--learning_rate_schedule=linear",
+    "cosine learning rate": "--learning_rate_schedule=cosine",
+    "cosine with warm-up": "--learning_rate_schedule=cosine --warmup_steps=60",
+    "constant learning rate": "--learning_rate_schedule=constant",
+    "Muon": "--optimizer=Muon",
 }
 MODEL = "--model=DbofModel --iterations=16 --dbof_cluster_size=256 --dbof_hidden_size=128"
 WORLD, MISSING_LABELS = "bag", 0.3
