@@ -13,6 +13,7 @@ which the same command resumes an interrupted run. Input files that changed mean
 again.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -38,7 +39,7 @@ from predictor import (
     predict_videos,
 )
 from readers import RecordReader
-from utils import InputError, comma_separated
+from utils import InputError, comma_separated, one_ahead
 
 # By output and name; the first format of each is its default.
 FORMATS = {"predictions": prediction_file.FORMATS, "embeddings": embedding_file.FORMATS}
@@ -167,13 +168,15 @@ def write_predictions(
             parts belong to another run, or another process writes the file.
     """
 
-    def format_batch(batch):
-        predictions = predict_videos(predictor, batch.video_ids, batch.inputs)
-        return format_lines(batch.video_ids, predictions, top_k, output_format, class_names)
+    def lines(video_ids, predictions):
+        return format_lines(video_ids, predictions, top_k, output_format, class_names)
 
     settings = {**predictor.identity(), "top_k": top_k, "class_names": class_names}
     file_format = prediction_file.FORMATS[output_format]
-    return _write_file(reader, output_file, file_format, settings, format_batch, batch_size, resume)
+    predict = functools.partial(predict_videos, predictor)
+    return _write_file(
+        reader, output_file, file_format, settings, predict, lines, batch_size, resume
+    )
 
 
 def write_embeddings(
@@ -215,16 +218,27 @@ def write_embeddings(
         columns = slice(sum(sizes[:member]), sum(sizes[: member + 1]))
     file_format = embedding_file.FORMATS[output_format]
 
-    def format_batch(batch):
-        embeddings = embed_videos(predictor, batch.video_ids, batch.inputs)
-        return file_format.lines(batch.video_ids, embeddings[:, columns])
+    def lines(video_ids, embeddings):
+        return file_format.lines(video_ids, embeddings[:, columns])
 
     settings = {**predictor.identity(), "output": "embeddings", "embedding_member": member}
-    return _write_file(reader, output_file, file_format, settings, format_batch, batch_size, resume)
+    embed = functools.partial(embed_videos, predictor)
+    return _write_file(reader, output_file, file_format, settings, embed, lines, batch_size, resume)
 
 
-def _write_file(reader, output_file, file_format, settings, format_batch, batch_size, resume):
-    """Writes a file from the lines that a function returns for each batch."""
+def _write_file(reader, output_file, file_format, settings, predict, lines, batch_size, resume):
+    """Writes a file.
+
+    Args:
+        reader: reader of the records.
+        output_file: path.
+        file_format: `FileFormat` of the file.
+        settings: everything else that the lines depend on.
+        predict: function from ids and inputs of a batch to its vectors `[B, ...]`.
+        lines: function from ids and vectors to lines.
+        batch_size: videos per batch.
+        resume: whether to use the parts of an interrupted run.
+    """
     settings = {
         **settings,
         "batch_size": batch_size,
@@ -235,32 +249,42 @@ def _write_file(reader, output_file, file_format, settings, format_batch, batch_
         output_file, settings, reader.paths, resume=resume, file_format=file_format
     ) as parts:
         parts.restore_corrupt_records(reader.corrupt_records)
-        _write_parts(reader, parts, batch_size, format_batch)
+        _write_parts(reader, parts, batch_size, predict, lines)
         num_videos = parts.num_videos()
         if num_videos == 0:
             raise InputError(f"no video in {len(reader.paths)} files, such as {reader.paths[0]}")
     return num_videos
 
 
-def _write_parts(reader, parts, batch_size, format_batch):
-    """Writes the parts that are not finished."""
-    predicted = done_bytes = 0
+def _write_parts(reader, parts, batch_size, predict, lines):
+    """Writes the parts that are not finished, while threads read and predict the next batches."""
+    finished, numbers = [], []
+    for number in range(len(reader.paths)):
+        (finished if parts.is_finished(number) else numbers).append(number)
+    done_bytes = sum(files.file_size(reader.paths[number]) for number in finished)
+
+    def predict_all():
+        for batch in reader.file_batches(batch_size, numbers, parts.note_input):
+            yield batch and (batch.video_ids, predict(batch.video_ids, batch.inputs))
+
+    predicted = 0
     start = time.perf_counter()
-    with Progress(reader.total_bytes, "B") as progress:
-        for number, path in enumerate(reader.paths):
-            if not parts.is_finished(number):
-                before, file_reader = predicted, reader.for_file(path)
-                with parts.open(number) as part:
-                    for batch in file_reader.batches(batch_size):
-                        part.write(format_batch(batch))
-                        predicted += len(batch.video_ids)
-                        rate = predicted / (time.perf_counter() - start)
-                        progress.tick(
-                            done_bytes + file_reader.bytes_read,
-                            f"predicted {predicted} videos, {rate:.0f} videos/s",
-                        )
-                parts.finish(number, predicted - before, reader.corrupt_records)
-            done_bytes += files.file_size(path)
+    with (
+        Progress(reader.total_bytes, "B") as progress,
+        contextlib.closing(one_ahead(predict_all())) as predictions,
+    ):
+        for number in numbers:
+            before = predicted
+            with parts.open(number) as part:
+                while (found := next(predictions)) is not None:
+                    part.write(lines(*found))
+                    predicted += len(found[0])
+                    rate = predicted / (time.perf_counter() - start)
+                    progress.tick(
+                        done_bytes + reader.bytes_read,
+                        f"predicted {predicted} videos, {rate:.0f} videos/s",
+                    )
+            parts.finish(number, predicted - before, reader.corrupt_records)
 
 
 def find_class_names(

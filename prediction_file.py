@@ -331,10 +331,13 @@ class PredictionParts:
         """Returns whether the part of an input file, numbered from 0, is finished."""
         return number in self._finished
 
+    def note_input(self, number: int) -> None:
+        """Notes the state of an input file; call it before the file is read."""
+        self._fingerprints[number] = files.fingerprint(self._input_files[number])
+
     @contextlib.contextmanager
     def open(self, number: int) -> Iterator[codecs.StreamWriter]:
-        """Opens the text file of a part for writing; call it before the input file is read."""
-        self._fingerprints[number] = files.fingerprint(self._input_files[number])
+        """Opens the text file of a part for writing."""
         path = self._lines_path(number)
         with files.named_errors(path), files.open_binary(path, "wb") as file:
             yield codecs.getwriter("utf-8")(file)
@@ -343,7 +346,7 @@ class PredictionParts:
         """Marks a part as finished once its lines are written.
 
         Args:
-            number: number of the input file.
+            number: number of the input file, which `note_input` has noted.
             num_videos: number of videos in the part.
             corrupt_log: log of the corrupt records of all input files.
         """

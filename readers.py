@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 import files
 import records
 from quantization import DTYPES, FrameFormat, FrameStorage
-from utils import InputError, comma_separated
+from utils import InputError, comma_separated, one_ahead
 
 # Records that show whether the data fit the settings at all, and videos of which one must have a
 # label.
@@ -53,6 +53,8 @@ _ONE_STRING = "Store each frame as one string of equal size, or as a list of flo
 _FLOAT_TYPES = {2: "float16", 4: "float32", 8: "float64"}
 # Files read in turn, one video from each, so that neighbors in a file do not stay neighbors.
 _OPEN_FILES = 8
+# Further files, opened before their turn: on a remote file system, opening takes long.
+_FILES_AHEAD = 4
 # A file is read ahead in portions of at most this many records and about this many bytes.
 _PORTION_RECORDS = 64
 _PORTION_BYTES = 2 << 20
@@ -182,7 +184,8 @@ class RecordReader:
     @property
     def total_bytes(self) -> int:
         """Total size of the files."""
-        return sum(map(files.file_size, self.paths))
+        with concurrent.futures.ThreadPoolExecutor(_OPEN_FILES) as pool:
+            return sum(pool.map(files.file_size, self.paths))
 
     @property
     def _num_label_columns(self):
@@ -246,7 +249,7 @@ class RecordReader:
         pad_to_max_frames: bool = False,
         mix_videos: float = 0.0,
     ) -> Iterator[Batch]:
-        """Yields batches, which threads read ahead.
+        """Yields batches; threads already read the next ones meanwhile.
 
         Batches may span epochs, so only the last one can have fewer than `batch_size` videos.
 
@@ -282,21 +285,64 @@ class RecordReader:
             shuffle_buffer_size,
             min_videos=batch_size if drop_remainder else self._min_videos,
         )
-        with concurrent.futures.ThreadPoolExecutor(self.num_readers) as pool:
-            videos = order.videos(self, pool, skip_batches * batch_size)
-            pending: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
-            for number in itertools.count(skip_batches):
-                group = list(itertools.islice(videos, batch_size))
-                if not group or (len(group) < batch_size and drop_remainder):
-                    break
-                if mix_videos:
-                    key = f"mix {seed} {first_epoch} {shard[0]} {number}"
-                    group = mixed_videos(group, mix_videos, random.Random(key))
-                pending.append(pool.submit(self.assemble, group, pad_to_max_frames))
-                if len(pending) > 1:
-                    yield pending.popleft().result()
-            for batch in pending:
-                yield batch.result()
+        with (
+            _threads(self.num_readers) as threads,
+            contextlib.closing(order.videos(self, threads, skip_batches * batch_size)) as videos,
+        ):
+            groups = (
+                group
+                for group in _groups(videos, batch_size)
+                if len(group) == batch_size or not drop_remainder
+            )
+            if mix_videos:
+                key = f"mix {seed} {first_epoch} {shard[0]}"
+                groups = (
+                    mixed_videos(group, mix_videos, random.Random(f"{key} {number}"))
+                    for number, group in enumerate(groups, skip_batches)
+                )
+            yield from one_ahead(self.assemble(group, pad_to_max_frames) for group in groups)
+
+    def file_batches(
+        self,
+        batch_size: int,
+        numbers: Iterable[int],
+        before_opening: Callable[[int], None],
+    ) -> Iterator[Batch | None]:
+        """Yields the batches of one file after another; threads already read the next ones.
+
+        A batch holds videos of one file. None follows the batches of each file, which may be empty.
+
+        Args:
+            batch_size: videos per batch, B.
+            numbers: numbers of the files in `paths`, in the order to read them.
+            before_opening: function that a thread calls with the number of each file before it
+                opens the file.
+
+        Raises:
+            InputError: if more records are corrupt than may be skipped, or a record does not fit
+                the settings.
+        """
+        with (
+            _threads(self.num_readers) as threads,
+            contextlib.closing(
+                _opened_ahead(
+                    _FileAhead(
+                        self.paths[number],
+                        self,
+                        threads,
+                        before_opening=functools.partial(before_opening, number),
+                    )
+                    for number in numbers
+                )
+            ) as opened,
+        ):
+            yield from one_ahead(self._batches_of_files(opened, batch_size))
+
+    def _batches_of_files(self, opened, batch_size):
+        for file in opened:
+            with contextlib.closing(file):
+                yield from map(self.assemble, _groups(file, batch_size))
+            yield None
 
     def dataset(self, batch_size: int, **options: Any) -> tf.data.Dataset:
         """Returns a `tf.data.Dataset` of `(inputs, labels)` for `keras.Model.fit`.
@@ -848,6 +894,25 @@ def stored_float_type(frames: np.ndarray) -> str | None:
     return None
 
 
+# --- Threads --------------------------------------------------------------------------------------
+
+
+class _Threads(NamedTuple):
+    """Threads that open files and read their first records, and threads that read the rest."""
+
+    openers: concurrent.futures.Executor
+    readers: concurrent.futures.Executor
+
+
+@contextlib.contextmanager
+def _threads(num_readers):
+    with (
+        concurrent.futures.ThreadPoolExecutor(_OPEN_FILES) as openers,
+        concurrent.futures.ThreadPoolExecutor(num_readers) as readers,
+    ):
+        yield _Threads(openers, readers)
+
+
 # --- Order of the videos --------------------------------------------------------------------------
 
 
@@ -861,14 +926,14 @@ class _Order:
         self._buffer_size = buffer_size
         self._min_videos = min_videos
 
-    def videos(self, reader, pool, skip):
+    def videos(self, reader, threads, skip):
         """Yields the videos after the first `skip`."""
         epoch_size = None
         for epoch in self._epochs:
             if epoch_size is not None and skip >= epoch_size:
                 skip -= epoch_size
                 continue
-            stream = _Interleaved(self._shuffled_files(epoch), reader, pool, skip > 0)
+            stream = _Interleaved(self._shuffled_files(epoch), reader, threads, skip > 0)
             epoch_size = 0
             for entry in self._shuffled(stream, epoch):
                 epoch_size += 1
@@ -922,61 +987,141 @@ class _Interleaved:
     While `skimming` is true, it yields the locations of records instead of videos.
     """
 
-    def __init__(self, paths, reader, pool, skimming):
-        self._paths = iter(paths)
-        self._reader = reader
-        self._pool = pool
+    def __init__(self, paths, reader, threads, skimming):
+        self._opened = _opened_ahead(
+            _FileAhead(path, reader, threads, is_skimming=lambda: self.skimming) for path in paths
+        )
         self.skimming = skimming
 
     def __iter__(self):
-        turns = collections.deque(map(self._open, itertools.islice(self._paths, _OPEN_FILES)))
-        try:
-            while turns:
-                entries = turns.popleft()
-                entry = next(entries, None)
-                if entry is not None:
-                    turns.append(entries)
-                    yield entry
-                elif (path := next(self._paths, None)) is not None:
-                    turns.appendleft(self._open(path))
-        finally:
-            for entries in turns:
-                entries.close()
+        turns = collections.deque()
+        with contextlib.closing(self._opened):
+            try:
+                turns.extend(itertools.islice(self._opened, _OPEN_FILES))
+                while turns:
+                    entry = next(turns[0], None)
+                    if entry is not None:
+                        turns.rotate(-1)
+                        yield entry
+                        continue
+                    turns.popleft().close()
+                    if (file := next(self._opened, None)) is not None:
+                        turns.appendleft(file)
+            finally:
+                for file in turns:
+                    file.close()
 
-    def _open(self, path):
-        """Starts to read a file ahead, and returns an iterator over its entries."""
-        entries = self._entries(path)
-        next(entries)
-        return entries
 
-    def _entries(self, path):
-        """Yields None once the file is open, then its entries; ending early closes the file."""
-        with records.TFRecordFile(path, self._reader.corrupt_records) as file:
-            ahead = self._pool.submit(self._portion, file)
-            yield None
-            while True:
-                portion = ahead.result()
-                self._reader.bytes_read += file.pop_bytes_read()
-                if not portion:
-                    return
-                ahead = self._pool.submit(self._portion, file)
-                yield from portion
+def _opened_ahead(files_ahead):
+    """Yields the `_FileAhead`s of an iterator, which the next few have left already."""
+    ahead = collections.deque()
+    try:
+        for file in files_ahead:
+            ahead.append(file)
+            if len(ahead) > _FILES_AHEAD:
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()
+    finally:
+        for file in ahead:
+            file.close()
+
+
+class _FileAhead:
+    """Iterates over the entries of a file, which threads open and read before they are due.
+
+    Entries are videos, or the locations of records. Corrupt records are logged, and errors raised,
+    when the iteration comes to them, so they do not depend on the timing of threads.
+
+    Args:
+        path: file to read.
+        reader: reader whose settings and log of corrupt records to use.
+        threads: `_Threads` to open and read it.
+        is_skimming: function that returns whether to skip the contents of records.
+        before_opening: function to call in a thread before the file is opened.
+    """
+
+    def __init__(
+        self, path, reader, threads, *, is_skimming=lambda: False, before_opening=lambda: None
+    ):
+        self._path = path
+        self._reader = reader
+        self._threads = threads
+        self._is_skimming = is_skimming
+        self._before_opening = before_opening
+        self._corrupt_log = records.PostponedCorruptRecords(reader.corrupt_records)
+        self._parser = copy.copy(reader)
+        self._parser.corrupt_records = self._corrupt_log
+        self._first = threads.openers.submit(self._open)
+        self._entries = self._iterate()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self._entries)
+
+    def close(self):
+        """Closes the file."""
+        self._entries.close()
+        if not self._first.cancel():
+            with contextlib.suppress(Exception):
+                file, _ = self._first.result()
+                file.close()
+
+    def _open(self):
+        """Returns the file and its first portion, which waits for the file system, too."""
+        self._before_opening()
+        file = records.TFRecordFile(self._path, self._corrupt_log)
+        return file, self._portion(file)
+
+    def _iterate(self):
+        file, portion = self._first.result()
+        while True:
+            self._reader.bytes_read += file.pop_bytes_read()
+            if not portion:
+                return
+            following = self._threads.readers.submit(self._portion, file)
+            try:
+                for entry in portion:
+                    if callable(entry):
+                        entry()
+                    else:
+                        yield entry
+            finally:
+                portion = following.result()
 
     def _portion(self, file):
-        """Returns the next entries of a file, or an empty list at its end."""
-        portion, size = [], 0
-        while not portion or (len(portion) < _PORTION_RECORDS and size < _PORTION_BYTES):
-            if self.skimming and not file.is_compressed:
-                if (location := file.skim()) is None:
-                    break
-                portion.append(location)
-            else:
-                if (record := file.read()) is None:
-                    break
-                size += len(record[1])
-                if (video := self._reader.parse(*record)) is not None:
-                    portion.append(video)
+        """Returns the next entries of a file, or an empty list at its end.
+
+        They include functions that log a corrupt record or raise an error.
+        """
+        self._corrupt_log.calls = portion = []
+        size = 0
+        try:
+            while not portion or (len(portion) < _PORTION_RECORDS and size < _PORTION_BYTES):
+                if self._is_skimming() and not file.is_compressed:
+                    if (location := file.skim()) is None:
+                        break
+                    portion.append(location)
+                else:
+                    if (record := file.read()) is None:
+                        break
+                    size += len(record[1])
+                    if (video := self._parser.parse(*record)) is not None:
+                        portion.append(video)
+        except Exception as error:
+            portion.append(functools.partial(_raise, error))
         return portion
+
+
+def _raise(error):
+    raise error
+
+
+def _groups(videos, size):
+    """Returns an iterator over lists of `size` videos, of which the last may be shorter."""
+    return iter(lambda: list(itertools.islice(videos, size)), [])
 
 
 def _load(reader, location):

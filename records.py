@@ -1,6 +1,7 @@
 """Reads TFRecord files and parses YouTube-8M records without copying their features."""
 
 import dataclasses
+import functools
 import struct
 import threading
 import zlib
@@ -126,6 +127,26 @@ class IgnoredCorruptRecords(CorruptRecordLog):
         """Does nothing."""
 
 
+class PostponedCorruptRecords(CorruptRecordLog):
+    """Log for reading ahead, which leaves it to the caller when a corrupt record counts.
+
+    Args:
+        log: log that the records belong to.
+
+    Attributes:
+        calls: list to which `add` appends a function without arguments that adds to `log`.
+    """
+
+    def __init__(self, log: CorruptRecordLog):
+        super().__init__()
+        self.calls: list[Any] = []
+        self._log = log
+
+    def add(self, location: RecordLocation, reason: str, remedy: str = "") -> None:
+        """Postpones adding a record to the other log."""
+        self.calls.append(functools.partial(self._log.add, location, reason, remedy))
+
+
 class TFRecordFile:
     """Reads one TFRecord file from its start; a context manager.
 
@@ -157,6 +178,10 @@ class TFRecordFile:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     @property

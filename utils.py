@@ -3,19 +3,21 @@
 Needs neither TensorFlow nor Keras.
 """
 
+import concurrent.futures
+import contextlib
 import importlib
 import itertools
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 # The package under which Keras finds the classes of saved models.
 KERAS_PACKAGE = "youtube8m"
 
-
+_Item = TypeVar("_Item")
 # Names that a message lists.
 _NUM_EXAMPLES = 10
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -44,6 +46,19 @@ def import_optional(module: str, need: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise InputError(f"{need}: {error}. Run: pip install '.[{extra}]'") from error
+
+
+def one_ahead(items: Generator[_Item]) -> Iterator[_Item]:
+    """Yields the items of a generator; a thread already makes the next one meanwhile.
+
+    An error of the generator is raised when its item is due. At the end the generator is closed.
+    """
+    end: Any = object()
+    with contextlib.closing(items), concurrent.futures.ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = thread.submit(next, items, end)
+            yield item
 
 
 def static_shape(tensor: Any) -> list[int | None] | None:

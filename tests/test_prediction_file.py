@@ -75,13 +75,13 @@ def finished_parts(output):
 @pytest.fixture
 def files_read(monkeypatch):
     """Names of the input files that are predicted, in order."""
-    read, for_file = [], RecordReader.for_file
+    read, file_batches = [], RecordReader.file_batches
 
-    def remember(reader, path):
-        read.append(pathlib.Path(path).name)
-        return for_file(reader, path)
+    def remember(reader, batch_size, numbers, before_opening):
+        read.extend(pathlib.Path(reader.paths[number]).name for number in numbers)
+        return file_batches(reader, batch_size, numbers, before_opening)
 
-    monkeypatch.setattr(RecordReader, "for_file", remember)
+    monkeypatch.setattr(RecordReader, "file_batches", remember)
     return read
 
 
@@ -274,6 +274,7 @@ def write_parts(output, model, inputs, output_format, resume=True):
     with prediction_file.prediction_parts(str(output), {"model": model}, inputs, **given) as parts:
         for number, path in enumerate(inputs):
             if not parts.is_finished(number):
+                parts.note_input(number)
                 with parts.open(number) as part:
                     scores = np.array([[0.25, 0.5]])
                     ids = [f"{model},{path}"]

@@ -180,5 +180,5 @@ def test_files_are_closed_when_batches_are_closed_early(record_files, monkeypatc
     batches = frame_reader(record_files).batches(1, num_epochs=None)
     next(batches)
     batches.close()
-    assert len(opened) == 8
+    assert len(opened) == 11
     assert all(file.closed for file in opened)
