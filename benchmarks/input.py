@@ -34,13 +34,13 @@ NUM_FILES = 8
 BASELINE = "per-example tf.data"
 
 
-def write_records(folder, num_videos, seed=0):
+def write_records(folder, num_videos, num_files=NUM_FILES, seed=0):
     """Writes full-size frame-level records of random bytes and returns a glob for the files."""
     rng = np.random.default_rng(seed)
-    for number in range(NUM_FILES):
-        path = os.path.join(folder, f"part{number}.tfrecord")
+    for number in range(num_files):
+        path = os.path.join(folder, f"part{number:03d}.tfrecord")
         with tf.io.TFRecordWriter(path) as writer:
-            for index in range(number, num_videos, NUM_FILES):
+            for index in range(number, num_videos, num_files):
                 writer.write(random_record(f"video{index}", rng))
     return os.path.join(folder, "part*.tfrecord")
 
