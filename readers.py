@@ -43,6 +43,8 @@ _PLAUSIBLE_FLOATS = {"float16": (2**-14, 2**8), "float32": (1e-8, 1e8), "float64
 _PLAUSIBLE_SHARE, _BYTE_RATIO = 0.99, 1.5
 _MIN_FLOATS, _MIN_FLOAT_BYTES = 64, 16
 _NO_LABELS = np.zeros(0, np.int64)
+# Names of the id of a video, the first of which is used.
+_ID_NAMES = ("id", "video_id")
 # Bytes of a serialized Feature or FeatureList without values, at most.
 _EMPTY_BYTES = 2
 # Remedies for data of which all records are like this.
@@ -55,8 +57,10 @@ _FLOAT_TYPES = {2: "float16", 4: "float32", 8: "float64"}
 _OPEN_FILES = 8
 # Further files, opened before their turn: on a remote file system, opening takes long.
 _FILES_AHEAD = 4
-# A file is read ahead in portions of at most this many records and about this many bytes.
-_PORTION_RECORDS = 64
+# A file is read ahead in portions of at most this many records and about this many bytes. Portions
+# of skipped records are shorter: those that turn out to be needed are read one by one.
+_PORTION_RECORDS = 256
+_PORTION_LOCATIONS = 64
 _PORTION_BYTES = 2 << 20
 # TensorFlow uses arrays at addresses with this alignment without copying them.
 _ALIGNMENT = 64
@@ -425,6 +429,18 @@ class RecordReader:
             )
         return video
 
+    def parse_together(self, payloads: Sequence[bytes]) -> list[Video] | None:
+        """Parses several records at once, if that is possible.
+
+        Args:
+            payloads: serialized Examples or SequenceExamples.
+
+        Returns:
+            The videos; or None if `parse` has to parse each record, such as one with a fault.
+        """
+        del payloads
+        return None
+
     def fault(self, location: records.RecordLocation, payload: bytes) -> CorruptVideoError | None:
         """Returns why a record counts as corrupt, or None if it is usable.
 
@@ -482,11 +498,11 @@ class RecordReader:
         raise NotImplementedError
 
     def _video_id(self, context):
-        for name in ("id", "video_id"):
+        for name in _ID_NAMES:
             if name in context:
                 values = tf.train.Feature.FromString(context[name]).bytes_list.value
                 if len(values) == 1:
-                    return values[0].decode("utf-8", "backslashreplace")
+                    return _decoded(values[0])
         raise CorruptVideoError(
             "it has no 'id' or 'video_id' that holds exactly one string. It has: "
             f"{records.describe_features(context)}",
@@ -503,11 +519,11 @@ class RecordReader:
                 f"{records.describe_features({'labels': context['labels']})}",
                 remedy_for_all="Store the class numbers of each video as integers.",
             )
-        labels = np.array(feature.int64_list.value, np.int64)
-        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
-        if wrong.size:
+        labels = feature.int64_list.value
+        if labels and not 0 <= min(labels) <= max(labels) < self.num_classes:
+            wrong = next(label for label in labels if not 0 <= label < self.num_classes)
             raise InputError(
-                f"video {video_id!r} ({location}) has label {wrong[0]}, but labels must be 0 to "
+                f"video {video_id!r} ({location}) has label {wrong}, but labels must be 0 to "
                 f"{self.num_classes - 1}. Use data that fit the model, or train with another "
                 "--num_classes."
             )
@@ -517,7 +533,7 @@ class RecordReader:
                 "%s",
                 comma_separated(sorted(SEGMENT_FEATURES.intersection(context))),
             )
-        return labels
+        return np.array(labels, np.int64)
 
     def _label_weights(self, video, context):
         name = self.label_weights
@@ -778,6 +794,65 @@ class YT8MFrameFeatureReader(RecordReader):
 class YT8MAggregatedFeatureReader(RecordReader):
     """Reads video-level records: Examples with one float vector per feature."""
 
+    def __init__(self, paths: Sequence[str], **options: Any):
+        super().__init__(paths, **options)
+        # Traced once, for the copies of this reader, too.
+        self._parse_examples = tf.function(
+            self._parse_on_cpu, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
+        )
+
+    def parse_together(self, payloads: Sequence[bytes]) -> list[Video] | None:
+        """Parses several records with TensorFlow; see `RecordReader.parse_together`.
+
+        Leaves records to `parse` that have a fault, no label, or something to warn of.
+        """
+        first, _ = records.parse_record(payloads[0])
+        if not all(map(records.is_example, payloads)) or not SEGMENT_FEATURES.isdisjoint(first):
+            return None
+        try:
+            parsed = self._parse_examples(tf.constant(payloads))
+        except tf.errors.InvalidArgumentError:
+            return None
+        lists, vectors = tf.nest.map_structure(lambda tensor: tensor.numpy(), parsed)
+        ids = [values for values, starts in lists[:2] if (np.diff(starts) == 1).all()]
+        if not ids or not all(np.isfinite(values).all() for values in vectors):
+            return None
+        labels = [_NO_LABELS] * len(payloads)
+        if self.with_labels and (labels := self._split_labels(*lists[2])) is None:
+            return None
+        return [
+            # Copies, because a video in the shuffle buffer would keep the vectors of all.
+            Video(_decoded(video_id), own_labels, [values.copy() for values in own_vectors])
+            for video_id, own_labels, *own_vectors in zip(ids[0], labels, *vectors, strict=True)
+        ]
+
+    def _split_labels(self, labels, starts):
+        """Returns the labels of each video, or None if one has no label or a wrong one."""
+        if (np.diff(starts) == 0).any() or labels.min() < 0 or labels.max() >= self.num_classes:
+            return None
+        return np.split(labels, starts[1:-1])
+
+    def _parse_on_cpu(self, payloads):
+        """Parses serialized Examples `[B]`.
+
+        Returns:
+            Values and row starts of both names of ids and of the labels, and a list of vectors
+            `[B, size]`.
+        """
+        lists = [*_ID_NAMES, *(["labels"] if self.with_labels else [])]
+        features: dict[str, Any] = {
+            name: tf.io.RaggedFeature(tf.string if name in _ID_NAMES else tf.int64)
+            for name in lists
+        }
+        for name, size in zip(self.feature_names, self.feature_sizes, strict=True):
+            features[name] = tf.io.FixedLenFeature([size], tf.float32)
+        with tf.device("CPU"):
+            parsed = tf.io.parse_example(payloads, features)
+        return (
+            [(parsed[name].values, parsed[name].row_splits) for name in lists],
+            [parsed[name] for name in self.feature_names],
+        )
+
     def _parse(self, location, context, feature_lists):
         if feature_lists:
             raise CorruptVideoError(
@@ -822,11 +897,19 @@ class YT8MAggregatedFeatureReader(RecordReader):
 
     def _inputs(self, videos, pad_to_max_frames):
         del pad_to_max_frames
-        return np.stack([np.concatenate(video.features) for video in videos])
+        vectors = _aligned_empty((len(videos), sum(self.feature_sizes)), np.float32)
+        np.concatenate(
+            [values for video in videos for values in video.features], out=vectors.ravel()
+        )
+        return vectors
 
     def _input_signature(self, batch_dim, num_frames):
         del num_frames
         return tf.TensorSpec([batch_dim, sum(self.feature_sizes)], tf.float32)
+
+
+def _decoded(video_id):
+    return video_id.decode("utf-8", "backslashreplace")
 
 
 # --- First records --------------------------------------------------------------------------------
@@ -1096,23 +1179,45 @@ class _FileAhead:
 
         They include functions that log a corrupt record or raise an error.
         """
-        self._corrupt_log.calls = portion = []
-        size = 0
+        self._corrupt_log.calls = found = []
         try:
-            while not portion or (len(portion) < _PORTION_RECORDS and size < _PORTION_BYTES):
-                if self._is_skimming() and not file.is_compressed:
-                    if (location := file.skim()) is None:
-                        break
-                    portion.append(location)
-                else:
-                    if (record := file.read()) is None:
-                        break
-                    size += len(record[1])
-                    if (video := self._parser.parse(*record)) is not None:
-                        portion.append(video)
+            self._read(file, found)
         except Exception as error:
-            portion.append(functools.partial(_raise, error))
+            found.append(functools.partial(_raise, error))
+        if found and all(isinstance(entry, tuple) for entry in found):
+            videos = self._parser.parse_together([payload for _, payload in found])
+            if videos is not None:
+                return videos
+        self._corrupt_log.calls = portion = []
+        for entry in found:
+            self._parse(entry, portion)
         return portion
+
+    def _read(self, file, found):
+        """Adds the next records to a list, or their locations while skimming."""
+        size = 0
+        while size < _PORTION_BYTES and len(found) < _PORTION_RECORDS:
+            if self._is_skimming() and not file.is_compressed:
+                if len(found) == _PORTION_LOCATIONS or (location := file.skim()) is None:
+                    return
+                found.append(location)
+            else:
+                if (record := file.read()) is None:
+                    return
+                size += len(record[1])
+                found.append(record)
+
+    def _parse(self, entry, portion):
+        """Adds the video of a record, or what else `_read` has found, to a portion."""
+        if not isinstance(entry, tuple):
+            portion.append(entry)
+            return
+        try:
+            video = self._parser.parse(*entry)
+        except Exception as error:
+            video = functools.partial(_raise, error)
+        if video is not None:
+            portion.append(video)
 
 
 def _raise(error):

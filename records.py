@@ -401,15 +401,22 @@ def parse_record(payload: bytes) -> tuple[dict[str, Serialized], dict[str, Seria
     Raises:
         DecodeError: if the payload is neither message.
     """
-    data = memoryview(payload)
     features: dict[str, Serialized] = {}
     feature_lists: dict[str, Serialized] = {}
+    by_tag = {_FIELD_1: features, _FIELD_2: feature_lists}
+    start, end = 0, len(payload)
     try:
-        for tag, start, end in _fields(data, 0, len(data)):
-            _parse_map(data, start, end, features if tag == _FIELD_1 else feature_lists)
-    except (IndexError, ValueError):
+        while start < end:
+            tag, first, start = _field(payload, start, end)
+            _parse_map(payload, first, start, by_tag[tag])
+    except (LookupError, ValueError):
         return _parse_with_protobuf(payload)
     return features, feature_lists
+
+
+def is_example(payload: bytes) -> bool:
+    """Returns whether a payload is laid out as a serialized Example: with `features` only."""
+    return _only_field(payload, 0, len(payload), _FIELD_1) is not None
 
 
 def float_values(feature: Serialized) -> np.ndarray | None:
@@ -545,35 +552,41 @@ def _only_field(data: Serialized, start: int, end: int, tag: int) -> tuple[int, 
 def _first_field(data, start, end, tag):
     """Returns the bounds of the field `tag` if it is first in data[start:end], otherwise None."""
     try:
-        found = next(_fields(data, start, end), None)
+        found, first, last = _field(data, start, end)
     except (IndexError, ValueError):
         return None
-    return found[1:] if found and found[0] == tag else None
+    return (first, last) if found == tag else None
 
 
 def _parse_map(data, start, end, entries):
     """Adds the entries of a serialized map<string, message>, read from its wrapping message."""
-    for tag, entry_start, entry_end in _fields(data, start, end):
-        (key_tag, *key), (value_tag, *value) = _fields(data, entry_start, entry_end)
-        name = str(data[slice(*key)], "utf-8")
-        if (tag, key_tag, value_tag) != (_FIELD_1, _FIELD_1, _FIELD_2) or name in entries:
+    view = memoryview(data)
+    while start < end:
+        tag, first, start = _field(data, start, end)
+        key_tag, key_start, key_end = _field(data, first, start)
+        value_tag, value_start, value_end = _field(data, key_end, start)
+        name = str(data[key_start:key_end], "utf-8")
+        if (tag, key_tag, value_tag, value_end) != (_FIELD_1, _FIELD_1, _FIELD_2, start) or (
+            name in entries
+        ):
             raise ValueError("not an entry of the usual layout")
-        entries[name] = data[slice(*value)]
+        entries[name] = view[value_start:value_end]
 
 
-def _fields(data, start, end):
-    """Yields the fields of data[start:end] as tuples (tag, start, end).
+def _field(data, start, end):
+    """Returns tag, start and end of the field at data[start:end].
 
     Raises:
-        IndexError, ValueError: if the layout is not the usual one.
+        IndexError, ValueError: if there is none of the usual layout.
     """
-    while start < end:
-        tag = data[start]
-        length, start = _length(data, start + 1)
-        if tag not in (_FIELD_1, _FIELD_2) or start + length > end:
-            raise ValueError("not a field of the usual layout")
-        yield tag, start, start + length
-        start += length
+    first = start + 2
+    length = data[start + 1]
+    if length > 0x7F:
+        length, first = _length(data, start + 1)
+    last = first + length
+    if last > end:
+        raise ValueError("not a field of the usual layout")
+    return data[start], first, last
 
 
 def _length(data, start):
