@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -133,7 +134,7 @@ class RecordReader:
         feature_sizes: sizes of the features, in the same order.
         num_classes: number of classes; labels must be 0 to num_classes - 1.
         max_frames: frames used of each video, at most (frame level only).
-        num_readers: threads that read and parse.
+        num_readers: threads that read and parse; by default `default_num_readers()`.
         skip_corrupt_records: corrupt records to skip before giving up.
         missing_features: `error`, or `zeros` to take zeros for a feature that a video lacks.
         trim_features: whether to cut the features of a video to the shortest if their numbers of
@@ -155,7 +156,7 @@ class RecordReader:
         feature_sizes: Sequence[int],
         num_classes: int,
         max_frames: int = 300,
-        num_readers: int = 4,
+        num_readers: int | None = None,
         skip_corrupt_records: int = 0,
         missing_features: str = "error",
         trim_features: bool = False,
@@ -172,7 +173,7 @@ class RecordReader:
         self.feature_sizes = tuple(feature_sizes)
         self.num_classes = num_classes
         self.max_frames = max_frames
-        self.num_readers = num_readers
+        self.num_readers = num_readers or default_num_readers()
         self.missing_features = missing_features
         self.trim_features = trim_features
         self.with_labels = with_labels
@@ -607,8 +608,9 @@ class RecordReader:
         """
         labels = _aligned_empty((len(videos), self._num_label_columns), np.float32)
         labels[...] = 0.0
-        for row, video in enumerate(videos):
-            labels[row, video.labels] = 1.0
+        counts = [len(video.labels) for video in videos]
+        rows = np.repeat(np.arange(len(videos)), counts)
+        labels[rows, np.concatenate([video.labels for video in videos])] = 1.0
         ids = [video.video_id for video in videos]
         weights = None if self.label_weights is None else self._pair_weights(videos)
         return Batch(ids, self._inputs(videos, pad_to_max_frames), labels, weights)
@@ -830,7 +832,7 @@ class YT8MAggregatedFeatureReader(RecordReader):
         """Returns the labels of each video, or None if one has no label or a wrong one."""
         if (np.diff(starts) == 0).any() or labels.min() < 0 or labels.max() >= self.num_classes:
             return None
-        return np.split(labels, starts[1:-1])
+        return [labels[start:end] for start, end in itertools.pairwise(starts.tolist())]
 
     def _parse_on_cpu(self, payloads):
         """Parses serialized Examples `[B]`.
@@ -978,6 +980,14 @@ def stored_float_type(frames: np.ndarray) -> str | None:
 
 
 # --- Threads --------------------------------------------------------------------------------------
+
+
+def default_num_readers() -> int:
+    """Returns the number of processor cores that the process may use, at most 8.
+
+    More threads than cores slow each other down, and more than files in turn have nothing to do.
+    """
+    return min(len(os.sched_getaffinity(0)), _OPEN_FILES)
 
 
 class _Threads(NamedTuple):

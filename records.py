@@ -27,7 +27,7 @@ from utils import InputError, comma_separated
 
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
-_BUFFER_BYTES = 1 << 12
+_BUFFER_BYTES = 1 << 14
 # Bytes of a compressed file to read, and of its content to produce, at once.
 _PACKED_BYTES, _PART_BYTES = 1 << 16, 1 << 18
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS

@@ -60,9 +60,10 @@ _REQUIRED_KEYS = {"model", "hyperparameters", "feature_names"}
 class ReadOptions(Options):
     """How programs read records."""
 
-    num_readers: int = option(
-        4,
-        "Threads that read and parse records. Their number does not change the order of the data.",
+    num_readers: int | None = option(
+        None,
+        "Threads that read and parse records. Their number does not change the order of the data. "
+        "Default: one for each processor core that the process may use, at most 8.",
         group="data",
         above=0,
     )

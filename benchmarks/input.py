@@ -141,7 +141,8 @@ def main(options: InputOptions):
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             pattern = write_records(folder, options.num_videos)
         paths = files.expand_patterns(pattern)
-        ways = ways_to_read(paths, options.batch_size, options.num_readers)
+        num_readers = options.num_readers or readers.default_num_readers()
+        ways = ways_to_read(paths, options.batch_size, num_readers)
         # The warm-up run of each way also brings the files into memory.
         comparison.run(
             {name: lambda read=read: read for name, read in ways.items()},
@@ -150,7 +151,7 @@ def main(options: InputOptions):
             files=len(paths),
             megabytes=round(sum(map(files.file_size, paths)) / 1e6),
             batch_size=options.batch_size,
-            num_readers=options.num_readers,
+            num_readers=num_readers,
         )
 
 

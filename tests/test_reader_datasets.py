@@ -182,3 +182,45 @@ def test_files_are_closed_when_batches_are_closed_early(record_files, monkeypatc
     batches.close()
     assert len(opened) == 11
     assert all(file.closed for file in opened)
+
+
+def test_the_next_files_are_opened_while_one_is_read(record_files, monkeypatch):
+    # Without five files being opened at the same time, the barrier breaks.
+    together, opened, open_binary = threading.Barrier(5), [], files.open_binary
+
+    def slow(path, *arguments, **options):
+        opened.append(path)
+        if len(opened) <= 5:
+            together.wait(timeout=10)
+        return open_binary(path, *arguments, **options)
+
+    monkeypatch.setattr(files, "open_binary", slow)
+    reader = frame_reader(record_files)
+    found = list(reader.file_batches(4, range(11), lambda number: None))
+    assert sorted(opened) == reader.paths
+    expected = [[*frame_reader(path).batches(4), None] for path in reader.paths]
+    for batch, other in zip(found, itertools.chain(*expected), strict=True):
+        assert (batch and batch.video_ids) == (other and other.video_ids)
+
+
+def test_each_file_is_announced_before_it_is_opened(record_files, monkeypatch):
+    events, open_binary = [], files.open_binary
+
+    def noting(path, *arguments, **options):
+        events.append(path)
+        return open_binary(path, *arguments, **options)
+
+    monkeypatch.setattr(files, "open_binary", noting)
+    reader = frame_reader(record_files)
+    numbers = [3, 0, 7]
+    assert list(reader.file_batches(4, numbers, events.append)).count(None) == 3
+    for number in numbers:
+        assert events.index(number) < events.index(reader.paths[number])
+    assert len(events) == 6
+
+
+def test_there_are_as_many_readers_as_cores_but_at_most_eight(record_files, monkeypatch):
+    for cores, expected in ((1, 1), (3, 3), (64, 8)):
+        monkeypatch.setattr(readers.os, "sched_getaffinity", lambda _, n=cores: range(n))
+        assert frame_reader(record_files).num_readers == expected
+    assert frame_reader(record_files, num_readers=20).num_readers == 20

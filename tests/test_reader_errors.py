@@ -1,7 +1,9 @@
 """Records that do not fit the settings, and corrupt records."""
 
+import itertools
 import math
 import os
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ import readers
 from record_readers import (
     NUM_CLASSES,
     RECORD_HEADER_BYTES,
+    assert_same_batches,
+    before_parsing,
     corrupt_content,
     error_of,
     frame_reader,
@@ -527,3 +531,41 @@ def test_records_of_two_kinds_in_one_pattern_are_reported_as_such(tmp_path, read
     write_records(tmp_path / "b", [vectors] * 3)
     message = error_of(reader(tmp_path / "?", {"rgb": 8, "audio": 4}))
     assert "If the pattern matches records of two kinds, leave out the files of one" in message
+
+
+@pytest.mark.parametrize("slow", ["part00", "part01"])
+def test_corrupt_records_count_in_the_order_of_reading(tmp_path, monkeypatch, slow):
+    record_files = write_files(tmp_path, [5, 5])
+    corrupt_content(tmp_path / "part00.tfrecord", [3])
+    corrupt_content(tmp_path / "part01.tfrecord", [2])
+    before_parsing(monkeypatch, lambda location: time.sleep(0.02 * (slow in location.path)))
+    message = error_of(frame_reader(record_files, skip_corrupt_records=1))
+    assert "1 corrupt records were skipped before" in message
+    assert "part00" in message
+    found = frame_reader(record_files, skip_corrupt_records=1).file_batches(2, [0, 1], id)
+    assert [len(batch.labels) for batch in itertools.islice(found, 2)] == [2, 2]
+    assert next(found) is None
+    with pytest.raises(InputError, match=r"record 2 of .*part01"):
+        list(found)
+
+
+def test_one_record_with_a_fault_changes_no_other_video(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    records = [
+        video_record(f"v{n}", [n % 10], mean_rgb=rng.normal(size=8), mean_audio=rng.normal(size=4))
+        for n in range(20)
+    ]
+    faulty = video_record("faulty", [1], mean_rgb=[0.0] * 7, mean_audio=[0.0] * 4)
+    together = video_reader(write_records(tmp_path / "a", records))
+    one_by_one = video_reader(
+        write_records(tmp_path / "b", [*records[:9], faulty, *records[9:]]), skip_corrupt_records=1
+    )
+    parsed, parse = [], type(together).parse
+    monkeypatch.setattr(
+        type(together), "parse", lambda self, *given: parsed.append(self) or parse(self, *given)
+    )
+    (expected,) = together.batches(20)
+    assert not parsed
+    assert_same_batches(one_by_one.batches(20), [expected])
+    assert len(parsed) == 21
+    assert one_by_one.corrupt_records.count == 1
