@@ -18,6 +18,7 @@ import tensorflow as tf
 import distribution
 import eval_util
 import files
+import private_api
 import vocabulary
 from options import Options, option
 from run_config import CONFIG_FILE, RunConfig
@@ -457,7 +458,8 @@ def load_model(train_dir: str, checkpoint: str | None = None, use_ema: bool = Fa
         InputError: if there is no config or no checkpoint, or they do not belong together.
     """
     find(train_dir, checkpoint)  # Fails before the model is built.
-    model = RunConfig.load(train_dir).build_model()
+    with private_api.zero_weights():
+        model = RunConfig.load(train_dir).build_model()
     restore(train_dir, checkpoint, lambda path: restore_weights(model, path, use_ema))
     return model
 

@@ -15,6 +15,7 @@ from absl import logging
 import checkpoints
 import frame_level_models
 import layers
+import private_api
 from run_config import RunConfig
 from utils import InputError
 
@@ -36,7 +37,7 @@ def frozen_model(config: RunConfig, dtype: str, name: str | None = None) -> kera
         dtype: dtype in which matrices are stored and multiplied, one of `layers.COMPUTE_DTYPES`.
         name: prefix of the names of all nodes in its graph.
     """
-    with tf.variable_creator_scope(_not_trainable):
+    with tf.variable_creator_scope(_not_trainable), private_api.zero_weights():
         model = config.build_model(dtype, name)
     _fold(model)
     return model
@@ -46,7 +47,13 @@ def restore_frozen(
     frozen: keras.Model, config: RunConfig, path: str, use_ema: bool = False
 ) -> None:
     """Sets the weights of a frozen model from a checkpoint; see `checkpoints.restore_weights`."""
-    trained = config.build_model()
+    if frozen.name == config.model and {w.dtype for w in frozen.weights} == {"float32"}:
+        checkpoints.restore_weights(frozen, path, use_ema)
+        _fold(frozen)
+        return
+    # Matrices of fewer bits cannot hold the weights that are folded.
+    with private_api.zero_weights():
+        trained = config.build_model()
     checkpoints.restore_weights(trained, path, use_ema)
     _fold(trained)
     for source, target in zip(trained.weights, frozen.weights, strict=True):

@@ -50,6 +50,26 @@ def test_unnamed_layers_are_numbered_from_the_start_again(unnamed_layers_model):
     assert len(set(first)) == 4
 
 
+def test_weights_that_are_restored_start_at_zero_and_seeds_as_ever():
+    def layer():
+        dropout = keras.layers.Dropout(0.5, seed=3)
+        model = keras.Sequential(
+            [keras.layers.Dense(3), dropout, keras.layers.LayerNormalization()]
+        )
+        model.build([2, 4])
+        return model, dropout.seed_generator.state
+
+    with private_api.zero_weights():
+        zero, seed = layer()
+    random, other_seed = layer()
+    assert not any(np.any(weight) for weight in zero.get_weights()), (
+        "private_api.zero_weights no longer replaces the initial values of Keras' weights, so "
+        "models are restored more slowly than necessary."
+    )
+    assert [np.any(weight) for weight in random.get_weights()] == [True, False, True, False]
+    np.testing.assert_array_equal(seed, other_seed)
+
+
 def test_keras_optimizers_sum_gradients_by_the_function_that_is_replaced():
     # That two devices train as one without it is shown in test_distribution.py.
     strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
