@@ -62,14 +62,16 @@ def run(makers, baseline, options, **conditions):
         ways[name]()
         peaks[name] = peak_memory_gib()
     rates = {name: [] for name in ways}
+    cpu_times = {name: [] for name in ways}
     for _ in range(options.rounds):
         for name, work in ways.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             videos = work()
             rates[name].append(videos / (time.perf_counter() - start))
+            cpu_times[name].append((time.process_time() - cpu_start) / videos)
     result = {
         "baseline": baseline,
-        "results": summarize(rates, baseline, peaks),
+        "results": summarize(rates, cpu_times, baseline, peaks),
         "conditions": {**conditions, "rounds": options.rounds, **environment()},
     }
     text = json.dumps(result, indent=2) if options.format == "json" else as_table(result)
@@ -98,8 +100,8 @@ def run_against_plain(plain_name, plain, project, options, bounds=None, **condit
     run(makers, baseline, options, **conditions)
 
 
-def summarize(rates, baseline, peaks):
-    """Returns each way's median speed, its ratios to the baseline by round, and its memory peak."""
+def summarize(rates, cpu_times, baseline, peaks):
+    """Returns each way's median speed, its ratios to the baseline by round, CPU time and memory."""
     summary = {}
     for name, values in rates.items():
         ratios = [value / base for value, base in zip(values, rates[baseline], strict=True)]
@@ -108,6 +110,7 @@ def summarize(rates, baseline, peaks):
             "ratio": round(statistics.median(ratios), 3),
             "ratio_min": round(min(ratios), 3),
             "ratio_max": round(max(ratios), 3),
+            "cpu_ms_per_video": round(1e3 * statistics.median(cpu_times[name]), 4),
             "peak_memory_gib": round(peaks[name], 2),
         }
     return summary
@@ -128,14 +131,17 @@ def environment():
 def as_table(result):
     """Formats the result for a terminal."""
     width = max(map(len, result["results"])) + 2
-    lines = [f"{'':{width}}{'videos/s':>10}{'ratio':>8}  {'(min to max)':16}{'peak GiB':>9}"]
+    lines = [
+        f"{'':{width}}{'videos/s':>10}{'ratio':>8}  {'(min to max)':16}{'CPU ms':>9}{'peak GiB':>9}"
+    ]
     for name, row in result["results"].items():
         spread = f"({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
         lines.append(
             f"{name:{width}}{row['videos_per_second']:10.1f}{row['ratio']:8.2f}  {spread:16}"
-            f"{row['peak_memory_gib']:9.2f}"
+            f"{row['cpu_ms_per_video']:9.3f}{row['peak_memory_gib']:9.2f}"
         )
     conditions = dict(result["conditions"])
     conditions |= conditions.pop("versions")
     described = ", ".join(f"{name} {value}" for name, value in conditions.items())
-    return "\n".join([*lines, "", f"Ratio of speed to {result['baseline']!r}. {described}"])
+    explained = f"Ratio of speed to {result['baseline']!r}, and CPU time per video. {described}"
+    return "\n".join([*lines, "", explained])

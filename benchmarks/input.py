@@ -1,9 +1,10 @@
-"""Measures how many videos per second the frame-level reader delivers.
+"""Measures how many videos per second the readers deliver.
 
     python benchmarks/input.py
+    python benchmarks/input.py --noframe_level --num_videos=20000 --batch_size=1024
 
-Compares it, taking turns in one process, with a straightforward tf.data reader and with the bare
-reading of records. benchmarks/README.md explains the output.
+Compares a reader, taking turns in one process, with a straightforward tf.data reader and with the
+bare reading of records. benchmarks/README.md explains the output.
 """
 
 import contextlib
@@ -31,32 +32,64 @@ NUM_CLASSES = 3862
 MAX_FRAMES = 300
 FEATURES = {"rgb": 1024, "audio": 128}
 NUM_FILES = 8
-BASELINE = "per-example tf.data"
+VECTORS = {f"mean_{name}": size for name, size in FEATURES.items()}
 
 
-def write_records(folder, num_videos, num_files=NUM_FILES, seed=0):
-    """Writes full-size frame-level records of random bytes and returns a glob for the files."""
+def write_records(folder, num_videos, num_files=NUM_FILES, seed=0, frame_level=True):
+    """Writes full-size records of random values and returns a glob for the files."""
+    make_record = random_record if frame_level else random_vector_record
     rng = np.random.default_rng(seed)
     for number in range(num_files):
         path = os.path.join(folder, f"part{number:03d}.tfrecord")
         with tf.io.TFRecordWriter(path) as writer:
             for index in range(number, num_videos, num_files):
-                writer.write(random_record(f"video{index}", rng))
+                writer.write(make_record(f"video{index}", rng))
     return os.path.join(folder, "part*.tfrecord")
 
 
 def random_record(video_id, rng):
     """Returns a serialized SequenceExample with all frames and one to five labels."""
     example = tf.train.SequenceExample()
-    context = example.context.feature
-    context["id"].bytes_list.value.append(video_id.encode())
-    labels = rng.choice(NUM_CLASSES, rng.integers(1, 6), replace=False)
-    context["labels"].int64_list.value.extend(labels)
+    add_id_and_labels(example.context.feature, video_id, rng)
     for name, size in FEATURES.items():
         frames = example.feature_lists.feature_list[name].feature
         for _ in range(MAX_FRAMES):
             frames.add().bytes_list.value.append(rng.bytes(size))
     return example.SerializeToString()
+
+
+def random_vector_record(video_id, rng):
+    """Returns a serialized Example with one to five labels."""
+    example = tf.train.Example()
+    add_id_and_labels(example.features.feature, video_id, rng)
+    for name, size in VECTORS.items():
+        example.features.feature[name].float_list.value.extend(rng.normal(size=size))
+    return example.SerializeToString()
+
+
+def add_id_and_labels(features, video_id, rng):
+    """Adds the features that records of both kinds have."""
+    features["id"].bytes_list.value.append(video_id.encode())
+    labels = rng.choice(NUM_CLASSES, rng.integers(1, 6), replace=False)
+    features["labels"].int64_list.value.extend(labels)
+
+
+def vector_baseline_dataset(paths, batch_size, num_readers):
+    """Returns the usual reader of video-level records, which parses a batch at a time."""
+    features = {
+        "id": tf.io.FixedLenFeature([], tf.string),
+        "labels": tf.io.VarLenFeature(tf.int64),
+        **{name: tf.io.FixedLenFeature([size], tf.float32) for name, size in VECTORS.items()},
+    }
+
+    def parse(batch):
+        parsed = tf.io.parse_example(batch, features)
+        vectors = tf.concat([parsed[name] for name in VECTORS], axis=1)
+        labels = tf.cast(tf.sparse.to_indicator(parsed["labels"], NUM_CLASSES), tf.float32)
+        return vectors, labels
+
+    records = tf.data.TFRecordDataset(paths, num_parallel_reads=num_readers)
+    return records.batch(batch_size).map(parse, num_readers).prefetch(1)
 
 
 def baseline_dataset(paths, batch_size, num_readers):
@@ -84,19 +117,27 @@ def baseline_dataset(paths, batch_size, num_readers):
     return records.map(parse, num_readers).batch(batch_size).prefetch(1)
 
 
-def ways_to_read(paths, batch_size, num_readers):
-    """Returns the ways to compare: a dict from a name to a function that reads all files once.
-
-    Each function returns the number of videos. Datasets are created once, as in training.
-    """
-    reader = readers.YT8MFrameFeatureReader(
+def make_reader(paths, num_readers, frame_level):
+    """Returns the reader to measure."""
+    cls = readers.YT8MFrameFeatureReader if frame_level else readers.YT8MAggregatedFeatureReader
+    features = FEATURES if frame_level else VECTORS
+    return cls(
         paths,
-        feature_names=tuple(FEATURES),
-        feature_sizes=tuple(FEATURES.values()),
+        feature_names=tuple(features),
+        feature_sizes=tuple(features.values()),
         num_classes=NUM_CLASSES,
         max_frames=MAX_FRAMES,
         num_readers=num_readers,
     )
+
+
+def ways_to_read(paths, batch_size, num_readers, frame_level):
+    """Returns the ways to compare: a dict from a name to a function that reads all files once.
+
+    Each function returns the number of videos. Datasets are created once, as in training.
+    """
+    reader = make_reader(paths, num_readers, frame_level)
+    make_baseline = baseline_dataset if frame_level else vector_baseline_dataset
 
     def read_dataset(dataset):
         return sum(len(labels) for _, labels in dataset)
@@ -104,12 +145,12 @@ def ways_to_read(paths, batch_size, num_readers):
     def read_batches(**options):
         return sum(len(batch.labels) for batch in reader.batches(batch_size, **options))
 
-    baseline = baseline_dataset(paths, batch_size, num_readers)
+    baseline = make_baseline(paths, batch_size, num_readers)
     plain = reader.dataset(batch_size)
     shuffled = reader.dataset(batch_size, shuffle=True)
     records = tf.data.TFRecordDataset(paths, num_parallel_reads=num_readers)
     return {
-        BASELINE: lambda: read_dataset(baseline),
+        baseline_name(frame_level): lambda: read_dataset(baseline),
         "dataset()": lambda: read_dataset(plain),
         "dataset(), shuffled": lambda: read_dataset(shuffled),
         "batches()": read_batches,
@@ -118,16 +159,24 @@ def ways_to_read(paths, batch_size, num_readers):
     }
 
 
+def baseline_name(frame_level):
+    """Returns the name of the baseline."""
+    return "per-example tf.data" if frame_level else "tf.data with parse_example"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputOptions(comparison.ComparisonOptions):
     """Options of this program."""
 
-    num_readers: int = same_option(ReadOptions, "num_readers")
+    num_readers: int | None = same_option(ReadOptions, "num_readers")
+    frame_level: bool = option(
+        True, "Read frames; otherwise the mean features of videos.", group="data"
+    )
     batch_size: int = option(80, "Videos per batch.", group="data", above=0)
     data_pattern: str | None = option(
         None,
-        "Comma-separated globs of frame-level records with the features rgb and audio, quoted. "
-        "By default, records of random bytes are written to a temporary directory.",
+        "Comma-separated globs of records with the features of YouTube-8M, quoted. By default, "
+        "records of random values are written to a temporary directory.",
         group="data",
     )
     num_videos: int = option(400, "Videos to write without --data_pattern.", group="data", above=0)
@@ -139,14 +188,14 @@ def main(options: InputOptions):
         pattern = options.data_pattern
         if pattern is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            pattern = write_records(folder, options.num_videos)
+            pattern = write_records(folder, options.num_videos, frame_level=options.frame_level)
         paths = files.expand_patterns(pattern)
         num_readers = options.num_readers or readers.default_num_readers()
-        ways = ways_to_read(paths, options.batch_size, num_readers)
+        ways = ways_to_read(paths, options.batch_size, num_readers, options.frame_level)
         # The warm-up run of each way also brings the files into memory.
         comparison.run(
             {name: lambda read=read: read for name, read in ways.items()},
-            BASELINE,
+            baseline_name(options.frame_level),
             options,
             files=len(paths),
             megabytes=round(sum(map(files.file_size, paths)) / 1e6),

@@ -44,6 +44,7 @@ def ratios(text):
         assert 0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
         assert row["videos_per_second"] > 0
         assert row["peak_memory_gib"] > 0
+        assert row["cpu_ms_per_video"] > 0
     return result["results"]
 
 
@@ -108,11 +109,22 @@ def test_the_gap_of_samplings_is_printed_per_run(run_benchmark, trained_mean, fr
     assert rows["--independent"][1:] != rows[""][1:]
 
 
-def test_the_input_benchmark_compares_every_way_with_the_baseline(run_benchmark):
-    arguments = ("--num_videos=16", "--batch_size=8", "--rounds=1")
+@pytest.mark.parametrize(
+    ("level", "baseline"),
+    [("frame_level", "per-example tf.data"), ("noframe_level", "tf.data with parse_example")],
+)
+def test_the_input_benchmark_compares_every_way_with_the_baseline(run_benchmark, level, baseline):
+    arguments = (f"--{level}", "--num_videos=16", "--batch_size=8", "--rounds=1")
     results = ratios(run_benchmark("input", *arguments, "--format=json"))
-    assert {"per-example tf.data", "dataset()", "batches()", "bare records"} < set(results)
+    assert {baseline, "dataset()", "batches()", "bare records"} < set(results)
     assert "videos/s" in run_benchmark("input", *arguments)
+
+
+def test_the_benchmark_of_slow_files_compares_programs_with_reading_and_predicting(run_benchmark):
+    arguments = ("--num_files=3", "--num_videos=6", "--seconds_to_open=0.01", "--rounds=1")
+    output = run_benchmark("slow_files", *arguments, "--seconds_to_predict=0.05")
+    names = [line.split()[0] for line in output.splitlines()[1:5]]
+    assert names == ["reading", "predicting", "eval.py", "inference.py"]
 
 
 def test_the_metrics_benchmark_compares_with_heaps(run_benchmark):
