@@ -1,4 +1,4 @@
-"""Shared base: `InputError`, CSV lines, tables and checks of arguments.
+"""Shared base: `InputError`, CSV lines, tables, checks of arguments and work ahead in a thread.
 
 Needs neither TensorFlow nor Keras.
 """
