@@ -806,8 +806,11 @@ class YT8MAggregatedFeatureReader(RecordReader):
     def parse_together(self, payloads: Sequence[bytes]) -> list[Video] | None:
         """Parses several records with TensorFlow; see `RecordReader.parse_together`.
 
-        Leaves records to `parse` that have a fault, no label, or something to warn of.
+        Leaves records to `parse` that have a fault, no label, or something to warn of, and all if
+        labels have weights.
         """
+        if self.label_weights is not None:
+            return None
         first, _ = records.parse_record(payloads[0])
         if not all(map(records.is_example, payloads)) or not SEGMENT_FEATURES.isdisjoint(first):
             return None
