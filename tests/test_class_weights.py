@@ -106,8 +106,7 @@ def test_a_step_ignores_pairs_of_weight_0(tmp_path):
         batch_size=3,
     )
     model = config.build_model()
-    optimizer = config.build_optimizer()
-    optimizer.build(model.trainable_variables)
+    optimizer = config.build_optimizer(model)
     before = [weight.numpy().copy() for weight in model.trainable_variables]
     x = np.random.default_rng(1).normal(size=(1, 3, 5)).astype(np.float32)
     labels, weights = np.ones((1, 3, 4), np.float32), np.ones((1, 3, 4), np.float32)

@@ -15,7 +15,7 @@ import video_level_models
 @pytest.fixture
 def unnamed_layers_model(monkeypatch):
     """Name of a registered model whose layers have no names."""
-    monkeypatch.setattr(registry, "_MODELS", registry.models())
+    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
 
     @registry.register
     class UnnamedLayersModel(video_level_models.VideoLevelModel):
