@@ -92,7 +92,7 @@ def pool_gap(scores: np.ndarray, hits: np.ndarray, num_positives: int) -> float:
         num_positives: number of all labels, including labels outside the pool.
     """
     order = np.argsort(-scores, axis=None, kind="stable")
-    return _average_precision(hits.ravel()[order], num_positives)
+    return average_precision(hits.ravel()[order], num_positives)
 
 
 def class_prior_gap(positives: ArrayLike, num_videos: int, top_k: int = 20) -> float:
@@ -294,7 +294,7 @@ class EvaluationMetrics:
             "avg_loss": self._loss_sum / self.num_videos,
             "aps": aps,
             "map": float(np.mean(aps[seen])) if seen.any() else float("nan"),
-            "gap": _average_precision(hits, np.sum(self.positives)),
+            "gap": average_precision(hits, np.sum(self.positives)),
         }
 
     def _average_precision_per_class(self, classes, hits):
@@ -356,8 +356,13 @@ def _perr_per_video(hits, scores, label_counts):
     return found / np.maximum(label_counts, 1)
 
 
-def _average_precision(hits, num_positives):
-    """Returns the sum of the precisions at the hits of a ranked list, over `num_positives`."""
+def average_precision(hits: np.ndarray, num_positives: int | np.integer) -> float:
+    """Returns the sum of the precisions at the hits of a ranked list, over `num_positives`.
+
+    Args:
+        hits: whether each entry is a hit, best entry first, `[N]`.
+        num_positives: all positives, listed or not.
+    """
     ranks = np.flatnonzero(hits) + 1
     return float(np.sum(np.arange(1, len(ranks) + 1) / ranks) / max(1, num_positives))
 

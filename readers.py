@@ -44,8 +44,6 @@ _PLAUSIBLE_FLOATS = {"float16": (2**-14, 2**8), "float32": (1e-8, 1e8), "float64
 _PLAUSIBLE_SHARE, _BYTE_RATIO = 0.99, 1.5
 _MIN_FLOATS, _MIN_FLOAT_BYTES = 64, 16
 _NO_LABELS = np.zeros(0, np.int64)
-# Names of the id of a video, the first of which is used.
-_ID_NAMES = ("id", "video_id")
 # Bytes of a serialized Feature or FeatureList without values, at most.
 _EMPTY_BYTES = 2
 # Remedies for data of which all records are like this.
@@ -499,11 +497,9 @@ class RecordReader:
         raise NotImplementedError
 
     def _video_id(self, context):
-        for name in _ID_NAMES:
-            if name in context:
-                values = tf.train.Feature.FromString(context[name]).bytes_list.value
-                if len(values) == 1:
-                    return _decoded(values[0])
+        video_id = records.video_id(context)
+        if video_id is not None:
+            return video_id
         raise CorruptVideoError(
             "it has no 'id' or 'video_id' that holds exactly one string. It has: "
             f"{records.describe_features(context)}",
@@ -827,7 +823,7 @@ class YT8MAggregatedFeatureReader(RecordReader):
             return None
         return [
             # Copies, because a video in the shuffle buffer would keep the vectors of all.
-            Video(_decoded(video_id), own_labels, [values.copy() for values in own_vectors])
+            Video(records.decoded(video_id), own_labels, [values.copy() for values in own_vectors])
             for video_id, own_labels, *own_vectors in zip(ids[0], labels, *vectors, strict=True)
         ]
 
@@ -844,9 +840,9 @@ class YT8MAggregatedFeatureReader(RecordReader):
             Values and row starts of both names of ids and of the labels, and a list of vectors
             `[B, size]`.
         """
-        lists = [*_ID_NAMES, *(["labels"] if self.with_labels else [])]
+        lists = [*records.ID_NAMES, *(["labels"] if self.with_labels else [])]
         features: dict[str, Any] = {
-            name: tf.io.RaggedFeature(tf.string if name in _ID_NAMES else tf.int64)
+            name: tf.io.RaggedFeature(tf.string if name in records.ID_NAMES else tf.int64)
             for name in lists
         }
         for name, size in zip(self.feature_names, self.feature_sizes, strict=True):
@@ -911,10 +907,6 @@ class YT8MAggregatedFeatureReader(RecordReader):
     def _input_signature(self, batch_dim, num_frames):
         del num_frames
         return tf.TensorSpec([batch_dim, sum(self.feature_sizes)], tf.float32)
-
-
-def _decoded(video_id):
-    return video_id.decode("utf-8", "backslashreplace")
 
 
 # --- First records --------------------------------------------------------------------------------

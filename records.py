@@ -5,7 +5,7 @@ import functools
 import struct
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import google_crc32c
@@ -383,6 +383,8 @@ def masked_crc32c(data: bytes) -> int:
 _FIELD_1, _FIELD_2 = 0x0A, 0x12
 _MAX_LENGTH_BYTES = 4
 
+# Features that may hold the id of a video.
+ID_NAMES = ("id", "video_id")
 # A serialized message.
 Serialized = bytes | memoryview
 
@@ -417,6 +419,25 @@ def parse_record(payload: bytes) -> tuple[dict[str, Serialized], dict[str, Seria
 def is_example(payload: bytes) -> bool:
     """Returns whether a payload is laid out as a serialized Example: with `features` only."""
     return _only_field(payload, 0, len(payload), _FIELD_1) is not None
+
+
+def video_id(context: Mapping[str, Serialized], names: Sequence[str] = ID_NAMES) -> str | None:
+    """Returns the id of a video, or None.
+
+    Args:
+        context: features of the record, serialized, by name.
+        names: features that may hold the id; the first one that holds exactly one string counts.
+    """
+    for name in names:
+        values = Feature.FromString(context.get(name, b"")).bytes_list.value
+        if len(values) == 1:
+            return decoded(values[0])
+    return None
+
+
+def decoded(video_id: bytes) -> str:
+    """Returns the text of an id, which may hold any bytes."""
+    return video_id.decode("utf-8", "backslashreplace")
 
 
 def float_values(feature: Serialized) -> np.ndarray | None:

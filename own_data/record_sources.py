@@ -19,7 +19,6 @@ from own_data.clips import Clip, FeatureSource, SourceOptions, reading
 from readers import stored_float_type
 from utils import InputError
 
-_ID_NAMES = ("id", "video_id")
 _LABELS = "labels"
 
 
@@ -101,11 +100,10 @@ class TFRecordFiles(_RecordSource):
                 yield self._video_id(content[0], location), content, str(location)
 
     def _video_id(self, context, location):
-        names = [self._options.id_name] if self._options.id_name else _ID_NAMES
-        for name in names:
-            values = Feature.FromString(context.get(name, b"")).bytes_list.value
-            if len(values) == 1:
-                return values[0].decode("utf-8", "backslashreplace")
+        names = (self._options.id_name,) if self._options.id_name else records.ID_NAMES
+        video_id = records.video_id(context, names)
+        if video_id is not None:
+            return video_id
         raise InputError(
             f"{location} has no {' or '.join(names)} that holds exactly one string. It has: "
             f"{records.describe_features(context)}. Name the feature of the id with --id_name."
