@@ -28,6 +28,7 @@ from options import Options, option, same_option
 from record_writer import command, record_name, serialize_frames, set_context
 from run_config import RunConfig
 from sample_world import FACTORS, WORLDS, Generator, World
+from segments import SEGMENT_SIZE
 from utils import InputError, comma_separated
 
 PROGRAM = "make_sample_data.py"
@@ -126,6 +127,12 @@ class SampleOptions(Options):
         at_least=0,
         below=1,
     )
+    segments: bool = option(
+        False,
+        "Rate up to five segments of five frames in each video for a class: 1 if it fills most of "
+        "the segment, otherwise 0; a twentieth of the ratings is wrong. The videos stay the same.",
+        group="data",
+    )
     seed: int = option(0, "Seed of the data.", group="data", at_least=0)
 
     def __post_init__(self):
@@ -139,6 +146,13 @@ class SampleOptions(Options):
         self._check_features()
 
     def _check_together(self):
+        if self.segments and self.level == "video":
+            raise InputError("--segments needs --level=frame: a video-level record has no frames.")
+        if self.segments and self.max_frames < SEGMENT_SIZE:
+            raise InputError(
+                f"--segments needs videos of at least {SEGMENT_SIZE} frames. "
+                f"Received: --max_frames={self.max_frames}"
+            )
         if self.min_frames > self.max_frames:
             raise InputError(
                 "--min_frames must not be above --max_frames. "
@@ -179,6 +193,7 @@ def make_sample_data(options: SampleOptions) -> Summary:
         options.min_frames,
         options.max_frames,
         options.missing_labels,
+        options.segments,
     )
     plan = _plan_files(
         options.output_dir, options.num_videos, options.num_eval_videos, options.shards
@@ -290,7 +305,7 @@ def _write_split(generator, split, files, serialize, progress):
 
 
 def _serialize_frames(video):
-    return serialize_frames(video.id, video.labels, video.features)
+    return serialize_frames(video.id, video.labels, video.features, video.ratings)
 
 
 def _serialize_means(video):

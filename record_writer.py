@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+import segments
+
 
 def record_name(split: str, number: int) -> str:
     """Returns the name of a record file, such as `train00000.tfrecord`."""
@@ -30,7 +32,10 @@ def command(program: str, values: Mapping[str, Any], omit: Collection[str]) -> s
 
 
 def serialize_frames(
-    video_id: str, labels: Iterable[int], features: Mapping[str, np.ndarray]
+    video_id: str,
+    labels: Iterable[int],
+    features: Mapping[str, np.ndarray],
+    ratings: segments.Ratings | None = None,
 ) -> bytes:
     """Returns a serialized `SequenceExample` with one byte string per frame and feature.
 
@@ -38,9 +43,12 @@ def serialize_frames(
         video_id: id of the video.
         labels: class numbers.
         features: values `[T, D]` by name, of the type to store, little-endian.
+        ratings: ratings of segments, or None.
     """
     example = tf.train.SequenceExample()
     set_context(example.context, video_id, labels)
+    if ratings is not None:
+        _set_ratings(example.context, ratings)
     for name, frames in features.items():
         stored = example.feature_lists.feature_list[name].feature
         for frame in frames:
@@ -52,3 +60,14 @@ def set_context(features: Any, video_id: str, labels: Iterable[int]) -> None:
     """Sets id and labels in the `Features` of a record."""
     features.feature["id"].bytes_list.value.append(video_id.encode())
     features.feature["labels"].int64_list.value.extend(labels)
+
+
+def _set_ratings(features, ratings):
+    values = {
+        segments.LABELS: ratings.classes,
+        segments.STARTS: ratings.starts,
+        segments.ENDS: ratings.starts + segments.SEGMENT_SIZE,
+    }
+    for name, numbers in values.items():
+        features.feature[name].int64_list.value.extend(numbers)
+    features.feature[segments.SCORES].float_list.value.extend(ratings.scores)

@@ -15,6 +15,8 @@ Sampling a data set works as follows:
 5. Every further feature, such as audio, has its own words, called sounds. A run keeps one sound: in
    half of the runs the sound of the class, otherwise a random one.
 6. The labels are the classes shown, except that a few are dropped and a few replaced.
+7. If wanted, some segments of five frames are rated for a class: 1 if the class fills most of the
+   segment, otherwise 0, except that a few ratings are wrong.
 
 A model that ignores the frames can only score the class prior. The mean over the frames mixes more
 words than it has dimensions, and short runs have little weight in it. A model of single frames can
@@ -31,6 +33,7 @@ from collections.abc import Iterator
 import numpy as np
 
 import quantization
+from segments import SEGMENT_SIZE, Ratings
 
 SPLITS = ("train", "validate", "test")
 
@@ -47,6 +50,12 @@ BACKGROUND_WEIGHT = 0.4
 CLASS_SOUND_PROBABILITY = 0.5
 LABEL_DROP_RATE = 0.05
 LABEL_REPLACEMENT_RATE = 0.05
+
+# The ratings. A rated class is the one that fills most of the segment, or one that the video shows,
+# or any class, with these probabilities.
+SEGMENTS_PER_VIDEO = 5
+RATED_CLASS_PROBABILITIES = (0.5, 0.25, 0.25)
+RATING_ERROR_RATE = 0.05
 
 # Videos are sampled in chunks. A chunk depends only on the seed, the split and its index, not on
 # other chunks, the files or the level.
@@ -106,11 +115,21 @@ WORLDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A generated video: its labels in ascending order, and a uint8 array `[T, D]` per feature."""
+    """A generated video.
+
+    Attributes:
+        id: str.
+        labels: list of int, ascending.
+        features: dict from the name of each feature to its uint8 array `[T, D]`.
+        shown: class that each frame shows, int array `[T]`; `num_classes` for the background.
+        ratings: `segments.Ratings`, or None.
+    """
 
     id: str
     labels: list[int]
     features: dict[str, np.ndarray]
+    shown: np.ndarray
+    ratings: Ratings | None = None
 
 
 class World:
@@ -199,7 +218,8 @@ def _sample_scenes(rng, num_classes, num_words):
 class Generator:
     """Samples the videos of a world, each with `min_frames` to `max_frames` frames.
 
-    Each label of a training video is missing with the probability `missing_labels`.
+    Each label of a training video is missing with the probability `missing_labels`. With
+    `rates_segments`, videos have ratings. Everything else of a video depends on neither.
     """
 
     world: World
@@ -208,33 +228,42 @@ class Generator:
     min_frames: int
     max_frames: int
     missing_labels: float = 0.0
+    rates_segments: bool = False
 
     def videos(self, split: str) -> Iterator[Video]:
         """Yields the videos of a split without end, always the same ones in the same order."""
         for chunk in itertools.count():
             key = (1 + SPLITS.index(split), chunk)
-            rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
-            key = (1 + len(SPLITS), chunk)
-            # Drawn by itself, so that the frames do not depend on `missing_labels`.
-            missing = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
-            for index, (labels, features) in enumerate(self._sample_chunk(rng)):
+            for_videos, for_labels, for_ratings = (
+                np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=spawn_key))
+                for spawn_key in (key, (1 + len(SPLITS), chunk), (*key, 0))
+            )
+            for index, (labels, features, shown) in enumerate(self._sample_chunk(for_videos)):
                 if split == "train" and self.missing_labels:
-                    kept = missing.random(len(labels)) >= self.missing_labels
+                    kept = for_labels.random(len(labels)) >= self.missing_labels
                     labels = np.array(labels)[kept].tolist()
                 number = chunk * VIDEOS_PER_CHUNK + index
-                yield Video(f"{split}{number:07d}", labels, features)
+                ratings = _sample_ratings(self.world, for_ratings, shown)
+                yield Video(
+                    f"{split}{number:07d}",
+                    labels,
+                    features,
+                    shown,
+                    ratings if self.rates_segments else None,
+                )
 
     def _sample_chunk(self, rng):
-        """Yields labels and features of `VIDEOS_PER_CHUNK` videos."""
+        """Yields labels, features and the classes shown of `VIDEOS_PER_CHUNK` videos."""
         num_frames = rng.integers(self.min_frames, self.max_frames + 1, size=VIDEOS_PER_CHUNK)
         shown = _sample_classes(self.world, rng, num_frames)
         labels = _sample_labels(self.world, rng, shown)
         classes, lengths = _sample_runs(self.world, rng, shown, num_frames)
         frames = _sample_frames(self.world, rng, classes.ravel(), lengths.ravel())
+        of_frames = np.repeat(classes.ravel(), lengths.ravel())
         ends = np.cumsum(num_frames)
         for row, start, end in zip(labels, ends - num_frames, ends, strict=True):
             features = [feature[start:end] for feature in frames]
-            yield row, dict(zip(self.feature_names, features, strict=True))
+            yield row, dict(zip(self.feature_names, features, strict=True)), of_frames[start:end]
 
 
 def _sample_classes(world, rng, num_frames):
@@ -262,6 +291,36 @@ def _sample_labels(world, rng, shown):
     dropped[:, 0] = False
     labels[dropped | (shown < 0)] = -1
     return [sorted(set(row) - {-1}) for row in labels.tolist()]
+
+
+def _sample_ratings(world, rng, shown):
+    """Rates up to `SEGMENTS_PER_VIDEO` segments of a video for one class each.
+
+    Args:
+        world: `World`.
+        rng: random generator.
+        shown: class that each frame shows, `[T]`.
+
+    Returns:
+        `segments.Ratings`.
+    """
+    segments = shown[: len(shown) // SEGMENT_SIZE * SEGMENT_SIZE].reshape(-1, SEGMENT_SIZE)
+    count = min(SEGMENTS_PER_VIDEO, len(segments))
+    chosen = np.sort(rng.choice(len(segments), count, replace=False))
+    middle = np.sort(segments[chosen], axis=1)[:, SEGMENT_SIZE // 2]  # That of most frames, if any.
+    candidates = np.stack(
+        [
+            middle,
+            rng.choice(shown, count),
+            rng.choice(world.num_classes, count, p=world.class_probabilities),
+        ]
+    )
+    kind = rng.choice(len(candidates), count, p=RATED_CLASS_PROBABILITIES)
+    rated = candidates[kind, np.arange(count)]
+    rated = np.where(rated == world.num_classes, candidates[-1], rated)  # Not the background.
+    fills = (segments[chosen] == rated[:, None]).sum(axis=1) > SEGMENT_SIZE // 2
+    is_wrong = rng.random(count) < RATING_ERROR_RATE
+    return Ratings(chosen * SEGMENT_SIZE, rated, (fills ^ is_wrong).astype(np.int64))
 
 
 def _sample_runs(world, rng, shown, num_frames):

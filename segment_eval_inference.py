@@ -166,10 +166,12 @@ def evaluate(
     }
     hits: dict[Any, np.ndarray] = {}
     unknown = _UnknownVideos(set(ratings["id"]))
-    for label, listed in segments.read_submission(submission_file, top_n):
+    for number, listed in segments.read_submission(submission_file, top_n):
         unknown.add(listed)
-        scores = rated.get(label, {})
-        hits[label] = np.array([scores[name] for name in listed if name in scores])
+        scores = rated.get(number, {})
+        hits[number] = np.array([scores[name] for name in listed if name in scores])
+    if not hits:
+        raise InputError(f"{submission_file} has no line of a class.")
     unknown.report(submission_file)
     rows = []
     for label, scores in rated.items():

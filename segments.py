@@ -47,9 +47,9 @@ class Ratings:
 
     def by_segment(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yields the start, the rated classes and their scores of every segment."""
-        starts, first = np.unique(self.starts, return_index=True)
-        classes, scores = np.split(self.classes, first[1:]), np.split(self.scores, first[1:])
-        yield from zip(starts.tolist(), classes, scores, strict=True)
+        for start in np.unique(self.starts).tolist():
+            chosen = self.starts == start
+            yield start, self.classes[chosen], self.scores[chosen]
 
 
 def parse_ratings(
