@@ -124,10 +124,27 @@ class FrameLevelModel(registry.Model):
             seed: in prediction, the seed of the samplings; see `draw_frame_indices`.
         """
         num_samplings = 1 if training else self.resolve_samplings(num_samplings)
-        encoding = self._encode_inputs(inputs, training, num_samplings, seed)
+        encoding = self._encode_samplings(inputs, training, num_samplings, seed)
         if self.classifier_dropout is not None:
             encoding = self.classifier_dropout(encoding, training=training)
         return mean_of_samplings(self.classifier(encoding, training=training), num_samplings)
+
+    def predict_parts(self, inputs):
+        """Predicts parts of videos, such as segments, each as if it were a video.
+
+        Args:
+            inputs: dict, as described above, with also `frame_indices`, int32 `[B, N, S]`: the
+                frames of each of N parts, in order. Indices of at least `num_frames` are padding,
+                which comes last. N must be static. Without real frames, a part has no meaningful
+                prediction.
+
+        Returns:
+            Probabilities, float32 `[B, N, C]`.
+        """
+        frame_indices = inputs["frame_indices"]
+        encoding = self._encode_inputs(inputs, False, lambda *_: frame_indices)
+        predictions = self.classifier(encoding, training=False)
+        return ops.reshape(predictions, (-1, frame_indices.shape[1], self.num_classes))
 
     def embed(self, inputs, num_samplings=None, seed=0):
         """Returns the embeddings of videos: their encodings, the vectors before the classifier.
@@ -142,11 +159,28 @@ class FrameLevelModel(registry.Model):
         """
         inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
         num_samplings = self.resolve_samplings(num_samplings)
-        encoding = self._encode_inputs(inputs, False, num_samplings, seed)
+        encoding = self._encode_samplings(inputs, False, num_samplings, seed)
         return mean_of_samplings(ops.cast(encoding, "float32"), num_samplings)
 
-    def _encode_inputs(self, inputs, training, num_samplings, seed):
+    def _encode_samplings(self, inputs, training, num_samplings, seed):
         """Returns the encodings of all samplings, `[B * N, size]`, one video after another."""
+        return self._encode_inputs(
+            inputs,
+            training,
+            lambda frames, num_frames: self.draw_frame_indices(
+                frames, num_frames, num_samplings, None if training else seed
+            ),
+        )
+
+    def _encode_inputs(self, inputs, training, choose_frames):
+        """Returns the encodings of selections of frames, `[B * N, size]`, one video after another.
+
+        Args:
+            inputs: dict, as described above.
+            training: bool.
+            choose_frames: function from frames and `num_frames` to the indices of the frames of
+                each selection, int32 `[B, N, S]`, or None for every frame once.
+        """
         if not isinstance(inputs, dict) or not {"frames", "num_frames"} <= inputs.keys():
             raise utils.InputError(f"{self.name} takes a dict of frames and num_frames.")
         self._check_frames(inputs["frames"])
@@ -157,9 +191,7 @@ class FrameLevelModel(registry.Model):
                 f"num_frames must be [videos], one number per video. Received: {shape}"
             )
         inverse_norms = inputs.get("inverse_norms")
-        frame_indices = self.draw_frame_indices(
-            frames, num_frames, num_samplings, None if training else seed
-        )
+        frame_indices = choose_frames(frames, num_frames)
         # The norms must be copied if the frames are.
         if inverse_norms is not None and not self.sample_by_count:
             inverse_norms, _ = self.sample(inverse_norms, num_frames, frame_indices)

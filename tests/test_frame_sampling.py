@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import registry
+import small_models
 from frame_level_models import random_frame_indices, random_frame_runs
 from model_references import (
     COUNTING_MODELS,
@@ -262,3 +263,28 @@ def test_counting_sampled_frames_predicts_as_copying_them(
         predictions.append(call(model, *make_videos(), training, num_samplings=2))
     assert_close(*predictions)
     assert not np.allclose(predictions[0], all_frames, rtol=1e-5)
+
+
+# --- Parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*map(small_models.marked, small_models.FRAME_LEVEL_MODELS)])
+def test_a_part_of_a_video_is_predicted_as_if_it_were_a_video(name):
+    model = small_models.shared(name)
+    inputs = small_models.make_inputs(name, num_frames=(7, 4))
+    parts = [[range(3), range(2, 7)], [range(1, 4), [0]]]
+    frame_indices = np.full((2, 2, 5), 2**30, np.int32)
+    for video, ranges in enumerate(parts):
+        for number, frames in enumerate(ranges):
+            frame_indices[video, number, : len(frames)] = frames
+    videos = tf.nest.map_structure(tf.constant, {**inputs, "frame_indices": frame_indices})
+    predictions = model.predict_parts(videos).numpy()
+    assert predictions.shape == (2, 2, small_models.NUM_CLASSES)
+    for video, ranges in enumerate(parts):
+        for number, frames in enumerate(ranges):
+            alone = {
+                "frames": inputs["frames"][video : video + 1, list(frames)],
+                "num_frames": np.array([len(frames)], np.int32),
+            }
+            expected = small_models.predict(model, alone, num_samplings=0)
+            np.testing.assert_allclose(predictions[video, number], expected[0], atol=1e-5)
