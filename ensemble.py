@@ -115,20 +115,29 @@ class Ensemble:
 
     def __call__(self, inputs: dict | tf.Tensor) -> tf.Tensor:
         """Returns probabilities, float32 `[B, C]`, for the inputs of a `readers.Batch`."""
-        predictions = tf.add_n(
-            [
-                weight * probabilities
-                for weight, probabilities in zip(
-                    self.weights, self.member_predictions(inputs), strict=True
-                )
-            ]
-        )
+        predictions = self._weighted_sum(self.member_predictions(inputs))
         return tf.ensure_shape(predictions, [None, self.models[0].num_classes])
+
+    def predict_parts(self, inputs: dict) -> tf.Tensor:
+        """Returns probabilities of parts of videos, such as segments, float32 `[B, N, C]`.
+
+        Args:
+            inputs: inputs of a `readers.Batch` and `frame_indices`, as for
+                `FrameLevelModel.predict_parts`.
+        """
+        count, size = inputs["frame_indices"].shape[1], self.models[0].num_classes
+        predict = [_for_samplings(model.predict_parts) for model in self.models]
+        predictions = self._member_outputs(inputs, predict, [[count, size]] * len(predict), count)
+        return tf.ensure_shape(self._weighted_sum(predictions), [None, count, size])
+
+    def _weighted_sum(self, predictions):
+        pairs = zip(self.weights, predictions, strict=True)
+        return tf.add_n([weight * probabilities for weight, probabilities in pairs])
 
     def member_predictions(self, inputs: dict | tf.Tensor) -> list[tf.Tensor]:
         """Returns the probabilities of each model, float32 `[B, C]`."""
         predict = [functools.partial(model, training=False) for model in self.models]
-        return self._member_outputs(inputs, predict, [model.num_classes for model in self.models])
+        return self._member_outputs(inputs, predict, [[model.num_classes] for model in self.models])
 
     @property
     def has_embeddings(self) -> bool:
@@ -157,27 +166,34 @@ class Ensemble:
         """
         sizes = self.embedding_sizes
         embed = [model.embed for model in self.models]
-        side_by_side = tf.concat(self._member_outputs(inputs, embed, sizes), axis=1)
+        shapes = [[size] for size in sizes]
+        side_by_side = tf.concat(self._member_outputs(inputs, embed, shapes), axis=1)
         return tf.ensure_shape(side_by_side, [None, sum(sizes)])
 
-    def _member_outputs(self, inputs, functions, sizes):
-        """Returns the vectors that a function of each model computes, float32 `[B, size]`."""
+    def _member_outputs(self, inputs, functions, shapes, num_parts=None):
+        """Returns what a function of each model computes, float32 `[B, *shape]`.
+
+        Args:
+            inputs: inputs of a `readers.Batch`, and further ones.
+            functions: functions of a chunk of `inputs`, `num_samplings` and `seed`.
+            shapes: shape of the result of each function for a video.
+            num_parts: parts of a video that the functions predict, instead of samplings.
+        """
         # Some of TensorFlow's kernels crash on empty tensors, even while it optimizes a graph.
         first = tf.nest.flatten(inputs)[0]
-        nothing = [tf.zeros([0, size]) for size in sizes]
+        nothing = [tf.zeros([0, *shape]) for shape in shapes]
         if first.shape[0] == 0:
             return nothing
         return tf.cond(
-            tf.shape(first)[0] > 0, lambda: self._apply(functions, inputs), lambda: nothing
+            tf.shape(first)[0] > 0,
+            lambda: self._apply(functions, inputs, num_parts),
+            lambda: nothing,
         )
 
-    def _apply(self, functions, inputs):
+    def _apply(self, functions, inputs, num_parts):
         if not self.models[0].frame_level:
             return [function(inputs) for function in functions]
-        videos = {
-            "frames": inputs["frames"],
-            "num_frames": tf.cast(inputs["num_frames"], tf.int32),
-        }
+        videos = {**inputs, "num_frames": tf.cast(inputs["num_frames"], tf.int32)}
         norms = {}
         outputs = []
         for number, (model, function) in enumerate(zip(self.models, functions, strict=True)):
@@ -187,14 +203,20 @@ class Ensemble:
                 if values not in norms:
                     norms[values] = _inverse_norms(model, videos)
                 inputs = {**videos, "inverse_norms": norms[values]}
-                outputs.append(self._apply_in_chunks(function, number, inputs))
+                outputs.append(self._apply_in_chunks(function, number, inputs, num_parts))
         return outputs
 
-    def _apply_in_chunks(self, function, number, videos):
+    def _apply_in_chunks(self, function, number, videos, num_parts):
         options = {"num_samplings": self.num_samplings[number], "seed": (self.seed, number)}
         length = tf.shape(videos["frames"])[1]
-        floats = self.models[number].floats_per_video(length, max(self.num_samplings[number], 1))
+        count = num_parts or max(self.num_samplings[number], 1)
+        floats = self.models[number].floats_per_video(length, count)
         return in_chunks(lambda chunk: function(chunk, **options), videos, floats, self.max_floats)
+
+
+def _for_samplings(predict_parts):
+    """Returns a function with the arguments of one that draws samplings, and ignores them."""
+    return lambda inputs, **_: predict_parts(inputs)
 
 
 def _inverse_norms(model, videos):

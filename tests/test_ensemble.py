@@ -207,3 +207,16 @@ def test_fitted_weights_are_the_best_on_a_grid():
 
     grid = [(a, b, 20 - a - b) for a in range(21) for b in range(21 - a)]
     assert error(weights) <= min(error(np.array(point) / 20) for point in grid) + 1e-9
+
+
+def test_parts_of_videos_have_the_weighted_mean_of_the_predictions_in_any_chunks(models):
+    members = [models["SoftBoFModel"], models["GruModel"]]
+    frame_indices = tf.constant([[[0, 1, 2], [1, 9, 9]]] * 4)
+    inputs = {**make_inputs(), "frame_indices": frame_indices}
+    first, second = (member.predict_parts(inputs).numpy() for member in members)
+    for max_floats in (1, 2**20):
+        together = Ensemble(members, weights=[3, 1], max_floats=max_floats)
+        parts = together.predict_parts(inputs)
+        np.testing.assert_allclose(parts, 0.75 * first + 0.25 * second, atol=1e-6)
+    nothing = tf.nest.map_structure(lambda tensor: tensor[:0], inputs)
+    assert together.predict_parts(nothing).shape == (0, 2, NUM_CLASSES)
