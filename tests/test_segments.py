@@ -89,7 +89,9 @@ def test_faulty_ratings_are_explained(context, fault):
 
 def generated(num_videos, rates_segments):
     world = sample_world.World(0, 40, (24, 6))
-    generator = sample_world.Generator(world, 0, ("rgb", "audio"), 4, 60, rates_segments)
+    generator = sample_world.Generator(
+        world, 0, ("rgb", "audio"), 4, 60, rates_segments=rates_segments
+    )
     videos = generator.videos("train")
     return [next(videos) for _ in range(num_videos)]
 
