@@ -3,14 +3,16 @@
     python eval.py --train_dir=run --eval_data_pattern='data/validate*.tfrecord' --run_once
 
 Results of a run go to TRAIN_DIR/eval (with --use_ema, to TRAIN_DIR/eval_ema): metrics.json, with
-one entry per evaluated step, and TensorBoard logs.
+one entry per evaluated step, and TensorBoard logs. If evaluations of other videos are there, they go
+to a directory with the split in its name, such as TRAIN_DIR/eval_test.
 """
 
 import dataclasses
 import math
 import os
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import program
@@ -21,6 +23,7 @@ from absl import logging
 
 import checkpoints
 import files
+import record_writer
 from evaluation import evaluate, format_summary, new_writer, save_summary
 from options import option, same_option
 from predictor import PredictorOptions, load_class_names, load_predictor
@@ -81,6 +84,33 @@ class EvalOptions(PredictorOptions):
         """Whether to evaluate new checkpoints as they appear, without end."""
         ends = self.run_once or self.checkpoint or self.all_checkpoints
         return bool(self.train_dir) and not ends
+
+
+def separate_kind(train_dir: str, kind: str, num_videos: int, paths: Sequence[str]) -> str:
+    """Returns the name of the directory for an evaluation, which holds none of other videos.
+
+    So a curve is one of the same videos. It is `kind`, or else has the split in its name, such as
+    `eval_test`, and if necessary the number of videos.
+
+    Args:
+        train_dir: directory of the run.
+        kind: name for a run that was not evaluated on other videos.
+        num_videos: number of evaluated videos, by which others are recognized.
+        paths: the record files.
+    """
+    split = re.sub(r"\W", "", record_writer.split_name(os.path.basename(paths[0])))
+    names = (kind, f"{kind}_{split}", f"{kind}_{split}_{num_videos}")
+    for name in names:
+        history = checkpoints.read_evaluations(checkpoints.metrics_path(train_dir, name))
+        if all(entry.get("num_videos", num_videos) == num_videos for entry in history):
+            break
+    if name != kind:
+        logging.info(
+            "this evaluation is saved in %s, because %s has evaluations of other videos",
+            os.path.join(train_dir, name),
+            os.path.join(train_dir, kind),
+        )
+    return name
 
 
 def check_can_save(train_dir: str, kind: str) -> None:
@@ -181,7 +211,9 @@ def main(options: EvalOptions) -> None:
         )
         logging.info("%s | %s", predictor.describe(), format_summary(summary))
         if options.train_dir:
-            writer = writer or new_writer(options.train_dir, kind, options.tensorboard_dir)
+            if writer is None:
+                kind = separate_kind(options.train_dir, kind, summary["num_videos"], paths)
+                writer = new_writer(options.train_dir, kind, options.tensorboard_dir)
             save_summary(summary, options.train_dir, kind, writer)
         if options.metrics_json:
             files.write_json(options.metrics_json, summary)

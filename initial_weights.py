@@ -23,15 +23,8 @@ from own_data import label_table
 from run_config import RunConfig, TrainOptions
 from utils import InputError, aligned_table, comma_separated, examples, shortened
 
-# Settings that decide what the numbers mean that a model gets.
-_INPUT_SETTINGS = (
-    "feature_names",
-    "feature_sizes",
-    "feature_dtypes",
-    "quantization",
-    "feature_scale",
-    "normalize_frames",
-)
+# Settings that decide what the values mean that a model gets, however they are stored.
+_INPUT_SETTINGS = ("feature_names", "feature_sizes", "feature_scale", "normalize_frames")
 _NORMS = (layers.BatchNorm, keras.layers.BatchNormalization)
 # Batch normalization counts its updates anew, so that its moving averages soon follow the new data.
 _COUNTER = "num_updates"
@@ -94,7 +87,7 @@ def _matching(model, pattern, flag):
     if not found:
         raise InputError(
             f"--{flag}={pattern} matches the path of no weight of {model.name}. It has: "
-            f"{examples(paths)}"
+            f"{comma_separated(paths)}"
         )
     return found
 
@@ -276,8 +269,10 @@ def class_map(
         new_names = vocabulary.unique_names(class_names)
         shared = {number: by_name[name] for name, number in new_names.items() if name in by_name}
         logging.info(
-            "%d of the %d classes are among the %d of %s, by name; --init_classes maps others",
+            "%d of the %d classes are among the %d of %s, by name: %s. --init_classes "
+            "lists other pairs instead",
             *(len(shared), count, old_count, source.path),
+            examples([class_names[number] for number in shared]),
         )
         return shared
     if count == old_count:

@@ -159,7 +159,8 @@ def parse_options(main: Callable, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _run(main, arguments, backends):
     backend = keras.backend.backend()
-    logging.set_verbosity(logging.INFO)
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_worth_showing)
     try:
         if backend not in backends:

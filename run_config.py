@@ -377,7 +377,7 @@ class RunConfig(Options):
     init_exclude: str | None = option(
         None,
         "Regular expression; weights whose path it matches anywhere are not taken from "
-        "--init_from, for example ^classifier. The log and model_info.py list paths.",
+        "--init_from, for example ^classifier. The log of a run with --init_from lists all paths.",
         group="initial weights",
     )
     init_classes: dict[str, str] | None = None

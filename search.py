@@ -601,6 +601,10 @@ def _end_with_parent():
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def _stop(*_):
+    sys.exit("search.py: stopped by SIGTERM, and its trial with it; repeat the command to continue")
+
+
 def _check_data(config, options, given):
     """Fails on bad data before the first trial."""
     paths = files.expand_patterns(options.train_data_pattern)
@@ -617,6 +621,7 @@ def main(config: RunConfig, options: SearchOptions, given: program.GivenFlags) -
         raise InputError("--sampler=grid needs choice: in every --search.")
     _check_data(config, options, given)
     search = Search(config, options, settings, train_flags(config, options, given))
+    signal.signal(signal.SIGTERM, _stop)
     search.run()
     print(f"{search.table()}\n")
     print(search.describe_best())

@@ -1,4 +1,4 @@
-"""Evaluates a file of predicted segments: mean average precision, mAP@K.
+r"""Evaluates a file of predicted segments: mean average precision, mAP@K.
 
     python segment_eval_inference.py --submission_file=segments.csv \
         --eval_data_pattern='data/validate*.tfrecord' --label_cache=ratings.csv

@@ -91,7 +91,7 @@ def _vocabulary_classes(counts, vocabulary):
     if unknown:
         raise InputError(
             f"{vocabulary} lacks {len(unknown)} of {len(counts)} labels: {examples(unknown)}. Add "
-            "them to the vocabulary, correct them, or leave out --vocabulary."
+            "them to the vocabulary, correct them, or give another --vocabulary or none."
         )
     return Classes(names, numbers)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import checkpoints
+from eval import separate_kind
 from eval_util import calculate_gap
 from evaluation import new_writer, save_summary
 from programs import (
@@ -202,3 +203,17 @@ def test_a_train_directory_that_cannot_be_written_is_rejected_before_work(train_
         run("eval", *eval_flags(train_dir, frame_data), "--run_once")
     found = evaluate(f"--train_dirs={train_dir}", f"--eval_data_pattern={frame_data}")
     assert found["num_videos"] == 160
+
+
+def test_evaluations_of_other_videos_are_saved_apart(tmp_path):
+    def kind(num_videos, path):
+        return separate_kind(str(tmp_path), "eval", num_videos, [path])
+
+    assert kind(20, "data/validate00000.tfrecord") == "eval"
+    for name in ("eval", "eval_test"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "metrics.json").write_text('[{"step": 1, "gap": 0.5, "num_videos": 20}]')
+    assert kind(20, "data/validate00000.tfrecord") == "eval"
+    assert kind(30, "data/validate00000.tfrecord") == "eval_validate"
+    assert kind(30, "data/test00000.tfrecord") == "eval_test_30"

@@ -305,7 +305,10 @@ def test_other_input_than_the_weights_were_trained_on_is_a_warning(run, logged_w
         ({"init_from": "{run}/no"}, "--init_from={run}/no: there is no checkpoint {run}/no. "),
         ({"init_from": "{empty}"}, "--init_from={empty}: {empty} has no checkpoint (yet). "),
         ({"init_exclude": "moe"}, "--init_exclude=moe matches the path of no weight of DbofModel"),
-        ({"freeze": "z"}, "--freeze=z matches the path of no weight of DbofModel. It has: '"),
+        (
+            {"freeze": "z"},
+            "--freeze=z matches the path of no weight of DbofModel. It has: classifier",
+        ),
         ({"freeze": "."}, "--freeze=. leaves no weight of DbofModel to train."),
         ({"init_exclude": "."}, "no weight of DbofModel has the path and shape of one in {run}"),
     ],
