@@ -3,8 +3,8 @@
     python eval.py --train_dir=run --eval_data_pattern='data/validate*.tfrecord' --run_once
 
 Results of a run go to TRAIN_DIR/eval (with --use_ema, to TRAIN_DIR/eval_ema): metrics.json, with
-one entry per evaluated step, and TensorBoard logs. Results on other videos go to a directory with the
-split in its name, such as TRAIN_DIR/eval_test.
+one entry per evaluated step, and TensorBoard logs. Results on other videos go to a directory that
+has the split in its name, such as TRAIN_DIR/eval_test.
 """
 
 import dataclasses
