@@ -807,13 +807,13 @@ class YT8MAggregatedFeatureReader(RecordReader):
         """
         if self.label_weights is not None:
             return None
-        first, _ = records.parse_record(payloads[0])
-        if not all(map(records.is_example, payloads)) or not SEGMENT_FEATURES.isdisjoint(first):
-            return None
         try:
+            first, _ = records.parse_record(payloads[0])
+            if not all(map(records.is_example, payloads)) or not SEGMENT_FEATURES.isdisjoint(first):
+                return None
             parsed = self._parse_examples(tf.constant(payloads))
-        except tf.errors.InvalidArgumentError:
-            return None
+        except (DecodeError, UnicodeDecodeError, tf.errors.InvalidArgumentError):
+            return None  # TensorFlow's message quotes the record, which may not be UTF-8.
         lists, vectors = tf.nest.map_structure(lambda tensor: tensor.numpy(), parsed)
         ids = [values for values, starts in lists[:2] if (np.diff(starts) == 1).all()]
         if not ids or not all(np.isfinite(values).all() for values in vectors):
@@ -1160,8 +1160,11 @@ class _FileAhead:
     def _open(self):
         """Returns the file and its first portion, which waits for the file system, too."""
         self._before_opening()
-        file = records.TFRecordFile(self._path, self._corrupt_log)
-        return file, self._portion(file)
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(records.TFRecordFile(self._path, self._corrupt_log))
+            portion = self._portion(file)
+            opened.pop_all()  # `close` closes the file.
+        return file, portion
 
     def _iterate(self):
         file, portion = self._first.result()

@@ -24,6 +24,7 @@ import comparison
 import files
 import inference
 import input as full_size_input
+import losses
 from evaluation import evaluate
 from options import Options, option
 from run_config import DataConfig
@@ -55,7 +56,7 @@ class WaitingPredictor:
     """Predicts by waiting, with the interface of `predictor.Predictor` that the programs use."""
 
     data = DATA
-    label_loss = "CrossEntropyLoss"
+    label_loss = losses.CrossEntropyLoss()
     steps = (0,)
 
     def __init__(self, seconds_per_video):

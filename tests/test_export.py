@@ -147,7 +147,7 @@ def test_a_video_level_model_predicts_the_same_in_both_signatures(
     trained_moe, video_data, tmp_path
 ):
     expected = in_process([trained_moe], video_data)
-    for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 2e-2)):
+    for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 4e-2)):
         folder = tmp_path / dtype
         export(folder, f"--train_dir={trained_moe}", f"--dtype={dtype}")
         predictions = of_export(folder, video_data)
