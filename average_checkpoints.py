@@ -31,8 +31,6 @@ from utils import InputError, comma_separated
 
 REPORT = "averaged.json"
 
-# Variables that count instead of measure; the last checkpoint's value is used.
-_COUNTERS = ("num_updates",)
 _STATISTICS = ("moving_mean", "moving_variance")
 # Entries that tf.train.Checkpoint adds.
 _NOT_OURS = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter")
@@ -228,7 +226,8 @@ def mean_of(paths: Sequence[str], from_last: Sequence[str] = ()) -> dict[str, np
                 f"{path} and {paths[-1]} are checkpoints of different models: they differ in "
                 f"{comma_separated(described)}{more}."
             )
-    endings = (*_COUNTERS, *from_last)
+    # A counter counts instead of measuring; the last checkpoint's value is used.
+    endings = (layers.COUNTER, *from_last)
     means = {}
     with Progress(len(shapes[-1]), "variable") as progress:
         for done, name in enumerate(sorted(shapes[-1])):

@@ -291,7 +291,7 @@ class Best(Options):
 
     def is_better_than(self, other: "Best") -> bool:
         """Returns whether the value is better than that of another checkpoint, not only equal."""
-        if self.metric == "loss":
+        if self.metric in eval_util.MINIMIZED:
             return self.value < other.value
         return self.value > other.value
 

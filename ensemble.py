@@ -127,7 +127,7 @@ class Ensemble:
         """
         count, size = inputs["frame_indices"].shape[1], self.models[0].num_classes
         predict = [_for_samplings(model.predict_parts) for model in self.models]
-        predictions = self._member_outputs(inputs, predict, [[count, size]] * len(predict), count)
+        predictions = self._member_outputs(inputs, predict, [[count, size]] * len(predict))
         return tf.ensure_shape(self._weighted_sum(predictions), [None, count, size])
 
     def _weighted_sum(self, predictions):
@@ -170,14 +170,14 @@ class Ensemble:
         side_by_side = tf.concat(self._member_outputs(inputs, embed, shapes), axis=1)
         return tf.ensure_shape(side_by_side, [None, sum(sizes)])
 
-    def _member_outputs(self, inputs, functions, shapes, num_parts=None):
+    def _member_outputs(self, inputs, functions, shapes):
         """Returns what a function of each model computes, float32 `[B, *shape]`.
 
         Args:
-            inputs: inputs of a `readers.Batch`, and further ones.
+            inputs: inputs of a `readers.Batch`; with `frame_indices`, parts take the place of
+                samplings.
             functions: functions of a chunk of `inputs`, `num_samplings` and `seed`.
             shapes: shape of the result of each function for a video.
-            num_parts: parts of a video that the functions predict, instead of samplings.
         """
         # Some of TensorFlow's kernels crash on empty tensors, even while it optimizes a graph.
         first = tf.nest.flatten(inputs)[0]
@@ -185,12 +185,10 @@ class Ensemble:
         if first.shape[0] == 0:
             return nothing
         return tf.cond(
-            tf.shape(first)[0] > 0,
-            lambda: self._apply(functions, inputs, num_parts),
-            lambda: nothing,
+            tf.shape(first)[0] > 0, lambda: self._apply(functions, inputs), lambda: nothing
         )
 
-    def _apply(self, functions, inputs, num_parts):
+    def _apply(self, functions, inputs):
         if not self.models[0].frame_level:
             return [function(inputs) for function in functions]
         videos = {**inputs, "num_frames": tf.cast(inputs["num_frames"], tf.int32)}
@@ -203,13 +201,16 @@ class Ensemble:
                 if values not in norms:
                     norms[values] = _inverse_norms(model, videos)
                 inputs = {**videos, "inverse_norms": norms[values]}
-                outputs.append(self._apply_in_chunks(function, number, inputs, num_parts))
+                outputs.append(self._apply_in_chunks(function, number, inputs))
         return outputs
 
-    def _apply_in_chunks(self, function, number, videos, num_parts):
+    def _apply_in_chunks(self, function, number, videos):
         options = {"num_samplings": self.num_samplings[number], "seed": (self.seed, number)}
         length = tf.shape(videos["frames"])[1]
-        count = num_parts or max(self.num_samplings[number], 1)
+        if "frame_indices" in videos:
+            count = videos["frame_indices"].shape[1]
+        else:
+            count = max(self.num_samplings[number], 1)
         floats = self.models[number].floats_per_video(length, count)
         return in_chunks(lambda chunk: function(chunk, **options), videos, floats, self.max_floats)
 

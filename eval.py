@@ -27,7 +27,7 @@ import record_writer
 from evaluation import evaluate, format_summary, new_writer, save_summary
 from options import option, same_option
 from predictor import PredictorOptions, load_class_names, load_predictor
-from run_config import CONFIG_FILE, TrainOptions
+from run_config import TrainOptions
 from utils import InputError, csv_line
 
 
@@ -121,7 +121,7 @@ def check_can_save(train_dir: str, kind: str) -> None:
     """
     files.check_no_link(os.path.join(train_dir, kind))
     # Without a config, the directory has no run, which is an error of its own.
-    if files.gfile.exists(os.path.join(train_dir, CONFIG_FILE)):
+    if checkpoints.has_run(train_dir):
         try:
             files.check_writable(checkpoints.metrics_path(train_dir, kind))
         except InputError as error:
@@ -156,10 +156,9 @@ def write_per_class(
 
 def wait_for_run(train_dir: str) -> None:
     """Returns when training has written the config of its run."""
-    path = os.path.join(train_dir, CONFIG_FILE)
-    if not files.gfile.exists(path):
+    if not checkpoints.has_run(train_dir):
         logging.info("waiting for training to begin in %s", train_dir)
-    while not files.gfile.exists(path):
+    while not checkpoints.has_run(train_dir):
         time.sleep(1.0)
 
 

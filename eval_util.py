@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike
 
 # Names in metrics.json, and the names in log lines and TensorBoard.
 METRICS = {"gap": "GAP", "map": "mAP", "hit_at_one": "Hit@1", "perr": "PERR", "loss": "loss"}
+# Those of which less is better.
+MINIMIZED = ("loss",)
 
 
 def top_k_predictions(predictions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from absl import logging
 import checkpoints
 import files
 import layers
+import private_api
 import tensorflow1_checkpoints
 import vocabulary
 from own_data import label_table
@@ -26,8 +27,6 @@ from utils import InputError, aligned_table, comma_separated, examples, shortene
 # Settings that decide what the values mean that a model gets, however they are stored.
 _INPUT_SETTINGS = ("feature_names", "feature_sizes", "feature_scale", "normalize_frames")
 _NORMS = (layers.BatchNorm, keras.layers.BatchNormalization)
-# Batch normalization counts its updates anew, so that its moving averages soon follow the new data.
-_COUNTER = "num_updates"
 _TAKEN = "taken"
 
 
@@ -313,7 +312,8 @@ def class_axes(model: keras.Model, config: RunConfig) -> dict[str, list[int]]:
 
     They are the axes that are longer in a model of one class more.
     """
-    larger = dataclasses.replace(config, num_classes=config.num_classes + 1).build_model()
+    with private_api.zero_weights():
+        larger = dataclasses.replace(config, num_classes=config.num_classes + 1).build_model()
     return {
         weight.path: [axis for axis, size in enumerate(weight.shape) if size != other.shape[axis]]
         for weight, other in zip(model.weights, larger.weights, strict=True)
@@ -386,7 +386,8 @@ def load(model: keras.Model, config: RunConfig, source: Source, class_names: str
     axes = {} if classes is None else class_axes(model, config)
     counts = config.num_classes, source.config.num_classes
     stored = {_inside(path): array for path, array in source.weights.items()}
-    skipped = {name: "new: counts from 0" for name in stored if name.endswith(_COUNTER)}
+    # Batch normalization counts its updates anew, so that its averages soon follow the new data.
+    skipped = {name: "new: counts from 0" for name in stored if name.endswith(layers.COUNTER)}
     skipped |= dict.fromkeys(_excluded(model, config), "new: excluded")
     outcomes = {}
     for path, variable in checkpoints.weights(model).items():
@@ -403,7 +404,7 @@ def load(model: keras.Model, config: RunConfig, source: Source, class_names: str
     random = [
         _inside(path)
         for path in sorted(frozen_paths(model, config.freeze))
-        if outcomes[path] != _TAKEN and not path.endswith(_COUNTER)
+        if outcomes[path] != _TAKEN and not path.endswith(layers.COUNTER)
     ]
     if random:
         logging.warning(

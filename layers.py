@@ -25,6 +25,8 @@ import quantization
 # the weights during training. Models for prediction store their matrices in bfloat16.
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+# Name of the weight of `BatchNorm` that counts its updates.
+COUNTER = "num_updates"
 
 # Linux's names for the instructions that multiply bfloat16, on x86 and on ARM.
 _CPU_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -485,7 +487,7 @@ class BatchNorm(Float32Layer):
             initializer="zeros",
             trainable=False,
             aggregation="only_first_replica",
-            name="num_updates",
+            name=COUNTER,
         )
 
     def call(self, x, row_weights=None, training=False, offset=None):

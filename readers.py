@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError
 
 import files
 import records
+import segments
 from quantization import DTYPES, FrameFormat, FrameStorage
 from utils import InputError, comma_separated, one_ahead
 
@@ -33,12 +34,6 @@ from utils import InputError, comma_separated, one_ahead
 # label.
 _FIRST_RECORDS = 16
 _MAX_UNLABELED = 1000
-SEGMENT_FEATURES = {
-    "segment_labels",
-    "segment_start_times",
-    "segment_end_times",
-    "segment_scores",
-}
 # Bytes are taken for floats if nearly all values that are not 0 are within such bounds.
 _PLAUSIBLE_FLOATS = {"float16": (2**-14, 2**8), "float32": (1e-8, 1e8), "float64": (1e-8, 1e8)}
 _PLAUSIBLE_SHARE, _BYTE_RATIO = 0.99, 1.5
@@ -524,11 +519,12 @@ class RecordReader:
                 f"{self.num_classes - 1}. Use data that fit the model, or train with another "
                 "--num_classes."
             )
-        if not SEGMENT_FEATURES.isdisjoint(context):
+        ratings = segments.features_in(context)
+        if ratings:
             self._warn_once(
                 "the ratings of segments are not used, only the labels of whole videos. Not used: "
                 "%s",
-                comma_separated(sorted(SEGMENT_FEATURES.intersection(context))),
+                comma_separated(ratings),
             )
         return np.array(labels, np.int64)
 
@@ -809,7 +805,7 @@ class YT8MAggregatedFeatureReader(RecordReader):
             return None
         try:
             first, _ = records.parse_record(payloads[0])
-            if not all(map(records.is_example, payloads)) or not SEGMENT_FEATURES.isdisjoint(first):
+            if not all(map(records.is_example, payloads)) or segments.features_in(first):
                 return None
             parsed = self._parse_examples(tf.constant(payloads))
         except (DecodeError, UnicodeDecodeError, tf.errors.InvalidArgumentError):

@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 from tensorflow.train import Feature, FeatureList
 
 import records
-from readers import SEGMENT_FEATURES, stored_float_type
+import segments
+from readers import stored_float_type
 
 _KINDS = {"bytes_list": "strings", "float_list": "floats", "int64_list": "integers"}
 _LABEL_NAME = re.compile("label|class|target|categor|annotation|tag", re.IGNORECASE)
@@ -201,7 +202,7 @@ class RecordStatistics:
         self.levels["frame" if lists else "video"] += 1
         for name, (kind, size, numbers, *_) in (*values.items(), *frames.items()):
             self.features[name, kind].add(size, numbers if kind != "strings" else None)
-        self._rated_segments += not SEGMENT_FEATURES.isdisjoint(context)
+        self._rated_segments += bool(segments.features_in(context))
         self._add_id(values)
         labels = self._add_labels(values)
         is_unequal = self._add_num_frames(frames)
@@ -264,7 +265,7 @@ class RecordStatistics:
             "other_label_names": sorted(
                 name
                 for name, _ in self.features
-                if _LABEL_NAME.search(name) and name not in {"labels", *SEGMENT_FEATURES}
+                if _LABEL_NAME.search(name) and name not in {"labels", *segments.FEATURES}
             ),
             "num_classes": max([-1, *self._labels, *names]) + 1,
             "classes_with_videos": len(classes),

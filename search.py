@@ -370,7 +370,7 @@ class Search:
             study = self._optuna.create_study(
                 storage=journal.JournalStorage(journal.JournalFileBackend(path)),
                 study_name="search",
-                direction="minimize" if self._is_loss else "maximize",
+                direction="minimize" if self._is_minimized else "maximize",
                 pruner=pruner,
                 load_if_exists=True,
             )
@@ -390,8 +390,8 @@ class Search:
         return study
 
     @property
-    def _is_loss(self):
-        return self._options.metric == "loss"
+    def _is_minimized(self):
+        return self._options.metric in eval_util.MINIMIZED
 
     def _trials(self, *states):
         return self._study.get_trials(deepcopy=False, states=states or None)
@@ -504,7 +504,9 @@ class Search:
         evaluations = checkpoints.read_evaluations(metrics_path)
         values = [entry[self._options.metric] for entry in evaluations]
         for number in range(len(known) + 1, len(values) + 1):
-            trial.report(min(values[:number]) if self._is_loss else max(values[:number]), number)
+            trial.report(
+                min(values[:number]) if self._is_minimized else max(values[:number]), number
+            )
             is_behind |= trial.should_prune()
             logging.info(
                 "%s: step %d, %s %.4f",
@@ -528,7 +530,7 @@ class Search:
             values = self._values(trial)
             rows.append(
                 (
-                    values[-1] * (1 if self._is_loss else -1) if values else math.inf,
+                    values[-1] * (1 if self._is_minimized else -1) if values else math.inf,
                     _name(trial),
                     *(_short(trial.params.get(setting.name, "")) for setting in self._settings),
                     f"{values[-1]:.4f}" if values else "",

@@ -164,15 +164,26 @@ def evaluate(
         label: dict(zip(names[group.index], group["score"], strict=True))
         for label, group in ratings.groupby("class")
     }
+    known = set(ratings["id"])
     hits: dict[Any, np.ndarray] = {}
-    unknown = _UnknownVideos(set(ratings["id"]))
+    num_listed, num_unknown, example = 0, 0, ""
     for number, listed in segments.read_submission(submission_file, top_n):
-        unknown.add(listed)
+        unknown = [name for name in listed if name.rpartition(":")[0] not in known]
+        num_listed += len(listed)
+        num_unknown += len(unknown)
+        example = example or next(iter(unknown), "")
         scores = rated.get(number, {})
         hits[number] = np.array([scores[name] for name in listed if name in scores])
     if not hits:
         raise InputError(f"{submission_file} has no line of a class.")
-    unknown.report(submission_file)
+    if num_unknown:
+        text = (
+            f"{num_unknown} of {num_listed} segments in {submission_file}, such as {example!r}, "
+            "are of videos without ratings"
+        )
+        if num_unknown == num_listed:
+            raise InputError(f"{text}. Give the records of these videos in --eval_data_pattern.")
+        logging.warning("%s: they count as unrated", text)
     rows = []
     for label, scores in rated.items():
         positives = sum(scores.values())
@@ -188,38 +199,6 @@ def evaluate(
         )
     columns = ("class", "average_precision", "positives", "negatives", "listed")
     return pd.DataFrame(rows, columns=columns).set_index("class")
-
-
-class _UnknownVideos:
-    """Counts predicted segments of videos that no rating names."""
-
-    def __init__(self, known):
-        self._known = known
-        self._count = self._unknown = 0
-        self._example = None
-
-    def add(self, names):
-        """Adds the segments of a class."""
-        unknown = [name for name in names if name.rpartition(":")[0] not in self._known]
-        self._count += len(names)
-        self._unknown += len(unknown)
-        self._example = self._example or (unknown and unknown[0]) or None
-
-    def report(self, path):
-        """Warns of unknown videos.
-
-        Raises:
-            InputError: if all are unknown.
-        """
-        if not self._unknown:
-            return
-        text = (
-            f"{self._unknown} of {self._count} segments in {path}, such as {self._example!r}, are "
-            "of videos without ratings"
-        )
-        if self._unknown == self._count:
-            raise InputError(f"{text}. Give the records of these videos in --eval_data_pattern.")
-        logging.warning("%s: they count as unrated", text)
 
 
 def main(options: SegmentEvalOptions) -> None:

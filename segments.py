@@ -52,6 +52,11 @@ class Ratings:
             yield start, self.classes[chosen], self.scores[chosen]
 
 
+def features_in(context: Mapping[str, records.Serialized]) -> list[str]:
+    """Returns the names of the features in the context of a record that hold ratings, sorted."""
+    return sorted(context.keys() & FEATURES)
+
+
 def parse_ratings(
     context: Mapping[str, records.Serialized], segment_size: int = SEGMENT_SIZE
 ) -> Ratings | None:
@@ -66,7 +71,7 @@ def parse_ratings(
     Raises:
         ValueError: if the ratings are not usable; says why.
     """
-    if not any(name in context for name in FEATURES):
+    if not features_in(context):
         return None
     values = {name: _values(context, name) for name in FEATURES}
     counts = {name: len(column) for name, column in values.items()}
@@ -214,11 +219,6 @@ class SegmentMetrics:
 # --- Submissions ----------------------------------------------------------------------------------
 
 HEADER = "Class,Segments"
-
-
-def segment_name(video_id: str, start: int) -> str:
-    """Returns the name of a segment in a submission, such as `AbCd:15`."""
-    return f"{video_id}:{start}"
 
 
 def read_submission(

@@ -27,6 +27,7 @@ import tensorflow as tf
 from absl import logging
 
 import checkpoints
+import layers
 from utils import InputError, comma_separated, examples
 
 # An entry of every checkpoint that `tf.train.Checkpoint` writes, and of no older one.
@@ -39,8 +40,6 @@ _RENAMED = (
     (r"^(rnn/.*)weights$", r"\1kernel"),
     (r"^(rnn/.*)biases$", r"\1bias"),
 )
-
-_COUNTER = "num_updates"
 
 # Layers of a recurrent stack that the tables know.
 _NUM_LAYERS = 8
@@ -344,7 +343,7 @@ def read(path: str, model: keras.Model, excluded: Collection[str] = ()) -> dict[
         end = weight.path.partition("/")[2]
         source = TABLES[name].get(end)
         unused -= set(source.names if source else ())
-        if end not in excluded and not end.endswith(_COUNTER):
+        if end not in excluded and not end.endswith(layers.COUNTER):
             try:
                 weights[weight.path] = _weight(source, weight.shape, variable)
             except InputError as error:

@@ -37,7 +37,7 @@ import losses
 import optimizers
 import validation
 import vocabulary
-from run_config import CONFIG_FILE, RunConfig, TrainOptions
+from run_config import RunConfig, TrainOptions
 from trainer import Trainer
 from utils import InputError
 
@@ -214,10 +214,8 @@ def with_end_of_schedule(config: RunConfig, options: TrainOptions) -> RunConfig:
     if config.learning_rate_schedule not in optimizers.ENDING_SCHEDULES:
         return config
     end = config.learning_rate_decay_steps
-    if end is None and not options.start_new_model:
-        path = os.path.join(options.train_dir, CONFIG_FILE)
-        if files.gfile.exists(path):
-            end = RunConfig.load(options.train_dir).learning_rate_decay_steps
+    if end is None and (earlier := _earlier_config(options)):
+        end = earlier.learning_rate_decay_steps
     end = end or max_steps
     if end and max_steps and end < max_steps:
         logging.warning(
@@ -226,6 +224,13 @@ def with_end_of_schedule(config: RunConfig, options: TrainOptions) -> RunConfig:
     config = dataclasses.replace(config, learning_rate_decay_steps=end)
     config.make_schedule()  # Rejects a schedule without an end.
     return config
+
+
+def _earlier_config(options):
+    """Returns the config of the run that training resumes, or None for a new run."""
+    if options.start_new_model or not checkpoints.has_run(options.train_dir):
+        return None
+    return RunConfig.load(options.train_dir)
 
 
 def make_trainer(
@@ -438,10 +443,9 @@ def read_loss_data(
         raise InputError(
             "--class_weights and --class_balance_beta cannot be combined. Use only one of them."
         )
-    found, earlier = {}, {}
-    is_new = options.start_new_model or not checkpoints.has_run(options.train_dir)
-    if not is_new:  # A run goes on with its numbers, on other training data too.
-        earlier = RunConfig.load(options.train_dir).loss_data
+    # A run goes on with its numbers, on other training data too.
+    found, resumed = {}, _earlier_config(options)
+    earlier = resumed.loss_data if resumed else {}
     if options.class_weights:
         is_gone = "class_weights" in earlier and not files.gfile.exists(options.class_weights)
         found["class_weights"] = (

@@ -249,7 +249,7 @@ class Trainer:
         for path, weight in checkpoints.weights(self.model).items():
             if path in self._frozen:  # Its average is the weight; arithmetic would round it.
                 continue
-            kept = 0.0 if path.endswith("num_updates") else decay
+            kept = 0.0 if path.endswith(layers.COUNTER) else decay
             self.ema[path].assign(kept * self.ema[path] + (1.0 - kept) * weight)
 
     def _merged(self, gradients):
