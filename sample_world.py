@@ -29,11 +29,14 @@ factor: the order of two scenes, the sound, or the correlation of the shifts of 
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import quantization
-from segments import SEGMENT_SIZE, Ratings
+
+if TYPE_CHECKING:
+    from segments import Ratings
 
 SPLITS = ("train", "validate", "test")
 
@@ -129,7 +132,7 @@ class Video:
     labels: list[int]
     features: dict[str, np.ndarray]
     shown: np.ndarray
-    ratings: Ratings | None = None
+    ratings: "Ratings | None" = None
 
 
 class World:
@@ -243,14 +246,9 @@ class Generator:
                     kept = for_labels.random(len(labels)) >= self.missing_labels
                     labels = np.array(labels)[kept].tolist()
                 number = chunk * VIDEOS_PER_CHUNK + index
-                ratings = _sample_ratings(self.world, for_ratings, shown)
-                yield Video(
-                    f"{split}{number:07d}",
-                    labels,
-                    features,
-                    shown,
-                    ratings if self.rates_segments else None,
-                )
+                rates = self.rates_segments
+                ratings = _sample_ratings(self.world, for_ratings, shown) if rates else None
+                yield Video(f"{split}{number:07d}", labels, features, shown, ratings)
 
     def _sample_chunk(self, rng):
         """Yields labels, features and the classes shown of `VIDEOS_PER_CHUNK` videos."""
@@ -304,6 +302,9 @@ def _sample_ratings(world, rng, shown):
     Returns:
         `segments.Ratings`.
     """
+    # Imported here because segments needs TensorFlow, and videos without ratings do not.
+    from segments import SEGMENT_SIZE, Ratings
+
     segments = shown[: len(shown) // SEGMENT_SIZE * SEGMENT_SIZE].reshape(-1, SEGMENT_SIZE)
     count = min(SEGMENTS_PER_VIDEO, len(segments))
     chosen = np.sort(rng.choice(len(segments), count, replace=False))

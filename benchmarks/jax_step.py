@@ -43,10 +43,15 @@ def training_step(model, config):
         `(step, variables)`. `step` maps `(variables, inputs, labels)` to `(variables, loss)`;
         `variables` are the initial ones of model and optimizer.
     """
+    step, variables = pure_step(model, config)
+    return jax.jit(step, donate_argnums=0), variables
+
+
+def pure_step(model, config):
+    """Returns what `training_step` does, with a function that is not compiled."""
     optimizer = config.build_optimizer(model)
     gradients_of = gradient_function(model, config)
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def step(variables, inputs, labels):
         weights, state, slots = variables
         (loss, state), gradients = gradients_of(weights, state, inputs, labels)
