@@ -35,6 +35,8 @@ BLOCK_TITLES = {
     "dot_normalized": "dot product, normalized",
     "normalized": "dot product, normalized, identity start",
 }
+# Those that are compared in every VLAD model and world.
+COMPARED = ("none", "paper", "normalized")
 # The VLAD models of the paper, without their block's flags.
 VLAD = {
     "lfnl_netvlad": "LFNL-NetVLAD",
@@ -140,15 +142,14 @@ def _subjects():
             names = ("gru", "soft_bof_4k", *(("soft_bof_8k",) if world == "bag" else ()))
             for name, model in ({name: plan.MODELS[name] for name in names} | LATER).items():
                 yield Subject(world, name, model)
-    for block in ("none", "paper", "normalized"):
+    for block in COMPARED:
         model, wide = (with_block("lfnl_netvlad", block, flags) for flags in (None, _WIDE))
         yield Subject("relational_2", f"lfnl_netvlad/{block}/steps", model, times_steps=2)
         yield Subject("relational_2", f"lfnl_netvlad/{block}/wide", wide)
 
 
 def _is_trained(world, name, block):
-    between = block not in ("none", "paper", "normalized")
-    return not between or (world == "relational_2" and name == "lfnl_netvlad")
+    return block in COMPARED or (world == "relational_2" and name == "lfnl_netvlad")
 
 
 SUBJECTS = tuple(_subjects())

@@ -61,7 +61,8 @@ class SeededModels:
 
         run = jax.jit(jax.vmap(run_one, in_axes=(0, 0, None, None)), donate_argnums=0)
         inputs, labels = jax.device_put((inputs, labels))
-        orders = [_order(seed, len(labels), num_steps, self.config) for seed in self._seeds]
+        size = self.config.batch_size
+        orders = [epochs(seed, len(labels), num_steps, size) for seed in self._seeds]
         for start in range(0, num_steps, _STEPS_PER_CALL):
             indices = jnp.stack([order[start : start + _STEPS_PER_CALL] for order in orders])
             self._variables, losses = run(self._variables, indices, inputs, labels)
@@ -81,9 +82,8 @@ class SeededModels:
                 variable.assign(value)
             branches = [self.model.branch(number) for number in range(len(self.model.encoders))]
             values.append([_values(branch) for branch in branches])
-        stacked = jax.tree.map(
-            lambda *arrays: jnp.stack(arrays), *[v for branches in values for v in branches]
-        )
+        flat = [of_branch for branches in values for of_branch in branches]
+        stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *flat)
         predicted = _predict(branches[0], stacked, inputs)
         return predicted.reshape(len(values), -1, *predicted.shape[1:]).swapaxes(0, 1)
 
@@ -103,12 +103,12 @@ def _values(model):
     return tuple([variable.value for variable in kind] for kind in variables)
 
 
-def _order(seed, num_videos, num_steps, config):
-    """Returns the videos of each step, `[num_steps, B]`."""
+def epochs(seed, num_videos, num_steps, batch_size):
+    """Returns the videos of each step, `[num_steps, B]`: all videos once, then again and so on."""
     rng = np.random.default_rng(seed)
-    num_epochs = -(-num_steps * config.batch_size // num_videos)
-    videos = np.concatenate([rng.permutation(num_videos) for _ in range(num_epochs)])
-    return videos[: num_steps * config.batch_size].reshape(num_steps, config.batch_size)
+    count = num_steps * batch_size
+    videos = np.concatenate([rng.permutation(num_videos) for _ in range(-(-count // num_videos))])
+    return videos[:count].reshape(num_steps, batch_size)
 
 
 def _predict(model, variables, inputs):
