@@ -28,6 +28,8 @@ from seed_tables import (
 )
 
 FOLDER = "later_models"
+# The branches of the mixture, each read out alone.
+BRANCHES = {f"mix_nextvlad/branch{number}": f"its branch {number + 1} alone" for number in range(3)}
 LOG = pathlib.Path(__file__).parent / "later_log.md"
 
 
@@ -217,11 +219,13 @@ def models(found):
         "gru",
         *later_plan.LATER,
     ]
-    titles = {subject.name: subject.model.title for subject in later_plan.SUBJECTS}
+    after = names.index("mix_nextvlad") + 1
+    names[after:after] = BRANCHES
+    titles = {subject.name: subject.model.title for subject in later_plan.SUBJECTS} | BRANCHES
     return pd.DataFrame(
         {
             "model": titles[name],
-            "weights": found.parameters(name),
+            "weights": "" if name in BRANCHES else found.parameters(name),
             "bag": spread(found.by_seed("bag", name)),
             "its classes of order": spread(found.by_seed("bag", name, "gap_order")),
             "siblings of order": spread(found.by_seed("bag", name, "siblings_order")),
