@@ -130,6 +130,16 @@ class Ensemble:
         predictions = self._member_outputs(inputs, predict, [[count, size]] * len(predict))
         return tf.ensure_shape(self._weighted_sum(predictions), [None, count, size])
 
+    def predict_whole_batch(self, inputs: dict | tf.Tensor) -> tf.Tensor:
+        """Returns probabilities, float32 `[B, C]`, from every frame once.
+
+        The graph has no loop over chunks and no case for empty batches, so that other runtimes
+        than TensorFlow can run it. The activations of the whole batch are held at once.
+        """
+        options = {"num_samplings": 0} if self.models[0].frame_level else {}
+        predictions = [model(inputs, training=False, **options) for model in self.models]
+        return self._weighted_sum(predictions)
+
     def _weighted_sum(self, predictions):
         pairs = zip(self.weights, predictions, strict=True)
         return tf.add_n([weight * probabilities for weight, probabilities in pairs])

@@ -674,9 +674,38 @@ class LstmModel(FrameLevelModel):
 
     def encode(self, frames, frame_weights, training):
         """Returns the last layer's hidden state after the last real frame, `[B, lstm_cells]`."""
+        if not training:
+            return self._final_state(frames, frame_weights > 0)
         for layer in self.recurrent_layers:
             frames, state, _ = layer(frames, mask=frame_weights > 0)
         return state
+
+    def _final_state(self, frames, real):
+        """Returns the same for prediction: each frame passes through all layers before the next.
+
+        Keras' loop collects the states at all frames, in a kind of list that LiteRT lacks.
+        """
+        size = frames.shape[-1]
+        for layer in self.recurrent_layers:
+            if not layer.built:
+                layer.build((None, None, size))
+            size = layer.units
+
+        def step(t, states):
+            x, new_states = frames[:, t], []
+            for layer, before in zip(self.recurrent_layers, states, strict=True):
+                _, after = layer.cell(x, before)
+                after = [
+                    ops.where(real[:, t, None], new, old)
+                    for new, old in zip(after, before, strict=True)
+                ]
+                new_states.append(after)
+                x = after[0]
+            return new_states
+
+        batch, length, _ = ops.shape(frames)
+        states = [[ops.zeros((batch, layer.units))] * 2 for layer in self.recurrent_layers]
+        return ops.fori_loop(0, length, step, states)[-1][0]
 
 
 @registry.register

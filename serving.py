@@ -51,7 +51,7 @@ def make_module(
             inputs = _checked(inputs, data) if data.frame_level else _checked_vectors(**inputs)
             return {output: tf.identity(function(inputs), name=output)}
 
-        return tf.function(serve, autograph=False).get_concrete_function(**_input_specs(data))
+        return tf.function(serve, autograph=False).get_concrete_function(**input_specs(data))
 
     predict = signature("predictions", ensemble)
 
@@ -101,7 +101,7 @@ def _predict_floats(predict, data):
         stored = tf.cast(frames, frame_format.dtype)
         return predict(frames=stored, num_frames=num_frames)
 
-    specs = _input_specs(data)
+    specs = input_specs(data)
     specs["frames"] = tf.TensorSpec(specs["frames"].shape, tf.float32, name="frames")
     return tf.function(predict_floats, autograph=False).get_concrete_function(**specs)
 
@@ -172,7 +172,8 @@ def write_frozen_graph(module: tf.Module, path: str) -> None:
         file.write(frozen.graph.as_graph_def().SerializeToString())
 
 
-def _input_specs(data):
+def input_specs(data: DataConfig) -> dict[str, tf.TensorSpec]:
+    """Returns the inputs of a graph that takes stored frames, or vectors, by name."""
     size = sum(data.feature_sizes)
     if not data.frame_level:
         return {"features": tf.TensorSpec([None, size], tf.float32, name="features")}
