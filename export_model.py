@@ -1,11 +1,12 @@
-"""Writes trained models as one SavedModel that predicts wherever TensorFlow runs.
+"""Writes trained models as one SavedModel, ONNX file or LiteRT file.
 
     python export_model.py --train_dir=run --output_dir=exported
     python export_model.py --train_dirs=run1,run2,run3 --output_dir=exported --num_samplings=10
 
 The SavedModel takes YouTube-8M records (signature serving_default) or decoded features (signature
 predict). It cannot be trained; matrices are stored and multiplied in bfloat16 by default.
-manifest.json states its origin and its input.
+--format=onnx and --format=litert write a file for other runtimes than TensorFlow. manifest.json
+states the origin of the model and its input.
 """
 
 import contextlib
@@ -25,6 +26,8 @@ import checkpoints
 import eval_util
 import files
 import layers
+import model_servers
+import other_runtimes
 import run_config
 import serving
 import vocabulary
@@ -41,7 +44,7 @@ from predictor import (
 )
 from readers import RecordReader
 from run_config import ReadOptions
-from serving import MANIFEST
+from serving import MANIFEST, SAVED_MODEL
 from utils import InputError, comma_separated
 
 # Limit on the activations of a model in an exported graph, 40 MiB.
@@ -64,6 +67,14 @@ class ExportOptions(ModelOptions, ReadOptions):
         "Dtype in which matrices are stored and multiplied; everything else is float32.",
         group="output",
         choices=layers.COMPUTE_DTYPES,
+    )
+    format: str = option(
+        SAVED_MODEL,
+        "Format of the model. onnx is for ONNX Runtime, litert for LiteRT, also known as "
+        "TensorFlow Lite. Their models take frames or vectors, no records, and use every frame "
+        "once.",
+        group="output",
+        choices=(SAVED_MODEL, *other_runtimes.RUNTIMES),
     )
     top_k: int = option(
         20,
@@ -113,10 +124,22 @@ class ExportOptions(ModelOptions, ReadOptions):
             raise InputError("--eval_data_pattern must be given with --fit_weights.")
         if self.fit_weights and (len(self.run_dirs) < 2 or self.weights):
             raise InputError("--fit_weights needs several --train_dirs, and no --weights.")
+        if self.format != SAVED_MODEL:
+            self._check_other_format()
+
+    def _check_other_format(self):
+        for name in ("frozen_graph", "mediapipe"):
+            if getattr(self, name):
+                raise InputError(f"--{name} is for --format={SAVED_MODEL}.")
+        if self.dtype != "float32":
+            raise InputError(
+                f"--format={self.format} stores matrices in float32. Add --dtype=float32."
+            )
+        other_runtimes.check_requirements(self.format)
 
 
 def export(options: ExportOptions) -> dict:
-    """Writes the models of training runs as one SavedModel.
+    """Writes the models of training runs as one model.
 
     The directory appears under its name only when it is complete.
 
@@ -159,15 +182,12 @@ def export(options: ExportOptions) -> dict:
         )
         num_weights = sum(model.count_params() for model in models)
         logging.info("tracing the graph, with %s weights", f"{num_weights:,}")
-        module = serving.make_module(ensemble, data, options.top_k, class_names, options.mediapipe)
-        logging.info("writing %s", files.absolute(options.output_dir))
-        with _without_info():
-            tf.saved_model.save(module, partial, signatures=module.served)
-        # Holds a random id and checksums; nothing needs it.
-        files.remove(os.path.join(partial, "fingerprint.pb"))
-        if options.frozen_graph:
-            serving.write_frozen_graph(module, os.path.join(partial, FROZEN_GRAPH))
+        if options.format == SAVED_MODEL:
+            _write_saved_model(options, ensemble, data, class_names, partial)
+        else:
+            other_runtimes.write(options.format, ensemble, data, partial, class_names)
         manifest = {
+            "format": options.format,
             "models": [
                 {
                     "step": checkpoints.step_of(path),
@@ -195,6 +215,18 @@ def export(options: ExportOptions) -> dict:
         manifest["digest"] = serving.digest(partial, manifest)
         files.write_json(os.path.join(partial, MANIFEST), manifest)
     return manifest
+
+
+def _write_saved_model(options, ensemble, data, class_names, folder):
+    module = serving.make_module(ensemble, data, options.top_k, class_names, options.mediapipe)
+    logging.info("writing %s", files.absolute(options.output_dir))
+    with _without_info():
+        tf.saved_model.save(module, folder, signatures=module.served)
+    # Holds a random id and checksums; nothing needs it.
+    files.remove(os.path.join(folder, "fingerprint.pb"))
+    model_servers.write_warm_up(module.served, data, folder)
+    if options.frozen_graph:
+        serving.write_frozen_graph(module, os.path.join(folder, FROZEN_GRAPH))
 
 
 @contextlib.contextmanager

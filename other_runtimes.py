@@ -5,11 +5,12 @@ may write a file that does not load, or predicts something else, so every file i
 with TensorFlow before it is kept.
 """
 
+import dataclasses
 import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -18,7 +19,9 @@ from tensorflow.core.framework import function_pb2, node_def_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
 import files
+import model_servers
 import serving
+import vocabulary
 from ensemble import Ensemble
 from run_config import DataConfig
 from utils import InputError, import_optional
@@ -41,13 +44,15 @@ class OtherRuntime(NamedTuple):
     Attributes:
         name: name of the runtime, for messages.
         file_name: name of the file in an exported model's directory.
-        write: function of an ensemble, its `DataConfig`, a path, and texts to save along.
+        modules: modules of the packages that writing and checking the file need.
+        write: function of an ensemble, its `DataConfig`, a path, and texts to save in the file.
         load: function from a path to a function of a dict of arrays, `frames` and `num_frames` or
             `features`, which returns probabilities, float32 `[B, C]`.
     """
 
     name: str
     file_name: str
+    modules: tuple[str, ...]
     write: Callable[[Ensemble, DataConfig, str, Mapping[str, str]], None]
     load: Callable[[str], Predict]
 
@@ -58,8 +63,8 @@ def check_requirements(format_name: str) -> None:
     Raises:
         InputError: if one is missing.
     """
-    for module in _MODULES[format_name]:
-        import_optional(module, f"--format={format_name} needs a package", format_name)
+    for module in RUNTIMES[format_name].modules:
+        import_optional(module, f"--format={format_name} needs more packages", format_name)
 
 
 def write(
@@ -67,47 +72,61 @@ def write(
     ensemble: Ensemble,
     data: DataConfig,
     folder: str,
-    metadata: Mapping[str, Any],
+    class_names: str | None = None,
 ) -> None:
     """Writes models as one file for another runtime, and compares its predictions.
 
     Args:
         format_name: one of `RUNTIMES`.
-        ensemble: models that predict from every frame once, with float32 weights.
+        ensemble: models with float32 weights.
         data: data that they take.
         folder: directory to write into.
-        metadata: values to save in the file if its format has a place for them.
+        class_names: path of a vocabulary to copy there. An ONNX file also has its names.
 
     Raises:
-        InputError: if the file would be too large, the format does not have an operation of the
-            models, or the runtime predicts something else than TensorFlow.
+        InputError: if a model draws samplings, the file would be too large, the format lacks an
+            operation of the models, or the runtime predicts something else than TensorFlow.
     """
     runtime = RUNTIMES[format_name]
-    size = sum(4 * model.count_params() for model in ensemble.models)
-    if size > _MAX_BYTES:
-        raise InputError(
-            f"--format={format_name} cannot hold {size} bytes of weights: its file has at most "
-            "2 GiB. Export fewer models, or a SavedModel."
-        )
-    texts = {name: json.dumps(value) for name, value in metadata.items()}
-    path = os.path.join(folder, runtime.file_name)
-    # Remote directories take only TensorFlow's own writers.
+    _check(format_name, ensemble)
+    texts = {"data": json.dumps(dataclasses.asdict(data))}
+    if class_names:
+        names = vocabulary.read_class_names(class_names, data.num_classes)
+        every_name = [names.get(number, "") for number in range(data.num_classes)]
+        texts["class_names"] = json.dumps(every_name)
+        files.copy(class_names, os.path.join(folder, vocabulary.FILE))
+    # The libraries write local files only.
     with tempfile.TemporaryDirectory() as local:
-        local_path = os.path.join(local, runtime.file_name)
+        path = os.path.join(local, runtime.file_name)
         try:
-            runtime.write(ensemble, data, local_path, texts)
-            predict = runtime.load(local_path)
-            difference = _difference(predict, ensemble, data)
+            runtime.write(ensemble, data, path, texts)
+            difference = _difference(runtime.load(path), ensemble, data)
         except Exception as error:  # Converters and runtimes raise errors of many types.
             raise InputError(
                 f"{runtime.name} does not run this model: {error}. Use --format=saved_model."
             ) from error
         if not difference < _TOLERANCE:
             raise InputError(
-                f"{runtime.name} differs from TensorFlow by {difference} in a probability, so "
-                "the file was not kept. Use --format=saved_model."
+                f"a probability of {runtime.name} differs from TensorFlow's by {difference:.2g}, "
+                "so the file is not kept. Use --format=saved_model."
             )
-        files.copy(local_path, path)
+        files.copy(path, os.path.join(folder, runtime.file_name))
+    if format_name == "onnx":
+        model_servers.write_triton_config(data, folder)
+
+
+def _check(format_name, ensemble):
+    if any(ensemble.num_samplings):
+        raise InputError(
+            f"--format={format_name} is for models that use every frame once, but by default this "
+            "one averages over samplings. Add --num_samplings=0."
+        )
+    size = sum(4 * model.count_params() for model in ensemble.models)
+    if size > _MAX_BYTES:
+        raise InputError(
+            f"--format={format_name} cannot hold {size} bytes of weights: a file has at most 2 GiB."
+            " Export fewer models, or use --format=saved_model."
+        )
 
 
 def _difference(predict, ensemble, data):
@@ -296,10 +315,18 @@ def load_litert(path: str) -> Predict:
 # --- Table ----------------------------------------------------------------------------------------
 
 RUNTIMES = {
-    "onnx": OtherRuntime("ONNX Runtime", "model.onnx", _write_onnx, load_onnx),
-    "litert": OtherRuntime("LiteRT", "model.tflite", _write_litert, load_litert),
-}
-_MODULES = {
-    "onnx": ("onnx", "tf2onnx", "onnxruntime"),
-    "litert": ("ai_edge_litert.interpreter",),
+    "onnx": OtherRuntime(
+        name="ONNX Runtime",
+        file_name="model.onnx",
+        modules=("onnx", "tf2onnx", "onnxruntime"),
+        write=_write_onnx,
+        load=load_onnx,
+    ),
+    "litert": OtherRuntime(
+        name="LiteRT",
+        file_name="model.tflite",
+        modules=("ai_edge_litert.interpreter",),
+        write=_write_litert,
+        load=load_litert,
+    ),
 }

@@ -21,7 +21,7 @@ from ensemble import Ensemble, frozen_model, normalized_weights, restore_frozen,
 from options import Options, option, options_of, same_option
 from readers import Video
 from run_config import CONFIG_FILE, DataConfig, ReadOptions, RunConfig, TrainOptions
-from serving import MANIFEST
+from serving import MANIFEST, SAVED_MODEL
 from utils import InputError, check_at_least, comma_separated, shortened
 
 # --- Options --------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def load_class_names(
 
 
 def read_manifest(export_dir: str, *, verify_digest: bool = False) -> tuple[dict, DataConfig]:
-    """Reads the description of an exported model without loading it.
+    """Reads the description of a SavedModel of export_model.py without loading it.
 
     Args:
         export_dir: directory that export_model.py wrote.
@@ -354,8 +354,8 @@ def read_manifest(export_dir: str, *, verify_digest: bool = False) -> tuple[dict
         The content of its manifest, and the `DataConfig` of its input.
 
     Raises:
-        InputError: if there is no exported model, another version wrote its manifest, or its files
-            do not have the digest.
+        InputError: if there is no exported model, it is for another runtime, another version wrote
+            its manifest, or its files do not have the digest.
     """
     path, manifest = files.read_description(
         export_dir, MANIFEST, "export_model.py", "exported_model"
@@ -370,6 +370,11 @@ def read_manifest(export_dir: str, *, verify_digest: bool = False) -> tuple[dict
         data = DataConfig(**manifest["data"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not fit this version: {error!r}") from error
+    if manifest.get("format", SAVED_MODEL) != SAVED_MODEL:
+        raise InputError(
+            f"{export_dir} is in the format {manifest['format']}, which is for another runtime. "
+            f"Export the run with --format={SAVED_MODEL}, or predict from its train directory."
+        )
     if verify_digest:
         digest = serving.digest(export_dir, manifest)
         if digest != manifest["digest"]:

@@ -18,6 +18,8 @@ from utils import InputError, comma_separated
 
 # The file in which an exported model states its origin and its input.
 MANIFEST = "manifest.json"
+# The format of an exported model, of several, that this module describes.
+SAVED_MODEL = "saved_model"
 
 # --- Signatures -----------------------------------------------------------------------------------
 
