@@ -182,10 +182,12 @@ def export(options: ExportOptions) -> dict:
         )
         num_weights = sum(model.count_params() for model in models)
         logging.info("tracing the graph, with %s weights", f"{num_weights:,}")
-        if options.format == SAVED_MODEL:
-            _write_saved_model(options, ensemble, data, class_names, partial)
-        else:
-            other_runtimes.write(options.format, ensemble, data, partial, class_names)
+        logging.info("writing %s", files.absolute(options.output_dir))
+        with _without_info():
+            if options.format == SAVED_MODEL:
+                _write_saved_model(options, ensemble, data, class_names, partial)
+            else:
+                other_runtimes.write(options.format, ensemble, data, partial, class_names)
         manifest = {
             "format": options.format,
             "models": [
@@ -219,9 +221,7 @@ def export(options: ExportOptions) -> dict:
 
 def _write_saved_model(options, ensemble, data, class_names, folder):
     module = serving.make_module(ensemble, data, options.top_k, class_names, options.mediapipe)
-    logging.info("writing %s", files.absolute(options.output_dir))
-    with _without_info():
-        tf.saved_model.save(module, folder, signatures=module.served)
+    tf.saved_model.save(module, folder, signatures=module.served)
     # Holds a random id and checksums; nothing needs it.
     files.remove(os.path.join(folder, "fingerprint.pb"))
     model_servers.write_warm_up(module.served, data, folder)
@@ -231,7 +231,7 @@ def _write_saved_model(options, ensemble, data, class_names, folder):
 
 @contextlib.contextmanager
 def _without_info() -> Iterator[None]:
-    """Keeps TensorFlow from logging the names of all inputs of all functions."""
+    """Keeps TensorFlow from logging the names of all inputs, and converters their progress."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.WARNING)
     try:

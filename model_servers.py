@@ -46,15 +46,15 @@ def write_warm_up(served: Mapping[str, Any], data: DataConfig, export_dir: str) 
     files.gfile.makedirs(os.path.dirname(path))
     with tf.io.TFRecordWriter(path) as writer:
         for name, function in served.items():
-            _, specs = function.structured_input_signature
-            inputs = {key: _example(spec, data) for key, spec in specs.items()}
+            specs = tf.nest.flatten(function.structured_input_signature)
+            inputs = {spec.name: _example(spec, data) for spec in specs}
             writer.write(_prediction_log(name, inputs))
 
 
 def _example(spec, data):
-    """Returns the input of a signature for one video, whose numbers are all 0."""
+    """Returns the input of a signature for one video, whose numbers are all 0, as an array or list."""
     if spec.dtype == tf.string:
-        return np.array([_example_record(data)])
+        return [_example_record(data)]
     shape = [size or length for size, length in zip(spec.shape, (1, _NUM_FRAMES), strict=False)]
     shape += spec.shape[2:]
     fill = _NUM_FRAMES if spec.name == "num_frames" else 0

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh requirements.txt \
-  requirements/{beam,hdf5,notebook,parquet,real_data,report,search,study,video,dev}.txt
+  requirements/{beam,hdf5,litert,notebook,onnx,parquet,real_data,report,search,study,video,dev}.txt
 
 ruff format --check .
 ruff check .
