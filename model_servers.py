@@ -52,7 +52,7 @@ def write_warm_up(served: Mapping[str, Any], data: DataConfig, export_dir: str) 
 
 
 def _example(spec, data):
-    """Returns the input of a signature for one video, whose numbers are all 0, as an array or list."""
+    """Returns an input of a signature, for one video whose numbers are all 0."""
     if spec.dtype == tf.string:
         return [_example_record(data)]
     shape = [size or length for size, length in zip(spec.shape, (1, _NUM_FRAMES), strict=False)]

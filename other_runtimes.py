@@ -308,7 +308,9 @@ def _add_expansion(function, node, axis):
 def load_litert(path: str) -> Predict:
     """Loads a file for the LiteRT interpreter; see `OtherRuntime.load`."""
     litert = import_optional("ai_edge_litert.interpreter", f"{path} needs LiteRT", "litert")
-    runner = litert.Interpreter(path).get_signature_runner(SIGNATURE)
+    # By default it uses one thread, the other runtimes one per core.
+    interpreter = litert.Interpreter(path, num_threads=len(os.sched_getaffinity(0)))
+    runner = interpreter.get_signature_runner(SIGNATURE)
     return lambda inputs: runner(**inputs)["predictions"]
 
 

@@ -58,6 +58,15 @@ def test_model_benchmarks_compare_with_plain_keras(run_benchmark, name):
     assert "peak GiB" in table
 
 
+@pytest.mark.slow
+def test_runtimes_and_their_sizes_are_compared(run_benchmark):
+    output = run_benchmark("runtimes", *TINY_MODEL, "--rounds=1", "--steps=1", "--format=json")
+    names = {"TensorFlow, float32", "TensorFlow, bfloat16", "ONNX Runtime", "LiteRT"}
+    assert set(ratios(output)) == names
+    conditions = json.loads(output)["conditions"]
+    assert all(conditions[f"MiB of {name}"] > 0 for name in names)
+
+
 @pytest.mark.parametrize("more", [[], pytest.param(["--train"], marks=pytest.mark.slow)])
 def test_ways_to_store_frames_are_compared(run_benchmark, more):
     output = run_benchmark(

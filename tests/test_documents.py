@@ -36,6 +36,8 @@ FLAG_DOCUMENTS = [
 README_FLAGS = ("--attention_units", "--label_factor")
 # Flags of absl, TensorBoard and the scripts.
 OTHER_FLAGS = {"--flagfile", "--help", "--logdir", "--submit", "--quick", "--fast"}
+# Flags of TensorFlow Serving and Triton.
+OTHER_FLAGS |= {"--model_name", "--model_base_path", "--rest_api_port", "--port", "--model"}
 
 
 def test_there_are_commands_to_check():
