@@ -92,7 +92,7 @@ def _prediction_log(signature, inputs):
             inputs (2), one entry for each name (1) and TensorProto (2)
     """
     request = _field(1, _field(3, signature.encode()))
-    for name, values in inputs.items():
+    for name, values in sorted(inputs.items()):
         tensor = tf.make_tensor_proto(values).SerializeToString(deterministic=True)
         request += _field(2, _field(1, name.encode()) + _field(2, tensor))
     return _field(6, _field(1, request))
