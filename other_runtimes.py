@@ -101,9 +101,12 @@ def write(
         try:
             runtime.write(ensemble, data, path, texts)
             difference = _difference(runtime.load(path), ensemble, data)
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # Converters and runtimes raise errors of many types.
+            reason, *_ = str(error).splitlines() or [type(error).__name__]
             raise InputError(
-                f"{runtime.name} does not run this model: {error}. Use --format=saved_model."
+                f"{runtime.name} does not run this model: {reason}. Use --format=saved_model."
             ) from error
         if not difference < _TOLERANCE:
             raise InputError(
@@ -118,8 +121,8 @@ def write(
 def _check(format_name, ensemble):
     if any(ensemble.num_samplings):
         raise InputError(
-            f"--format={format_name} is for models that use every frame once, but by default this "
-            "one averages over samplings. Add --num_samplings=0."
+            f"--format={format_name} is for models that use every frame once, but these average "
+            "over samplings. Add --num_samplings=0."
         )
     size = sum(4 * model.count_params() for model in ensemble.models)
     if size > _MAX_BYTES:

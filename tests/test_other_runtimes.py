@@ -149,15 +149,14 @@ def test_an_onnx_file_has_class_names_and_names_of_its_inputs(runs, tmp_path):
 # --- Rejected ---
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_samplings_are_rejected_with_a_remedy(runtime, tmp_path):
+@pytest.mark.parametrize("flags", [(), ("--num_samplings=3",)])
+def test_samplings_are_rejected_with_a_remedy(flags, tmp_path):
     # By default, an LSTM trained on samplings averages over several.
     config = config_of("LstmModel", hyperparameters={"lstm_cells": 2, "iterations": 2})
     run = saved_runs.save_run(tmp_path / "run", config)
-    given = (f"--train_dir={run}", f"--format={runtime}", "--dtype=float32")
-    for more in ((), ("--num_samplings=3",)):
-        with pytest.raises(InputError, match=r"every frame once, .* Add --num_samplings=0\."):
-            programs.run("export_model", *given, f"--output_dir={tmp_path}/model", *more)
+    given = (f"--train_dir={run}", "--format=onnx", "--dtype=float32", *flags)
+    with pytest.raises(InputError, match=r"every frame once, .* Add --num_samplings=0\."):
+        programs.run("export_model", *given, f"--output_dir={tmp_path}/model")
     assert not (tmp_path / "model").exists()
 
 
@@ -197,7 +196,7 @@ def test_an_operation_that_the_format_lacks_is_an_error(runtime, tmp_path, monke
 
     run = saved_runs.save_run(tmp_path / "run", config_of("ErfinvModel"))
     expected = rf"{RUNTIMES[runtime].name} does not run this model: .*Erfinv"
-    with pytest.raises(InputError, match=f"(?s){expected}"):
+    with pytest.raises(InputError, match=expected):
         export(tmp_path / "model", [run], runtime)
     assert not (tmp_path / "model").exists()
 
