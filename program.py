@@ -11,6 +11,7 @@ hidden.
 import collections
 import contextlib
 import difflib
+import gc
 import inspect
 import os
 import re
@@ -62,6 +63,28 @@ def _hidden_startup_messages() -> Iterator[None]:
             os.write(2, b"".join(lines))
 
 
+@contextlib.contextmanager
+def _quick_imports() -> Iterator[None]:
+    """Halves the time that importing Keras and TensorFlow takes.
+
+    Keras imports scikit-learn and matplotlib where they are installed, only for its wrappers and
+    plots, which no program uses. The imports create a million objects that stay, so searching them
+    for garbage, then and later, finds nothing.
+    """
+    unneeded = [name for name in ("sklearn", "matplotlib") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(unneeded))  # None means that the module cannot be imported.
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        for name in unneeded:
+            del sys.modules[name]
+        gc.freeze()
+        if is_collecting:
+            gc.enable()
+
+
 def _report_interrupt(kind, error, traceback):
     """Prints one line after Ctrl-C, which may come during imports, long before `run`."""
     if issubclass(kind, KeyboardInterrupt):
@@ -72,7 +95,7 @@ def _report_interrupt(kind, error, traceback):
 
 sys.excepthook = _report_interrupt
 
-with _hidden_startup_messages():
+with _hidden_startup_messages(), _quick_imports():
     import keras
 
 import registry
