@@ -132,6 +132,15 @@ class Model(private_api.NoSaveSignature, keras.Model):
             )
         super().__init__(name=name or type(self).__name__)
 
+    def build(self, *_: Any) -> None:
+        """Creates the weights by one symbolic call, where Keras needs two.
+
+        The size of the input of a classifier inside a model is not known before it is called, which
+        then creates its weights.
+        """
+        if self.feature_sizes and not self.built:
+            self.compute_output_spec(self.input_spec_tensors())
+
     def get_config(self) -> dict[str, Any]:
         """Returns all arguments of the constructor, and how `from_config` has to build the model.
 
@@ -157,7 +166,7 @@ class Model(private_api.NoSaveSignature, keras.Model):
         with layers.matmul_policy(arguments.pop("matmul_policy")):
             model = cls(**arguments)
         if model.feature_sizes:
-            model(model.input_spec_tensors())  # Creates the weights.
+            model.build()
         found = layers.sublayers(model)
         if len(found) != len(trainable):  # Some layers do not exist before the weights.
             found = found[:1]
@@ -520,7 +529,7 @@ def build_model(
             model = cls(num_classes=num_classes, feature_sizes=feature_sizes, **arguments)
         except ValueError as error:
             raise InputError(f"{name}: {error}") from error
-        model(model.input_spec_tensors())  # Creates the weights.
+        model.build()
     return model
 
 
