@@ -302,9 +302,6 @@ def recomputed_statistics(
     for norm in norms:
         norm.cumulative = True
         norm.num_updates.assign(0.0)
-    # Without retracing for each number of frames.
-    options = {"autograph": False, "reduce_retracing": True}
-    forward = tf.function(lambda inputs: model(inputs, training=True), **options)
     dataset = reader.dataset(
         config.batch_size,
         num_epochs=None,
@@ -312,6 +309,12 @@ def recomputed_statistics(
         shuffle_buffer_size=config.shuffle_buffer_size,
         seed=config.seed,
         drop_remainder=True,
+    )
+    # One graph for all numbers of frames.
+    forward = tf.function(
+        lambda inputs: model(inputs, training=True),
+        input_signature=dataset.element_spec[:1],
+        autograph=False,
     )
     with reader.explained_errors(), Progress(num_batches, "batch") as progress:
         for done, (inputs, _) in enumerate(dataset.take(num_batches)):

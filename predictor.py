@@ -474,14 +474,27 @@ def _finite(vectors, name, video_ids):
 
 
 def compiled(function: Callable) -> Callable:
-    """Returns a function on arrays that runs a function on tensors as one graph."""
-    run = tf.function(function, reduce_retracing=True, autograph=False)
+    """Returns a function on the inputs of a `readers.Batch` that runs one on tensors as a graph.
+
+    One graph takes any number of videos and of frames, so that it is traced once.
+    """
+    run = tf.function(function, autograph=False)
+    graph = None
 
     def call(inputs):
+        nonlocal graph
         tensors = tf.nest.map_structure(tf.convert_to_tensor, inputs)
-        return tf.nest.map_structure(lambda tensor: tensor.numpy(), run(tensors))
+        if graph is None:
+            graph = run.get_concrete_function(tf.nest.map_structure(_any_length, tensors))
+        return tf.nest.map_structure(lambda tensor: tensor.numpy(), graph(tensors))
 
     return call
+
+
+def _any_length(tensor):
+    """Returns the spec of a tensor with any number of videos and frames."""
+    *lengths, size = tensor.shape
+    return tf.TensorSpec([*[None] * len(lengths), size if lengths else None], tensor.dtype)
 
 
 # --- Prediction from Python -----------------------------------------------------------------------
