@@ -104,8 +104,13 @@ class FrameLevelModel(registry.Model):
         if classifier_dropout:
             self.classifier_dropout = layers.Dropout(classifier_dropout, name="classifier_dropout")
 
+    def build(self, *_):
+        """Creates the weights by one symbolic call, where Keras would make two."""
+        if not self.built:
+            self.compute_output_spec(self.input_spec_tensors())
+
     def input_spec_tensors(self):
-        """Returns symbolic inputs, with which `registry.build_model` creates the weights."""
+        """Returns symbolic inputs, with which `build` creates the weights."""
         return {
             "frames": keras.Input(
                 [None, sum(self.feature_sizes)], dtype=self.frame_format.dtype, name="frames"

@@ -132,18 +132,6 @@ class Model(private_api.NoSaveSignature, keras.Model):
             )
         super().__init__(name=name or type(self).__name__)
 
-    def build(self, input_shape: Any = None) -> None:
-        """Creates the weights by one symbolic call, where Keras needs two.
-
-        Args:
-            input_shape: shape of the input of a model without `feature_sizes`, such as a classifier
-                inside a model.
-        """
-        if self.built:
-            return
-        inputs = self.input_spec_tensors() if self.feature_sizes else keras.Input(input_shape[1:])
-        self.compute_output_spec(inputs)
-
     def get_config(self) -> dict[str, Any]:
         """Returns all arguments of the constructor, and how `from_config` has to build the model.
 

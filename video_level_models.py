@@ -32,8 +32,16 @@ class VideoLevelModel(registry.Model):
         self.feature_sizes = tuple(feature_sizes)
         self.l2_normalize_input = l2_normalize_input
 
+    def build(self, input_shape=None):
+        """Creates the weights by one symbolic call; without a shape, for the features."""
+        if not self.built:
+            is_classifier = not self.feature_sizes
+            self.compute_output_spec(
+                keras.Input(input_shape[1:]) if is_classifier else self.input_spec_tensors()
+            )
+
     def input_spec_tensors(self):
-        """Returns a symbolic input, with which `registry.build_model` creates the weights."""
+        """Returns a symbolic input, with which `build` creates the weights."""
         return keras.Input([sum(self.feature_sizes)], dtype="float32")
 
     def call(self, inputs, training=False):
