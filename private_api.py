@@ -19,23 +19,29 @@ def reset_layer_numbers() -> None:
 def zero_weights() -> Iterator[None]:
     """Lets Keras start all float weights of new layers at 0, for models that are restored.
 
-    Random numbers for 150 million weights take seconds.
+    Random numbers for 150 million weights take seconds, and the graph that draws them is built
+    whenever a symbolic call reads a weight.
     """
     import keras
     import tensorflow as tf
 
-    def initialize(variable, initializer):
-        dtype = tf.as_dtype(variable.dtype)
-        shape = tuple(variable.shape)
-        start = (lambda: tf.zeros(shape, dtype)) if dtype.is_floating else None
-        variable._initialize(start or (lambda: initializer(shape, dtype=variable.dtype)))
+    def or_zeros(initializer):
+        def initialize(shape, dtype):
+            is_float = tf.as_dtype(dtype).is_floating
+            return tf.zeros(shape, dtype) if is_float else initializer(shape, dtype=dtype)
 
-    original = keras.Variable._initialize_with_initializer
-    keras.Variable._initialize_with_initializer = initialize
+        return initialize
+
+    def create(variable, initializer, *arguments, **options):
+        start = or_zeros(initializer) if callable(initializer) else initializer
+        original(variable, start, *arguments, **options)
+
+    original = keras.Variable.__init__
+    keras.Variable.__init__ = create
     try:
         yield
     finally:
-        keras.Variable._initialize_with_initializer = original
+        keras.Variable.__init__ = original
 
 
 class NoSaveSignature:

@@ -71,8 +71,9 @@ def _quick_imports() -> Iterator[None]:
     plots, which no program uses. The imports create a million objects that stay, so searching them
     for garbage, then and later, finds nothing.
     """
-    unneeded = [name for name in ("sklearn", "matplotlib") if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(unneeded))  # None means that the module cannot be imported.
+    unneeded = {"sklearn", "matplotlib"}.difference(sys.modules)
+    hidden: dict[str, Any] = dict.fromkeys(unneeded)  # None: the module cannot be imported.
+    sys.modules.update(hidden)
     is_collecting = gc.isenabled()
     gc.disable()
     try:

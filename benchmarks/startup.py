@@ -16,8 +16,7 @@ import tempfile
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import program
 
@@ -25,6 +24,7 @@ import comparison
 import make_sample_data
 from options import Options, option
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARTS = ("import", "data", "building", "restoring", "tracing", "batches", "rest")
 # Train, and train with the compiled update of an earlier run, which TensorFlow keeps on disk.
 TRAIN, TRAIN_AGAIN = "train.py", "train.py, update cached"

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 from program import Progress
@@ -63,6 +64,7 @@ class Runner:
         done = self._find_done()
         waiting = [job for job in self._jobs if job.name not in done]
         waiting.sort(key=lambda job: job.alone)  # Timed jobs come last.
+        self._compiled = tempfile.TemporaryDirectory()
         previous = signal.signal(signal.SIGTERM, self._stop)
         try:
             with Progress(len(self._jobs), "job", initial=len(done)) as progress:
@@ -76,6 +78,7 @@ class Runner:
         finally:
             for process in self._running:
                 process.wait()
+            self._compiled.cleanup()
             signal.signal(signal.SIGTERM, previous)
 
     def _stop(self, *_):
@@ -111,11 +114,17 @@ class Runner:
             process = subprocess.Popen(
                 command,
                 cwd=plan.ROOT,
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **ENVIRONMENT, **self._shared()},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
         self._running[process] = job
+
+    def _shared(self):
+        """Returns the setting by which jobs that differ only in their seeds compile once."""
+        own = os.environ.get("TF_XLA_FLAGS", "")
+        cache = f"--tf_xla_persistent_cache_directory={self._compiled.name}"
+        return {"TF_XLA_FLAGS": f"{own} {cache}".strip()}
 
     def _finished_jobs(self):
         """Yields the jobs that succeeded since the last call."""
