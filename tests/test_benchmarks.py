@@ -136,6 +136,37 @@ def test_the_benchmark_of_slow_files_compares_programs_with_reading_and_predicti
     assert names == ["reading", "predicting", "eval.py", "inference.py"]
 
 
+@pytest.mark.slow
+def test_the_startup_benchmark_measures_every_program_and_a_plain_model(run_benchmark):
+    arguments = ("--num_videos=130", "--rounds=1", "--format=json")
+    results = json.loads(run_benchmark("startup", *arguments))["results"]
+    assert set(results) == {"train.py", "train.py, update cached", "eval.py", "inference.py"}
+    for name, row in results.items():
+        assert row["ratio"] == pytest.approx(row["total"] / row["plain"], abs=1e-3)
+        assert min(row["import"], row["building"], row["tracing"]) > 0
+        assert (row["restoring"] > 0) == (not name.startswith("train.py"))
+
+
+def test_the_time_of_a_part_leaves_out_the_parts_inside_it(benchmark_module, monkeypatch):
+    program_parts = benchmark_module("program_parts")
+    clock = [0.0]
+    monkeypatch.setattr(program_parts.time, "process_time", lambda: clock[0])
+    parts = program_parts.Parts()
+
+    def spend(seconds):
+        clock[0] += seconds
+
+    def work():
+        spend(1.0)
+        inner()
+        spend(2.0)
+        inner()
+
+    inner = parts.timed("inner", lambda: spend(10.0))
+    parts.timed("outer", work)()
+    assert parts.seconds == {"outer": 3.0, "inner": 20.0}
+
+
 def test_the_metrics_benchmark_compares_with_heaps(run_benchmark):
     arguments = ("--num_videos=30", "--plain_videos=20", "--batch_size=10", "--rounds=1")
     results = ratios(run_benchmark("metrics", *arguments, "--format=json"))

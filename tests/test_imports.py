@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from programs import ROOT
+from programs import ROOT, run_command
 
 WITHOUT_TENSORFLOW = {
     "eval_util",
@@ -52,3 +52,18 @@ def test_a_module_of_models_imports_neither_tensorflow_nor_a_module_that_may(nam
     imported = imported_modules(ROOT / f"{name}.py")
     assert "tensorflow" not in imported
     assert imported & OWN_MODULES <= WITHOUT_TENSORFLOW
+
+
+def test_a_program_leaves_what_keras_imports_for_plots_and_wrappers_to_those_who_use_it():
+    script = """
+import gc, sys
+import inference
+assert not {"sklearn", "matplotlib"} & set(sys.modules)
+assert gc.isenabled() and gc.get_freeze_count() > 100_000
+try:
+    import matplotlib.figure
+except ModuleNotFoundError as error:  # It is not installed; a hidden module has another message.
+    assert "halted" not in str(error), error
+"""
+    result = run_command("-c", script)
+    assert result.returncode == 0, result.stderr

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import predictor
 from programs import predictions, run, train, train_logistic, train_mean
@@ -170,3 +171,20 @@ def test_any_iterable_of_arrays_is_taken_and_bad_options_are_not(bytes_run):
         model.predict([frames()], top_k=0)
     with pytest.raises(InputError, match=r"ids must be a list .* Received: 'ab'"):
         model.predict([frames(), frames()], ids="ab")
+
+
+def test_one_graph_predicts_any_number_of_videos_and_frames():
+    traced = []
+
+    def total(inputs):
+        traced.append(inputs["frames"].shape.as_list())
+        return tf.reduce_sum(inputs["frames"], axis=[1, 2]) + inputs["num_frames"]
+
+    run = predictor.compiled(total)
+    for videos, frames in ((4, 3), (2, 3), (2, 5)):
+        inputs = {
+            "frames": np.ones([videos, frames, 7], np.int32),
+            "num_frames": np.full(videos, frames, np.int32),
+        }
+        np.testing.assert_array_equal(run(inputs), [frames * 8] * videos)
+    assert traced == [[None, None, 7]]

@@ -323,3 +323,17 @@ def test_one_traced_function_predicts_batches_of_every_shape(name, variant):
 def test_the_mixture_of_experts_takes_an_empty_batch():
     model = shared("MoeModel")
     assert model(tf.zeros([0, D])).shape == (0, NUM_CLASSES)
+
+
+@EVERY_MODEL
+def test_one_symbolic_call_creates_the_weights(name, monkeypatch):
+    calls, call = [], registry.model_class(name).call
+
+    def count(model, *arguments, **options):
+        calls.append(model.name)
+        return call(model, *arguments, **options)
+
+    monkeypatch.setattr(registry.model_class(name), "call", count)
+    model = build(name)
+    assert calls == [model.name]
+    assert model.built

@@ -186,6 +186,23 @@ def test_a_failing_job_is_reported_with_its_log_and_runs_again(tmp_path):
     assert runs_of(second) == [1]
 
 
+def test_all_jobs_share_one_directory_of_compiled_updates_which_is_then_removed(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TF_XLA_FLAGS", "--given")
+    script = "import os, sys; flags = os.environ['TF_XLA_FLAGS']; open(sys.argv[1], 'w')"
+    script += ".write(f'{flags} {os.path.isdir(flags.partition(chr(61))[2])}')"
+    jobs = [job(tmp_path, name, script) for name in ("first", "second")]
+    run_jobs(tmp_path, *jobs)
+    found, other = (one.output.read_text() for one in jobs)
+    given, cache, existed = found.split()
+    assert found == other
+    assert (given, existed) == ("--given", "True")
+    option, _, directory = cache.partition("=")
+    assert option == "--tf_xla_persistent_cache_directory"
+    assert not pathlib.Path(directory).exists()
+
+
 def test_the_output_of_an_interrupted_job_is_removed_unless_it_resumes(tmp_path):
     script = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); "
     script += "p.write_text(p.read_text() + 'b' if p.exists() else 'a')"
