@@ -68,8 +68,8 @@ def _quick_imports() -> Iterator[None]:
     """Halves the time that importing Keras and TensorFlow takes.
 
     Keras imports scikit-learn and matplotlib where they are installed, only for its wrappers and
-    plots, which no program uses. The imports create a million objects that stay, so searching them
-    for garbage, then and later, finds nothing.
+    plots, which no program uses. What imports create stays, so searching it for garbage, then and
+    later, finds nothing.
     """
     unneeded = {"sklearn", "matplotlib"}.difference(sys.modules)
     hidden: dict[str, Any] = dict.fromkeys(unneeded)  # None: the module cannot be imported.

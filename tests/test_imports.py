@@ -54,6 +54,7 @@ def test_a_module_of_models_imports_neither_tensorflow_nor_a_module_that_may(nam
     assert imported & OWN_MODULES <= WITHOUT_TENSORFLOW
 
 
+@pytest.mark.slow
 def test_a_program_leaves_what_keras_imports_for_plots_and_wrappers_to_those_who_use_it():
     script = """
 import gc, sys
