@@ -1,6 +1,7 @@
 """train.py and eval.py --segment_labels: what is learned, kept and measured."""
 
 import json
+import re
 import shlex
 
 import program
@@ -226,6 +227,36 @@ def test_commands_of_the_starter_code_run_with_other_paths(tmp_path):
     programs.run("eval", *shlex.split(evaluation))
     (entry,) = metrics_of(tmp_path / "run")
     assert 0 < entry["segment_map"] <= 1
+
+
+SMALL_SIZES = {
+    "lfnl_netvlad": "--netvlad_cluster_size=4,3 --nonlocal_embedding=4 --netvlad_hidden_size=16",
+    "nextvlad": "--nextvlad_groups=2,1 --nextvlad_cluster_size=4,2 --nextvlad_hidden_size=16",
+    "gru": "--gru_cells=8",
+    "transformer": "--transformer_units=16 --transformer_layers=1 --transformer_heads=2 "
+    "--transformer_hidden_size=16 --transformer_positions=20",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL_SIZES)
+def test_a_recipe_fine_tunes_a_run_of_the_recipe_for_videos(tmp_path, data, caplog, name):
+    caplog.set_level("INFO", logger="absl")
+    size = (*programs.SMALL_DATA, *SMALL_SIZES[name].split(), "--batch_size=16", "--max_steps=2")
+    recipe = f"--flagfile={programs.ROOT}/recipes/{name}"
+    videos = programs.train(tmp_path / "videos", data[0], f"{recipe}.flags", *size)
+    run = programs.train(
+        tmp_path / "segments",
+        data[0],
+        *(f"{recipe}_segments.flags", *size, f"--init_from={videos}", "--eval_steps=1"),
+        *(f"--eval_data_pattern={data[1]}", "--keep_best=segment_map"),
+    )
+    count = len(weights_of(run))
+    assert re.search(rf"initial weights, (\d+) of \1 taken from {videos}", caplog.text)
+    assert count
+    assert [entry["step"] for entry in metrics_of(run)] == [1, 2]
+    before, after = weights_of(videos), weights_of(run)
+    assert any((before[path] != after[path]).any() for path in before)
 
 
 def test_other_programs_say_where_the_flag_belongs(tmp_path):
