@@ -42,8 +42,9 @@ WAYS: dict[str, str | None] = {
     UNRATED: "--segment_unrated_weight=1",
     RATED: "",
     "and mined negatives": "--segment_mined_weight=0.5",
-    "and balanced classes": "--segment_balance=0.5",
-    "and three frames of context": "--segment_context=3",
+    "and mined negatives of more weight": "--segment_mined_weight=20",
+    "the same, classes balanced": "--segment_mined_weight=20 --segment_balance=0.5",
+    "the same, with context": "--segment_mined_weight=20 --segment_context=3",
 }
 MODEL = (
     "--model=LFNLNetVLADModel --iterations=0 --netvlad_cluster_size=32,16 "
