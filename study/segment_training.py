@@ -175,7 +175,7 @@ def to_markdown(found):
             f"of the segments of {scale.num_rated_videos} test videos and, of the same runs, "
             f"GAP@20 of whole videos: mean ± standard deviation over {len(scale.seeds)} seeds of "
             f"training, and the differences from *{RATED}* by seed. Steps and learning rates are "
-            "the same in all rows; none was tuned.",
+            "the same in all rows; they were not tuned.",
             seed_tables.markdown_table(table(found.scores)),
             f"Measured on {setting['date']} with TensorFlow {setting['versions']['tensorflow']} by "
             "`python study/segment_training.py --report_dir=docs`, on one thread.",
