@@ -122,7 +122,7 @@ def format_summary(summary: dict[str, Any]) -> str:
         "PERR {perr:.4f} | loss {loss:.3f} | {num_videos} videos | "
         "GAP of the class prior {class_prior_gap:.4f}"
     )
-    if "segment_map" in summary:
+    if "num_segments" in summary:
         text += " | segment mAP@{segment_top_n} {segment_map:.4f} | {num_segments} segments"
     return text.format(**summary)
 
