@@ -24,7 +24,15 @@ from absl import logging
 import checkpoints
 import files
 import record_writer
-from evaluation import evaluate, format_summary, new_writer, save_summary
+from evaluation import (
+    SegmentPredictor,
+    evaluate,
+    evaluation_reader,
+    format_summary,
+    new_writer,
+    save_summary,
+    segment_config_of,
+)
 from options import option, same_option
 from predictor import PredictorOptions, load_class_names, load_predictor
 from run_config import TrainOptions
@@ -52,6 +60,12 @@ class EvalOptions(PredictorOptions):
         "Evaluate every checkpoint in --train_dir, oldest first, and exit: a learning curve, and "
         "the input of average_checkpoints.py --best.",
         group="checkpoints",
+    )
+    segment_labels: bool = option(
+        False,
+        "Also rank all segments of the videos and print mAP@K of their ratings, which the records "
+        "must have. Size and context of segments are those of the run.",
+        group="segments",
     )
     tensorboard_dir: str | None = same_option(TrainOptions, "tensorboard_dir")
     metrics_json: str | None = option(
@@ -191,6 +205,10 @@ def main(options: EvalOptions) -> None:
         if options.tensorboard_dir:
             files.check_writable(os.path.join(options.tensorboard_dir, kind, "events"))
     predictor = load_predictor(options)
+    segment_config, segment_predictor = None, None
+    if options.segment_labels:
+        segment_config = segment_config_of(options.run_dirs)
+        segment_predictor = SegmentPredictor(predictor, segment_config)
     class_names = None
     if options.per_class_csv:
         class_names = load_class_names(predictor, options.class_names)
@@ -204,9 +222,13 @@ def main(options: EvalOptions) -> None:
                 raise
             logging.warning("training removed checkpoint %s before it was evaluated", checkpoint)
             continue
-        reader = predictor.data.reader(paths, options)
+        reader = evaluation_reader(predictor.data, paths, options, segment_config)
         summary, per_class = evaluate(
-            predictor, reader, batch_size=options.batch_size, top_k=options.top_k
+            predictor,
+            reader,
+            batch_size=options.batch_size,
+            top_k=options.top_k,
+            segment_predictor=segment_predictor,
         )
         logging.info("%s | %s", predictor.describe(), format_summary(summary))
         if options.train_dir:

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 # Names in metrics.json, and the names in log lines and TensorBoard.
-METRICS = {"gap": "GAP", "map": "mAP", "hit_at_one": "Hit@1", "perr": "PERR", "loss": "loss"}
+METRICS = {
+    "gap": "GAP",
+    "map": "mAP",
+    "hit_at_one": "Hit@1",
+    "perr": "PERR",
+    "loss": "loss",
+    "segment_map": "segment mAP",
+}
 # Those of which less is better.
 MINIMIZED = ("loss",)
 

@@ -1,21 +1,48 @@
 """Evaluation: the metrics of a model over records."""
 
+import functools
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from program import Progress
 
 import keras
+import numpy as np
 import pandas as pd
 import tensorflow as tf
 
 import checkpoints
 import eval_util
 import files
-from predictor import ExportedPredictor, Predictor, predict_videos
-from readers import RecordReader
-from utils import InputError
+import segments
+from predictor import ExportedPredictor, Predictor, compiled, load_configs, predict_videos
+from readers import Batch, RecordReader
+from run_config import DataConfig, ReadOptions
+from segment_config import SegmentConfig
+from segment_reader import RatedVideoReader
+from utils import InputError, comma_separated
+
+
+def evaluation_reader(
+    data: DataConfig,
+    paths: Sequence[str],
+    options: ReadOptions,
+    segment_config: SegmentConfig | None = None,
+) -> RecordReader:
+    """Returns a reader of records to evaluate on; see `DataConfig.reader`.
+
+    Args:
+        data: the data that the model takes.
+        paths: record files.
+        options: how to read them.
+        segment_config: segments of which to read the ratings, too; None for none.
+    """
+    frame_reader = None
+    if segment_config is not None:
+        frame_reader = functools.partial(RatedVideoReader, settings=segment_config)
+    return data.reader(paths, options, frame_reader=frame_reader)
 
 
 def evaluate(
@@ -25,6 +52,7 @@ def evaluate(
     batch_size: int,
     top_k: int = 20,
     max_videos: int = 0,
+    segment_predictor: "SegmentPredictor | None" = None,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Computes the metrics of a model over the records of a reader.
 
@@ -34,15 +62,18 @@ def evaluate(
         batch_size: videos per batch.
         top_k: predictions per video that count for GAP and mAP.
         max_videos: number of videos after which to stop; 0 for all.
+        segment_predictor: predictor of the segments of the videos, for `segment_map`; the reader
+            must then read their ratings.
 
     Returns:
         `(summary, per_class)`: numbers by name, and a table with the columns `ap` and `positives`,
         average precision and number of videos of each class.
 
     Raises:
-        InputError: if no video has a label, or a prediction is not finite.
+        InputError: if no video has a label, none a segment rated 1, or a prediction is not finite.
     """
     reader.check_labels()
+    ranking = segment_predictor and SegmentRanking(segment_predictor)
     metrics = eval_util.EvaluationMetrics(predictor.data.num_classes, top_k)
     start = time.perf_counter()
     with Progress(reader.total_bytes, "B") as progress:
@@ -52,6 +83,8 @@ def evaluate(
             labels = batch.labels[wanted]
             loss = keras.ops.convert_to_numpy(predictor.label_loss(labels, predictions))
             metrics.accumulate(predictions, labels, float(loss))
+            if ranking:
+                ranking.accumulate(batch, len(predictions))
             rate = metrics.num_videos / (time.perf_counter() - start)
             progress.tick(
                 reader.bytes_read, f"evaluated {metrics.num_videos} videos, {rate:.0f} videos/s"
@@ -77,17 +110,152 @@ def evaluate(
         "videos_per_second": metrics.num_videos / seconds,
         "num_skipped": reader.corrupt_records.count,
         "top_k": top_k,
+        **(ranking.summary() if ranking else {}),
     }
     return summary, pd.DataFrame({"ap": values["aps"], "positives": metrics.positives})
 
 
 def format_summary(summary: dict[str, Any]) -> str:
     """Formats a summary from `evaluate` as one line."""
-    return (
+    text = (
         "GAP@{top_k} {gap:.4f} | mAP {map:.4f} | Hit@1 {hit_at_one:.4f} | "
         "PERR {perr:.4f} | loss {loss:.3f} | {num_videos} videos | "
         "GAP of the class prior {class_prior_gap:.4f}"
-    ).format(**summary)
+    )
+    if "num_segments" in summary:
+        text += " | segment mAP@{segment_top_n} {segment_map:.4f} | {num_segments} segments"
+    return text.format(**summary)
+
+
+# --- Segments -------------------------------------------------------------------------------------
+
+
+def segment_config_of(train_dirs: Sequence[str]) -> SegmentConfig:
+    """Returns the segments that models predict: those that they were trained on.
+
+    Runs that were trained on whole videos take the segments of the others, or else of YouTube-8M.
+
+    Raises:
+        InputError: if runs were trained on different segments.
+    """
+    configs = [config for config in load_configs(train_dirs) if config.segment_labels]
+    found = {(config.segment_size, config.segment_context) for config in configs}
+    if len(found) > 1:
+        raise InputError(
+            "the models were trained on different segments, pairs of --segment_size and "
+            f"--segment_context: {comma_separated(sorted(found))}. Evaluate them one by one."
+        )
+    return configs[0] if configs else SegmentConfig(segment_labels=True)
+
+
+class SegmentPredictor:
+    """Predicts all segments of videos.
+
+    Args:
+        predictor: predictor, which may be restored later.
+        config: size and context of the segments.
+
+    Raises:
+        InputError: if the models are exported, or take video-level features, or fewer frames than
+            a segment has.
+    """
+
+    def __init__(self, predictor: Predictor | ExportedPredictor, config: SegmentConfig):
+        if not isinstance(predictor, Predictor):
+            raise InputError(
+                "--segment_labels needs training runs. Give --train_dir or --train_dirs instead of "
+                "--exported_model."
+            )
+        data = predictor.data
+        if not data.frame_level:
+            raise InputError(
+                "--segment_labels needs a frame-level model, but this one takes video-level "
+                "features, which have no segments."
+            )
+        self.num_classes, self.segment_size = data.num_classes, config.segment_size
+        count = data.max_frames // config.segment_size
+        if not count:
+            raise InputError(
+                f"the model takes {data.max_frames} frames, which is less than a segment of "
+                f"{config.segment_size} frames."
+            )
+        self._indices = segments.frame_indices(count, config.segment_size, config.segment_context)
+        self._predict = compiled(predictor.ensemble.predict_parts)
+
+    def predict(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Predicts the segments of a batch.
+
+        Returns:
+            Probabilities, float32 `[B, N, C]`, and which of the N segments are inside the video,
+            bool `[B, N]`.
+
+        Raises:
+            InputError: if a prediction is not finite, naming the video.
+        """
+        inputs: Any = batch.inputs
+        shape = (len(batch.video_ids), *self._indices.shape)
+        indices = np.broadcast_to(self._indices, shape)
+        predictions = self._predict({**inputs, "frame_indices": indices})
+        counts = inputs["num_frames"] // self.segment_size
+        is_inside = np.arange(len(self._indices)) < counts[:, None]
+        wrong = (is_inside & ~np.isfinite(predictions).all(axis=2)).any(axis=1)
+        if wrong.any():
+            raise InputError(
+                f"the prediction for a segment of video {batch.video_ids[wrong.argmax()]!r} is not "
+                "finite: the features of that video are far out of range, or the model has "
+                "diverged."
+            )
+        return predictions, is_inside
+
+
+class SegmentRanking:
+    """mAP@K of the segments of videos, accumulated batch by batch.
+
+    Args:
+        predictor: predictor of the segments.
+    """
+
+    def __init__(self, predictor: SegmentPredictor):
+        self._predictor = predictor
+        self._metrics = segments.SegmentMetrics(predictor.num_classes)
+        self._num_segments = self._num_rated = 0
+
+    def accumulate(self, batch: Batch, num_videos: int) -> None:
+        """Adds all segments of the first videos of a batch with `ratings`.
+
+        Raises:
+            InputError: if a prediction is not finite.
+        """
+        predictions, is_inside = self._predictor.predict(batch)
+        scores = np.full(predictions.shape, segments.UNRATED, np.int8)
+        for row, ratings in zip(scores, batch.ratings or (), strict=True):
+            if ratings is not None:
+                numbers = ratings.starts // self._predictor.segment_size
+                row[numbers, ratings.classes] = ratings.scores
+        is_inside[num_videos:] = False
+        scores = scores[is_inside]
+        self._num_segments += len(scores)
+        self._num_rated += np.count_nonzero(scores != segments.UNRATED)
+        self._metrics.accumulate(predictions[is_inside], scores)
+
+    def summary(self) -> dict[str, Any]:
+        """Returns mAP@K as `segment_map`, and what it was computed from.
+
+        Raises:
+            InputError: if no segment is rated 1.
+        """
+        average_precisions = self._metrics.average_precisions()
+        if np.isnan(average_precisions).all():
+            raise InputError(
+                f"none of the {self._num_segments} evaluated segments is rated 1. Evaluate more "
+                "videos, or others."
+            )
+        return {
+            "segment_map": float(np.nanmean(average_precisions)),
+            "segment_top_n": segments.MAX_PREDICTIONS,
+            "num_segments": self._num_segments,
+            "num_rated_pairs": int(self._num_rated),
+        }
 
 
 # --- Saving ---------------------------------------------------------------------------------------
@@ -127,5 +295,6 @@ def save_summary(
         files.write_json(path, sorted([*history, summary], key=lambda entry: entry["step"]))
     with writer.as_default():
         for name, tag in eval_util.METRICS.items():
-            tf.summary.scalar(tag, summary[name], summary["step"])
+            if name in summary:
+                tf.summary.scalar(tag, summary[name], summary["step"])
     writer.flush()

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import program
 from program import Progress
@@ -282,7 +283,7 @@ def fit_weights(
 def fitted_weights(options: ExportOptions) -> np.ndarray:
     """Returns the weights for --fit_weights, and logs their effect."""
     paths = files.expand_patterns(options.eval_data_pattern or "")
-    settings = {"batch_size": options.batch_size, "top_k": options.top_k}
+    settings: dict[str, Any] = {"batch_size": options.batch_size, "top_k": options.top_k}
 
     def restored(weights=None):
         predictor = Predictor(

@@ -294,6 +294,19 @@ def _summary(found):
     for name, text in texts.items():
         more = [f"{what}: {count:,}" for what, count in counts[name].items() if count]
         yield name, "; ".join([text, *more])
+    ratings = found["ratings"]
+    if ratings["pairs"]:
+        yield (
+            "ratings",
+            "{segments:,} segments, {pairs:,} pairs of a segment and a class, {rated_1:,} of them "
+            "rated 1; {classes:,} classes".format(**ratings),
+        )
+    if ratings["faulty_records"]:
+        yield (
+            "",
+            "records with ratings that are not usable: {faulty_records:,}, the first {first_fault}"
+            "".format(**ratings),
+        )
     if found["other_label_names"]:
         yield "", f"other names that may hold labels: {comma_separated(found['other_label_names'])}"
 

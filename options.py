@@ -26,6 +26,7 @@ GROUPS = (
     "storage",
     "model",
     "loss",
+    "segments",
     "initial weights",
     "training",
     "optimizer",

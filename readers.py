@@ -72,13 +72,16 @@ class Batch(NamedTuple):
             or float32, and `num_frames`, int32 `[B]`. Video level: float32 `[B, D]`.
         labels: float32 `[B, C]`, 1 for each label of the video; `[B, 0]` without `with_labels`.
         pair_weights: weight of each pair of video and class in the loss, float32 `[B, C]`; None
-            without `label_weights`.
+            if the reader reads no weights.
+        ratings: ratings of the segments of each video, None for a video without; None if the
+            reader reads no ratings.
     """
 
     video_ids: list[str]
     inputs: dict[str, np.ndarray] | np.ndarray
     labels: np.ndarray
     pair_weights: np.ndarray | None = None
+    ratings: list[segments.Ratings | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,7 +142,16 @@ class RecordReader:
     Attributes:
         corrupt_records: log of the corrupt records skipped so far.
         bytes_read: bytes of the files read so far, for progress.
+        has_pair_weights: whether batches have `pair_weights`.
+        longest_example: largest number of frames of an example of a batch (frame level only).
     """
+
+    # What an example of a batch is, for messages.
+    example = "video"
+    # Whether each record is one example of every epoch, so that it need not be read to skip it.
+    has_one_example_per_record = True
+    # Whether the ratings of segments are read.
+    reads_ratings = False
 
     def __init__(
         self,
@@ -171,6 +183,8 @@ class RecordReader:
         self.trim_features = trim_features
         self.with_labels = with_labels
         self.label_weights = label_weights
+        self.has_pair_weights = label_weights is not None
+        self.longest_example = max_frames
         self.corrupt_records = records.CorruptRecordLog(skip_corrupt_records)
         self.bytes_read = 0
         self._min_videos = 1
@@ -213,13 +227,21 @@ class RecordReader:
             InputError: if none of the first 1000 videos, taken evenly from the first files, has a
                 label, or a record before the first label is corrupt and may not be skipped.
         """
+        self._require_one(
+            lambda video: video.labels.size > 0,
+            "has a label. Training and evaluation need the class numbers of each video, integers "
+            "with the name 'labels'.",
+        )
+
+    def _require_one(self, is_suitable, need):
+        """Rejects data of which no video of the first 1000 is suitable; `need` ends the message."""
         count, where, contents = 0, "", ""
         with contextlib.closing(self._first.read(_MAX_UNLABELED)) as first:
             for location, payload in first:
                 video = self._parse_or_skip(location, payload)
                 if video is None:
                     continue
-                if video.labels.size:
+                if is_suitable(video):
                     return
                 if not count:
                     where = str(location)
@@ -227,9 +249,8 @@ class RecordReader:
                 count += 1
         if count:
             raise InputError(
-                f"none of the first {count} videos has a label. Training and evaluation need the "
-                f"class numbers of each video, integers with the name 'labels'. The first video, "
-                f"{where}, has: {contents}."
+                f"none of the first {count} videos {need} The first video, {where}, has: "
+                f"{contents}."
             )
 
     def batches(
@@ -266,8 +287,8 @@ class RecordReader:
                 video.
             drop_remainder: whether to drop a last batch that is not full. An epoch must then have
                 at least `batch_size` videos.
-            pad_to_max_frames: whether T is always `max_frames`, instead of the largest number of
-                frames in the batch.
+            pad_to_max_frames: whether T is always `longest_example`, instead of the largest number
+                of frames in the batch.
             mix_videos: probability that a video is mixed with another one of its batch; see
                 `mixed_videos`.
 
@@ -281,11 +302,11 @@ class RecordReader:
             epochs,
             seed if shuffle else None,
             shuffle_buffer_size,
-            min_videos=batch_size if drop_remainder else self._min_videos,
+            min_examples=batch_size if drop_remainder else self._min_videos,
         )
         with (
             _threads(self.num_readers) as threads,
-            contextlib.closing(order.videos(self, threads, skip_batches * batch_size)) as videos,
+            contextlib.closing(order.examples(self, threads, skip_batches * batch_size)) as videos,
         ):
             groups = (
                 group
@@ -345,8 +366,8 @@ class RecordReader:
     def dataset(self, batch_size: int, **options: Any) -> tf.data.Dataset:
         """Returns a `tf.data.Dataset` of `(inputs, labels)` for `keras.Model.fit`.
 
-        With `label_weights`, it is of `(inputs, labels, pair_weights)`; `fit` passes the weights to
-        the loss.
+        With `has_pair_weights`, it is of `(inputs, labels, pair_weights)`; `fit` passes the weights
+        to the loss.
 
         Each iteration over the dataset continues the epoch numbers of the previous one, so
         `shuffle` gives a different order in each epoch of `fit`.
@@ -356,8 +377,8 @@ class RecordReader:
             **options: options of `batches`.
         """
         batch_dim = batch_size if options.get("drop_remainder") else None
-        num_frames = self.max_frames if options.get("pad_to_max_frames") else None
-        targets = ("labels",) if self.label_weights is None else ("labels", "pair_weights")
+        num_frames = self.longest_example if options.get("pad_to_max_frames") else None
+        targets = ("labels", "pair_weights") if self.has_pair_weights else ("labels",)
         signature = (
             self._input_signature(batch_dim, num_frames),
             *[tf.TensorSpec([batch_dim, self._num_label_columns], tf.float32)] * len(targets),
@@ -414,14 +435,27 @@ class RecordReader:
         """
         video = self._parse_or_skip(location, payload)
         if video is not None and self.with_labels and not video.labels.size:
-            self._warn_once(
-                "video %r (%s) has no label: it counts as a negative of every class. The record "
-                "has: %s. Further videos without labels are not reported.",
-                video.video_id,
-                location,
-                records.describe_features(records.parse_record(payload)[0]),
-            )
+            self._warn_of_no_label(video, location, payload)
         return video
+
+    def _warn_of_no_label(self, video, location, payload):
+        self._warn_once(
+            "video %r (%s) has no label: it counts as a negative of every class. The record "
+            "has: %s. Further videos without labels are not reported.",
+            video.video_id,
+            location,
+            records.describe_features(records.parse_record(payload)[0]),
+        )
+
+    def examples(self, videos: Iterable, key: str) -> Iterable:
+        """Returns the examples of an epoch, in order.
+
+        Args:
+            videos: the videos, or the locations of skipped records, in the order of the files.
+            key: seed of random choices; it differs between epochs.
+        """
+        del key
+        return videos
 
     def parse_together(self, payloads: Sequence[bytes]) -> list[Video] | None:
         """Parses several records at once, if that is possible.
@@ -520,7 +554,7 @@ class RecordReader:
                 "--num_classes."
             )
         ratings = segments.features_in(context)
-        if ratings:
+        if ratings and not self.reads_ratings:
             self._warn_once(
                 "the ratings of segments are not used, only the labels of whole videos. Not used: "
                 "%s",
@@ -596,7 +630,8 @@ class RecordReader:
 
         Args:
             videos: parsed videos.
-            pad_to_max_frames: whether T is `max_frames`, instead of the largest number of frames.
+            pad_to_max_frames: whether T is `longest_example`, instead of the largest number of
+                frames.
         """
         labels = _aligned_empty((len(videos), self._num_label_columns), np.float32)
         labels[...] = 0.0
@@ -604,17 +639,21 @@ class RecordReader:
         rows = np.repeat(np.arange(len(videos)), counts)
         labels[rows, np.concatenate([video.labels for video in videos])] = 1.0
         ids = [video.video_id for video in videos]
-        weights = None if self.label_weights is None else self._pair_weights(videos)
+        weights = self._pair_weights(videos) if self.has_pair_weights else None
         return Batch(ids, self._inputs(videos, pad_to_max_frames), labels, weights)
 
     def _pair_weights(self, videos):
         weights = _aligned_empty((len(videos), self._num_label_columns), np.float32)
-        weights[...] = 1.0
-        for row, video in enumerate(videos):
-            weights[row, video.labels] = 0.0
-            # Of several weights of a label, the largest counts.
-            np.maximum.at(weights[row], video.labels, video.label_weights)
+        for row, video in zip(weights, videos, strict=True):
+            self._weigh_pairs(row, video)
         return weights
+
+    def _weigh_pairs(self, weights, video):
+        """Sets the weights of the classes, `[C]`, for a video."""
+        weights[...] = 1.0
+        weights[video.labels] = 0.0
+        # Of several weights of a label, the largest counts.
+        np.maximum.at(weights, video.labels, video.label_weights)
 
 
 class YT8MFrameFeatureReader(RecordReader):
@@ -766,7 +805,7 @@ class YT8MFrameFeatureReader(RecordReader):
 
     def _inputs(self, videos, pad_to_max_frames):
         num_frames = np.array([len(video.features[0]) for video in videos], np.int32)
-        longest = self.max_frames if pad_to_max_frames else num_frames.max()
+        longest = self.longest_example if pad_to_max_frames else num_frames.max()
         frames = _aligned_empty((len(videos), longest, sum(self.feature_sizes)), self._dtype)
         for row, video in enumerate(videos):
             column = 0
@@ -1001,42 +1040,47 @@ def _threads(num_readers):
 
 
 class _Order:
-    """Order of the videos of some files, epoch after epoch."""
+    """Order of the examples of some files, epoch after epoch."""
 
-    def __init__(self, paths, epochs, seed, buffer_size, min_videos):
+    def __init__(self, paths, epochs, seed, buffer_size, min_examples):
         self._paths = paths
         self._epochs = epochs
         self._seed = seed
         self._buffer_size = buffer_size
-        self._min_videos = min_videos
+        self._min_examples = min_examples
 
-    def videos(self, reader, threads, skip):
-        """Yields the videos after the first `skip`."""
+    def examples(self, reader, threads, skip):
+        """Yields the examples after the first `skip`."""
         epoch_size = None
+        can_skim = reader.has_one_example_per_record
         for epoch in self._epochs:
-            if epoch_size is not None and skip >= epoch_size:
+            if epoch_size is not None and skip >= epoch_size and can_skim:
                 skip -= epoch_size
                 continue
-            stream = _Interleaved(self._shuffled_files(epoch), reader, threads, skip > 0)
+            stream = _Interleaved(
+                self._shuffled_files(epoch), reader, threads, can_skim and skip > 0
+            )
             epoch_size = 0
-            for entry in self._shuffled(stream, epoch):
+            examples = reader.examples(stream, f"{self._seed} {epoch}")
+            for entry in self._shuffled(examples, epoch):
                 epoch_size += 1
                 if skip > 0:
                     skip -= 1
-                    stream.skimming = skip > 0
+                    stream.skimming = can_skim and skip > 0
                 elif isinstance(entry, Video):
                     yield entry
                 elif (video := _load(reader, entry)) is not None:
                     yield video
-            self._check_epoch_size(epoch_size)
+            self._check_epoch_size(epoch_size, reader.example)
 
-    def _check_epoch_size(self, size):
-        if size < self._min_videos:
+    def _check_epoch_size(self, size, example):
+        if size < self._min_examples:
             where = f"{len(self._paths)} files, such as {self._paths[0]}"
             if size == 0:
-                raise InputError(f"no video in {where}")
+                raise InputError(f"no {example} in {where}")
             raise InputError(
-                f"a batch takes {self._min_videos} videos, but there are only {size} in {where}"
+                f"a batch takes {self._min_examples} {example}s, but there are only {size} in "
+                f"{where}"
             )
 
     def _shuffled_files(self, epoch):

@@ -21,6 +21,7 @@ from readers import stored_float_type
 
 _KINDS = {"bytes_list": "strings", "float_list": "floats", "int64_list": "integers"}
 _LABEL_NAME = re.compile("label|class|target|categor|annotation|tag", re.IGNORECASE)
+_RATING_COUNTS = ("segments", "pairs", "rated_1", "faulty_records")
 _NUM_EXAMPLES = _NUM_CLASSES_SHOWN = 5
 _MAX_LAYOUTS = 100
 # Arrays of bytes per feature that show whether they are the bytes of floats.
@@ -174,6 +175,9 @@ class RecordStatistics:
         self.num_frames: collections.Counter[int] = collections.Counter()
         self.unequal_frames = 0
         self._rated_segments = 0
+        self._ratings: collections.Counter[str] = collections.Counter()
+        self._rated_classes: set[int] = set()
+        self._first_faulty_rating = ""
         self._layouts: dict[tuple | None, Layout] = {}
         self._id_names: collections.Counter[str] = collections.Counter()
         self._id_hashes = array.array("q")
@@ -202,7 +206,7 @@ class RecordStatistics:
         self.levels["frame" if lists else "video"] += 1
         for name, (kind, size, numbers, *_) in (*values.items(), *frames.items()):
             self.features[name, kind].add(size, numbers if kind != "strings" else None)
-        self._rated_segments += bool(segments.features_in(context))
+        self._add_ratings(location, context)
         self._add_id(values)
         labels = self._add_labels(values)
         is_unequal = self._add_num_frames(frames)
@@ -210,6 +214,21 @@ class RecordStatistics:
         if layout not in self._layouts and len(self._layouts) >= _MAX_LAYOUTS:
             layout = None
         self._layouts.setdefault(layout, Layout(location, payload, layout is not None)).count += 1
+
+    def _add_ratings(self, location, context):
+        try:
+            ratings = segments.parse_ratings(context)
+        except ValueError as error:
+            self._ratings["faulty_records"] += 1
+            self._first_faulty_rating = self._first_faulty_rating or f"{location}: {error}"
+            return
+        if ratings is None:
+            return
+        self._rated_segments += 1
+        self._ratings["pairs"] += len(ratings.scores)
+        self._ratings["rated_1"] += ratings.scores.sum().item()
+        self._ratings["segments"] += len(np.unique(ratings.starts))
+        self._rated_classes.update(ratings.classes.tolist())
 
     def _add_num_frames(self, frames):
         """Returns whether the features have unequal numbers of frames."""
@@ -255,6 +274,11 @@ class RecordStatistics:
             "records": self.num_records,
             "levels": dict(self.levels),
             "rated_segments": self._rated_segments,
+            "ratings": {
+                **{name: self._ratings[name] for name in _RATING_COUNTS},
+                "classes": len(self._rated_classes),
+                "first_fault": self._first_faulty_rating,
+            },
             "ids": dict(self._id_names),
             "without_id": self.num_records - num_ids,
             "repeated_ids": num_ids - len(np.unique(np.array(self._id_hashes))),

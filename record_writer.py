@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+import segment_config
 import segments
 
 
@@ -66,7 +67,7 @@ def _set_ratings(features, ratings):
     values = {
         segments.LABELS: ratings.classes,
         segments.STARTS: ratings.starts,
-        segments.ENDS: ratings.starts + segments.SEGMENT_SIZE,
+        segments.ENDS: ratings.starts + segment_config.SEGMENT_SIZE,
     }
     for name, numbers in values.items():
         features.feature[name].int64_list.value.extend(numbers)

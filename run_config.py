@@ -34,6 +34,7 @@ from quantization import (
     FrameStorage,
     Quantization,
 )
+from segment_config import SegmentConfig
 from utils import InputError, comma_separated
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class DataConfig(Options):
         *,
         with_labels: bool = True,
         label_weights: str | None = None,
+        frame_reader: Callable | None = None,
     ) -> "readers.RecordReader":
         """Returns a reader of record files.
 
@@ -150,6 +152,7 @@ class DataConfig(Options):
             options: how to read them.
             with_labels: whether to read labels; prediction needs none.
             label_weights: name of the feature with a weight for each label; None for no weights.
+            frame_reader: reader of frame-level records; None for `YT8MFrameFeatureReader`.
 
         Raises:
             InputError: if a glob matches no file, or a `dataset.json` says that the frames are
@@ -163,7 +166,8 @@ class DataConfig(Options):
         reader: Callable = readers.YT8MAggregatedFeatureReader
         if self.frame_level:
             dataset_info.check_storage(self, paths)
-            reader = functools.partial(readers.YT8MFrameFeatureReader, storages=self.storages)
+            reader = frame_reader or readers.YT8MFrameFeatureReader
+            reader = functools.partial(reader, storages=self.storages)
         return reader(
             paths,
             feature_names=self.feature_names,
@@ -181,7 +185,7 @@ class DataConfig(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(Options):
+class RunConfig(SegmentConfig):
     """Everything that decides what a run learns, except the data and the number of steps.
 
     Attributes that depend on the model are resolved: `hyperparameters` gets the model's defaults
@@ -405,6 +409,25 @@ class RunConfig(Options):
         optimizers.optimizer_class(self.optimizer)  # Rejects an unknown name.
         self._check_schedule()
         self._check_initial_weights()
+        self._check_segments()
+
+    def _check_segments(self):
+        super()._check_segments()
+        if not self.segment_labels:
+            return
+        if not self.frame_level:
+            raise InputError(
+                f"--segment_labels needs a frame-level model, but {self.model} takes video-level "
+                "features, which have no segments."
+            )
+        for name in ("label_weights", "mix_videos"):
+            if getattr(self, name):
+                raise InputError(f"--{name} is about whole videos; leave out --segment_labels.")
+        if self.max_frames < self.segment_size:
+            raise InputError(
+                f"--segment_size must not be above --max_frames, {self.max_frames}. "
+                f"Received: {self.segment_size}"
+            )
 
     def _check_initial_weights(self):
         for name in ("init_use_ema", "init_exclude", "init_classes"):
@@ -503,6 +526,19 @@ class RunConfig(Options):
             max_frames=self.max_frames,
             feature_dtypes=self.feature_dtypes,
             quantization=self.quantization,
+        )
+
+    def training_reader(
+        self, paths: str | Sequence[str], options: ReadOptions
+    ) -> "readers.RecordReader":
+        """Returns a reader of the examples that the run learns from; see `DataConfig.reader`."""
+        import segment_reader
+
+        frame_reader = None
+        if self.segment_labels:
+            frame_reader = functools.partial(segment_reader.SegmentReader, settings=self)
+        return self.data.reader(
+            paths, options, label_weights=self.label_weights, frame_reader=frame_reader
         )
 
     @property

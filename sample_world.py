@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import quantization
+from segment_config import SEGMENT_SIZE
 
 if TYPE_CHECKING:
     from segments import Ratings
@@ -303,7 +304,7 @@ def _sample_ratings(world, rng, shown):
         `segments.Ratings`.
     """
     # Imported here because segments needs TensorFlow, and videos without ratings do not.
-    from segments import SEGMENT_SIZE, Ratings
+    from segments import Ratings
 
     segments = shown[: len(shown) // SEGMENT_SIZE * SEGMENT_SIZE].reshape(-1, SEGMENT_SIZE)
     count = min(SEGMENTS_PER_VIDEO, len(segments))

@@ -16,10 +16,11 @@ from tensorflow.train import Feature
 import eval_util
 import files
 import records
+from segment_config import SEGMENT_SIZE
 from utils import InputError, shortened
 
-# Frames of a segment in YouTube-8M, and entries of a class in a submission, at most.
-SEGMENT_SIZE, MAX_PREDICTIONS = 5, 100_000
+# Entries of a class in a submission, at most.
+MAX_PREDICTIONS = 100_000
 LABELS, STARTS, ENDS, SCORES = FEATURES = (
     "segment_labels",
     "segment_start_times",
@@ -90,6 +91,24 @@ def parse_ratings(
     is_last = np.ones(pairs.shape[1], bool)
     is_last[:-1] = (pairs[:2, 1:] != pairs[:2, :-1]).any(axis=0)
     return Ratings(*pairs[:, is_last])
+
+
+def frame_indices(num_segments: int, segment_size: int, context: int = 0) -> np.ndarray:
+    """Returns the frames of the first segments of a video, for `predict_parts`.
+
+    Args:
+        num_segments: number of segments, N.
+        segment_size: frames of a segment.
+        context: further frames on each side. At the start of a video, there are fewer.
+
+    Returns:
+        int32 `[N, segment_size + 2 * context]`. Missing frames are indices beyond the end of any
+        video, and come last.
+    """
+    starts = np.arange(num_segments, dtype=np.int32)[:, None] * segment_size
+    offsets = np.arange(segment_size + 2 * context, dtype=np.int32)
+    indices = np.maximum(starts - context, 0) + offsets
+    return np.where(indices < starts + segment_size + context, indices, np.int32(2**30))
 
 
 def _values(context, name):

@@ -92,11 +92,11 @@ def train(
             f"--frame_features={options.frame_features} does not fit: {config.model} takes {level}."
         )
     config = with_end_of_schedule(config, options)
-    reader = config.data.reader(
-        paths or options.train_data_pattern, options, label_weights=config.label_weights
-    )
+    reader = config.training_reader(paths or options.train_data_pattern, options)
     # Fail on bad data before creating anything.
     reader.check_first_records()
+    if options.keep_best == "segment_map" and not config.segment_labels:
+        raise InputError("--keep_best=segment_map needs --segment_labels, which is not given.")
     if options.eval_data_pattern:
         eval_paths = eval_paths or files.expand_patterns(options.eval_data_pattern)
         validation.check_records(config, options, eval_paths)
@@ -148,11 +148,12 @@ def _train(config, options, reader, eval_paths, stop_requests):
             validator = validation.Validation(config, options, eval_paths, trainer.step)
         batches_per_step = config.gradient_accumulation
         logging.info(
-            "%s: %s weights; %d files; batches of %d videos%s%s; %s",
+            "%s: %s weights; %d files; batches of %d %ss%s%s; %s",
             config.model,
             f"{trainer.model.count_params():,}",
             len(reader.paths),
             config.batch_size,
+            reader.example,
             workers.describe_parts(config.batch_size),
             f", {batches_per_step} in each step" if batches_per_step > 1 else "",
             f"from step {trainer.step}" if trainer.step else "from the beginning",
@@ -327,7 +328,8 @@ def run_loop(
             save()
         target = min(max_steps, step + int(steps_per_call), _next_pause(step, options))
         start = time.perf_counter()
-        wants_metrics = target % options.metrics_steps == 0
+        # Metrics of a batch would count unrated pairs as negatives.
+        wants_metrics = target % options.metrics_steps == 0 and not trainer.config.segment_labels
         outputs = trainer.run(batches, target - step, keep_outputs=wants_metrics)
         trainer.check_finite()
         seconds_per_step = (time.perf_counter() - start) / (target - step)

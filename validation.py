@@ -13,7 +13,14 @@ import checkpoints
 import dataset_info
 import files
 from checkpoints import Best
-from evaluation import evaluate, format_summary, new_writer, save_summary
+from evaluation import (
+    SegmentPredictor,
+    evaluate,
+    evaluation_reader,
+    format_summary,
+    new_writer,
+    save_summary,
+)
 from predictor import Predictor, PredictorOptions
 from run_config import RunConfig, TrainOptions
 from utils import InputError
@@ -35,7 +42,11 @@ def check_records(config: RunConfig, options: TrainOptions, paths: Sequence[str]
             records to train on.
     """
     dataset_info.check_classes(config.data, paths)
-    config.data.reader(paths, options).check_first_records()
+    evaluation_reader(config.data, paths, options, _segments(config)).check_first_records()
+
+
+def _segments(config):
+    return config if config.segment_labels else None
 
 
 class Validation:
@@ -61,9 +72,11 @@ class Validation:
     def __init__(self, config: RunConfig, options: TrainOptions, paths: Sequence[str], step: int):
         self._options = options
         self._paths = paths
+        self._segments = _segments(config)
         self._use_ema = config.ema_decay > 0
         self._kind = checkpoints.evaluation_kind(self._use_ema)
         self._predictor: Predictor | None = None
+        self._segment_predictor: SegmentPredictor | None = None
         self._writer: tf.summary.SummaryWriter | None = None
         history_path = checkpoints.metrics_path(options.train_dir, self._kind)
         files.check_writable(history_path)
@@ -98,13 +111,16 @@ class Validation:
             self._predictor = Predictor(
                 [options.train_dir], use_ema=self._use_ema, compute_dtype=options.compute_dtype
             )
+            if self._segments:
+                self._segment_predictor = SegmentPredictor(self._predictor, self._segments)
         self._predictor.restore(str(step))
         summary, _ = evaluate(
             self._predictor,
-            self._predictor.data.reader(self._paths, options),
+            evaluation_reader(self._predictor.data, self._paths, options, self._segments),
             batch_size=_EVAL_OPTIONS.batch_size,
             top_k=_EVAL_OPTIONS.top_k,
             max_videos=options.eval_videos,
+            segment_predictor=self._segment_predictor,
         )
         if self._writer is None:
             self._writer = new_writer(options.train_dir, self._kind, options.tensorboard_dir)

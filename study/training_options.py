@@ -122,7 +122,7 @@ def measure(scale, output_dir):
     data = output_dir / "data"
     if not (data / "dataset.json").exists():
         size = f"--num_videos={scale.num_videos} --num_eval_videos={scale.num_test_videos}"
-        _call(make_sample_data, f"--output_dir={data}", f"--overwrite {size} {data_flags()}")
+        call(make_sample_data, f"--output_dir={data}", f"--overwrite {size} {data_flags()}")
     rows = []
     for seed in scale.seeds:
         for name, flags in OPTIONS.items():
@@ -147,8 +147,7 @@ def data_flags():
 
 def _train(scale, data, run, flags):
     decay_examples = scale.max_steps * scale.batch_size // plan.LEARNING_RATE_DECAYS
-    keras.backend.clear_session()  # Frees the models of earlier runs.
-    _call(
+    call(
         train,
         f"--train_data_pattern={data}/train*.tfrecord",
         f"--train_dir={run}",
@@ -158,7 +157,7 @@ def _train(scale, data, run, flags):
         f"--learning_rate_decay_examples={decay_examples} --log_steps=100 "
         "--metrics_steps=1000000",
     )
-    _call(
+    call(
         eval_program,
         f"--train_dir={run}",
         f"--eval_data_pattern={data}/test*.tfrecord",
@@ -167,9 +166,10 @@ def _train(scale, data, run, flags):
     )
 
 
-def _call(module, *arguments):
+def call(module, *arguments):
     """Calls a program with paths, each an argument, and flags separated by spaces."""
     *paths, flags = arguments
+    keras.backend.clear_session()  # Frees the models of earlier runs.
     program.call(module.main, [*paths, *flags.split()])
 
 
@@ -211,14 +211,15 @@ def table(scores):
             row[title] = seed_tables.mean_and_deviation(by_seed[name])
             differences = by_seed[name] - by_seed[DEFAULT]
             is_default = name == DEFAULT
-            row[f"{title}, difference"] = "" if is_default else _signed(differences)
+            row[f"{title}, difference"] = "" if is_default else signed(differences)
             verdict = seed_tables.verdict(differences)
             row[f"{title}, verdict"] = "" if is_default else _VERDICTS.get(verdict, verdict)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _signed(values):
+def signed(values):
+    """Formats the values of a series with their signs."""
     return ", ".join(f"{value:+.4f}" for value in values)
 
 

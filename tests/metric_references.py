@@ -83,3 +83,21 @@ def metrics(predictions, labels, top_k, top_n=None):
         "aps": found,
         "map": float(np.mean(seen)) if len(seen) else float("nan"),
     }
+
+
+def segment_average_precisions(predictions, ratings, max_segments):
+    """Returns the average precision of each class of rated segments, by a loop over its list."""
+    results = []
+    for scores, rated in zip(predictions.T, ratings.T, strict=True):
+        order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+        hits, seen, total = 0, 0, 0.0
+        for index in order[:max_segments]:
+            if rated[index] == -1:  # Unrated.
+                continue
+            seen += 1
+            if rated[index]:
+                hits += 1
+                total += hits / seen
+        positives = int((rated == 1).sum())
+        results.append(total / positives if positives else np.nan)
+    return np.array(results)

@@ -5,6 +5,8 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+import segments
+
 NUM_CLASSES = 10
 
 
@@ -36,6 +38,20 @@ def frame_record(video_id, labels, id_name="id", weights=None, **features):
         context=tf.train.Features(feature=context),
         feature_lists=tf.train.FeatureLists(feature_list=lists),
     ).SerializeToString(deterministic=True)
+
+
+def with_ratings(record, ratings, size=5):
+    """Returns a serialized SequenceExample with ratings `(start, class, score)` added."""
+    record = tf.train.SequenceExample.FromString(record)
+    starts, labels, scores = zip(*ratings, strict=True) if ratings else ((), (), ())
+    for name, feature in {
+        segments.LABELS: int64_feature(labels),
+        segments.STARTS: int64_feature(starts),
+        segments.ENDS: int64_feature([start + size for start in starts]),
+        segments.SCORES: float_feature(scores),
+    }.items():
+        record.context.feature[name].CopyFrom(feature)
+    return record.SerializeToString(deterministic=True)
 
 
 def video_record(video_id, labels, id_name="id", **features):

@@ -19,6 +19,7 @@ WITHOUT_TENSORFLOW = {
     "recurrent",
     "registry",
     "run_config",
+    "segment_config",
     "quantization",
     "utils",
     *(path.stem for path in ROOT.glob("*_models.py")),

@@ -25,6 +25,7 @@ from sample_records import (
     int64_feature,
     random_frames,
     video_record,
+    with_ratings,
     write_records,
 )
 from utils import InputError
@@ -504,3 +505,27 @@ def test_an_inspection_of_paths_returns_statistics(frame_data):
     statistics, counts = inspect_records.inspect([str(path)])
     assert statistics.num_records == 40
     assert counts == {"files": 1, "compressed_files": 0, "empty_files": 0}
+
+
+def test_ratings_of_segments_are_counted_and_faulty_ones_reported(tmp_path, capsys):
+    first, second, third, plain = videos(4)
+    path = write_records(
+        tmp_path / "rated",
+        [
+            with_ratings(first, [(0, 3, 1), (0, 4, 0), (5, 3, 0)]),
+            with_ratings(second, [(0, 7, 1)]),
+            with_ratings(third, [(3, 7, 1)]),
+            plain,
+        ],
+    )
+    found = found_in(capsys, path)
+    assert found["rated_segments"] == 2
+    fault = found["ratings"].pop("first_fault")
+    assert fault.endswith("it has a segment that starts at 3, no multiple of 5")
+    assert f"record 2 of {path}" in fault
+    expected = {"segments": 3, "pairs": 4, "rated_1": 2, "classes": 3, "faulty_records": 1}
+    assert found["ratings"] == expected
+    programs.run("inspect_records", f"--input_data_pattern={path}")
+    text = capsys.readouterr().out
+    assert "3 segments, 4 pairs of a segment and a class, 2 of them rated 1; 3 classes" in text
+    assert "records with ratings that are not usable: 1, the first record 2 of" in text

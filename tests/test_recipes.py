@@ -79,6 +79,7 @@ class Expected:
     gap: tuple = ()
     learning_rate: float = 2e-4
     decay_examples: int = 4_000_000
+    segments: bool = False
     data: tuple = (("rgb", "audio"), (1024, 128), 3862, 300)
 
 
@@ -228,6 +229,16 @@ EXPECTED = {
         data=(("rgb", "audio"), (64, 16), 120, 60),
     ),
 }
+# The same models, of fewer frames, fine-tuned on segments.
+EXPECTED |= {
+    f"{name}_segments": dataclasses.replace(
+        EXPECTED[name],
+        hyperparameters=EXPECTED[name].hyperparameters | {"iterations": 0},
+        **{"batch_size": 512, "decay": 0.8, "steps": 5000, "decay_examples": 1_000_000},
+        **{"mib": 0, "gap": (), "segments": True},
+    )
+    for name in ("lfnl_netvlad", "nextvlad", "gru", "transformer")
+}
 # What a dataset.json states.
 DATA = ("feature_sizes", "num_classes", "max_frames")
 OF_THE_PAPER = {name for name, expected in EXPECTED.items() if expected.gap}
@@ -263,7 +274,9 @@ def test_a_recipe_has_the_settings_of_the_table(name):
     data = (config.feature_names, config.feature_sizes, config.num_classes, config.max_frames)
     assert data == expected.data
     assert (options.max_steps, options.num_epochs) == (expected.steps, 0)  # Only steps end a run.
-    assert options.keep_checkpoints == 20
+    assert options.keep_checkpoints == (1 if expected.segments else 20)  # Or only the best.
+    found = config.segment_labels, config.segment_context, config.segment_mined_weight
+    assert found == ((True, 3, 0.5) if expected.segments else (False, 0, 0.0))
 
 
 @pytest.mark.parametrize("name", ["gated_dbof", "netfv", *sorted(OF_THE_PAPER - {"soft_bof_8k"})])
@@ -319,8 +332,9 @@ def test_the_comment_of_a_recipe_states_size_steps_and_gap(name):
     else:
         assert f"Size: {size / 1e6:.1f} M parameters" in text
         assert f"{round(size * 4 / 2**20)} MiB in float32" in text
-    assert f"Steps: {expected.steps:,} batches of {expected.batch_size} videos" in text
-    assert "GAP@20" in text
+    example, metric = ("segments", "Segment mAP") if expected.segments else ("videos", "GAP@20")
+    assert f"Steps: {expected.steps:,} batches of {expected.batch_size} {example}" in text
+    assert metric in text
     assert all(gap in text for gap in expected.gap)
     if name in OF_THE_PAPER:
         measured = r"Speed: [\d.]+ examples/s in training and \d+ in prediction, .* on two cores"
@@ -359,7 +373,8 @@ def test_commands_parse(name, tmp_path, monkeypatch):
             config, _ = parsed(name)
             # The command leaves out what the dataset.json next to its data states.
             data = {key: getattr(config, key) for key in DATA}
-            assert dataclasses.replace(found["config"], **data) == config
+            assert dataclasses.replace(found["config"], init_from=None, **data) == config
+            assert bool(found["config"].init_from) == EXPECTED[name].segments
     assert len(train_dirs) == 1
 
 

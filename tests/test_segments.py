@@ -13,6 +13,7 @@ import sample_records
 import sample_world
 import segment_eval_inference
 import segments
+from metric_references import segment_average_precisions
 from records import parse_record
 from sample_records import float_feature, int64_feature
 from utils import InputError
@@ -33,18 +34,8 @@ def ratings_context(labels, starts, scores, size=5, **changes):
 def rated_record(video_id, *ratings, num_frames=20):
     """Returns a serialized record with ratings `(start, class, score)`."""
     frames = np.zeros((num_frames, 4), np.uint8)
-    record = tf.train.SequenceExample.FromString(
-        sample_records.frame_record(video_id, [0], rgb=frames)
-    )
-    starts, labels, scores = zip(*ratings, strict=True) if ratings else ((), (), ())
-    for name, feature in {
-        segments.LABELS: int64_feature(labels),
-        segments.STARTS: int64_feature(starts),
-        segments.ENDS: int64_feature([start + 5 for start in starts]),
-        segments.SCORES: float_feature(scores),
-    }.items():
-        record.context.feature[name].CopyFrom(feature)
-    return record.SerializeToString()
+    record = sample_records.frame_record(video_id, [0], rgb=frames)
+    return sample_records.with_ratings(record, ratings)
 
 
 # --- Ratings in records ---------------------------------------------------------------------------
@@ -123,24 +114,6 @@ def test_ratings_do_not_change_the_videos():
 # --- mAP@K ----------------------------------------------------------------------------------------
 
 
-def brute_force_average_precisions(predictions, ratings, max_segments):
-    """Computes the average precision of each class by a loop over its list."""
-    results = []
-    for scores, rated in zip(predictions.T, ratings.T, strict=True):
-        order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
-        hits, seen, total = 0, 0, 0.0
-        for index in order[:max_segments]:
-            if rated[index] == segments.UNRATED:
-                continue
-            seen += 1
-            if rated[index]:
-                hits += 1
-                total += hits / seen
-        positives = int((rated == 1).sum())
-        results.append(total / positives if positives else np.nan)
-    return np.array(results)
-
-
 @pytest.mark.parametrize("seed", range(12))
 def test_average_precisions_equal_brute_force(seed):
     rng = np.random.default_rng(seed)
@@ -154,7 +127,7 @@ def test_average_precisions_equal_brute_force(seed):
         metrics.accumulate(predictions[part], ratings[part])
     np.testing.assert_allclose(
         metrics.average_precisions(),
-        brute_force_average_precisions(predictions, ratings, max_segments),
+        segment_average_precisions(predictions, ratings, max_segments),
         rtol=0,
         atol=1e-12,
     )

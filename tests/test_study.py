@@ -25,6 +25,7 @@ import plots
 import results
 import schedule
 import seed_tables
+import segment_training
 import training_options
 
 
@@ -91,6 +92,41 @@ def test_a_miniature_measurement_of_options_writes_its_report(tmp_path, monkeypa
     monkeypatch.setattr(training_options, "_train", None)  # Finished runs do not run again.
     training_options.main(training_options.MeasurementOptions(**given))
     assert (tmp_path / "training_options.md").read_text() == text
+    assert text.count("\n| ") == 4
+
+
+def test_the_ways_to_train_on_segments_parse_and_their_table_in_docs_matches_its_numbers():
+    for flags in segment_training.WAYS.values():
+        given = () if flags is None else ("--segment_labels", *flags.split())
+        model = (*segment_training.MODEL.split(), "--train_data_pattern=data", "--train_dir=run")
+        assert programs.options("train", *model, *given)
+    assert programs.options("make_sample_data", "--output_dir=d", *segment_training.DATA.split())
+    docs = programs.ROOT / "docs"
+    text = segment_training.to_markdown(
+        segment_training.Scores.load(docs / segment_training.FOLDER)
+    )
+    assert text in (docs / "segments.md").read_text()
+
+
+def test_a_table_replaces_only_what_is_between_the_marks(tmp_path):
+    path = tmp_path / "page.md"
+    begin, end = segment_training.BEGIN, segment_training.END
+    path.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    segment_training.write_table(path, "new")
+    assert path.read_text() == f"before\n{begin}\nnew\n{end}\nafter\n"
+
+
+@pytest.mark.slow
+def test_a_miniature_measurement_of_segments_writes_its_table(tmp_path, monkeypatch):
+    names = (segment_training.VIDEOS, segment_training.RATED)
+    ways = {name: segment_training.WAYS[name] for name in names}
+    monkeypatch.setattr(segment_training, "WAYS", ways)
+    given = {"scale": "miniature", "output_dir": str(tmp_path)}
+    segment_training.main(segment_training.SegmentMeasurementOptions(**given))
+    text = (tmp_path / "segments.md").read_text()
+    monkeypatch.setattr(segment_training, "_train", None)  # Finished runs do not run again.
+    segment_training.main(segment_training.SegmentMeasurementOptions(**given))
+    assert (tmp_path / "segments.md").read_text() == text
     assert text.count("\n| ") == 4
 
 
