@@ -26,6 +26,7 @@ GROUPS = (
     "storage",
     "model",
     "loss",
+    "segments",
     "initial weights",
     "training",
     "optimizer",
@@ -164,6 +165,21 @@ class Options:
                 _check(field, entry)
         for names in {field.metadata["alternatives"] for field, _ in options_of(type(self))}:
             self._check_alternatives(names or ())
+
+    def check_needed(self, cls: type, given: Any, need: str) -> None:
+        """Rejects options that are not at their defaults if another one is missing.
+
+        Args:
+            cls: class with these options.
+            given: whether the other one is given.
+            need: the other one, for the message.
+
+        Raises:
+            InputError: naming the first such option.
+        """
+        for field, _ in options_of(cls):
+            if not given and getattr(self, field.name) != field.default:
+                raise InputError(f"--{field.name} needs {need}, which is not given.")
 
     def _check_alternatives(self, names):
         own = [name for name in names if hasattr(self, name)]
