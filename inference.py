@@ -31,7 +31,7 @@ import embedding_file
 import files
 import prediction_file
 import segment_file
-from options import option
+from options import option, same_option
 from prediction_file import FileFormat, FileKind, check_format, format_lines, prediction_parts
 from predictor import (
     ExportedPredictor,
@@ -76,6 +76,9 @@ class InferenceOptions(PredictorOptions, SubmissionOptions, TimelineOptions, Seg
         help="File to write, replaced if it exists; text is compressed if it ends in .gz.",
         group="output",
         required=True,
+    )
+    top_k: int = same_option(
+        PredictorOptions, "top_k", help="Best classes per video; for segments, all classes count."
     )
     output: str = option(
         "predictions",
