@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 
 import numpy as np
 import pytest
@@ -289,6 +290,30 @@ def test_frame_rates_that_differ_are_refused(tmp_path):
     assert dataset_info.frames_per_second(paths[:1]) == 1
     with pytest.raises(InputError, match="differ in frames_per_second"):
         dataset_info.frames_per_second(paths)
+
+
+def test_a_report_shows_the_labels_and_the_best_classes_of_videos_over_time(
+    saved_run, rated_data, monkeypatch
+):
+    pytest.importorskip("jinja2", reason="needs requirements/report.txt")
+    from report_page import content, evaluation
+
+    predictor = restored(saved_run("SoftBoFModel"))
+    inputs = batch_of(predictor, rated_data).inputs
+    longest = inputs["num_frames"].argmax()
+    frames = inputs["frames"][longest : longest + 1]
+    video = {"frames": frames, "num_frames": inputs["num_frames"][longest : longest + 1]}
+    example = evaluation.Example(1.0, "v", 3, [(3, 0.9)], [(7, 0.8), (3, 0.9)], video)
+    found = types.SimpleNamespace(right=[example], mistakes=[example], missed=[])
+    drawn = []
+    monkeypatch.setattr(content.figures, "timeline", lambda *args: drawn.append(args) or "chart")
+    values = content.of_timelines(found, {"run": predictor}, {7: "Cat"})
+    assert values == {"timelines": [(example, "chart")], "timeline_model": "run"}
+    ((probabilities, names, _),) = drawn
+    assert names == ["class 3", "Cat"]
+    expected = by_one_video_each(predictor, frames[0], 5, 0, [0])[:, [3, 7]]
+    expected = np.repeat(expected, 5, axis=0)[: len(frames[0])]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
 
 
 # --- Exported models ------------------------------------------------------------------------------
