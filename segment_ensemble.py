@@ -87,36 +87,39 @@ class SegmentEnsemble:
         batch, length, _ = tf.unstack(tf.shape(inputs["frames"]))
         num_frames = tf.cast(inputs["num_frames"], tf.int32)
         count, copies = self.settings.count(length), self.settings.shift_samplings
-        indices, is_real = self._copies(count, num_frames)
+        indices = self.frame_indices(count)
         indices = tf.broadcast_to(indices, [batch, *tf.unstack(tf.shape(indices))])
         indices.set_shape([None, None, self.settings.size + 2 * self.settings.context])
         predictions = self.ensemble.predict_parts({**inputs, "frame_indices": indices})
         num_classes = predictions.shape[2]
         predictions = tf.reshape(predictions, [batch, count, copies, num_classes])
+        starts = self._starts(count)
+        is_real = (starts < num_frames[:, None, None]) & (starts + self.settings.size > 0)
         # A copy without frames may be NaN.
         predictions = tf.where(is_real[..., None], predictions, 0.0)
         num_real = tf.reduce_sum(tf.cast(is_real, tf.float32), axis=2)
         means = tf.reduce_sum(predictions, axis=2) / tf.maximum(num_real, 1.0)[..., None]
-        starts = tf.range(count) * self.settings.size
-        means = tf.where((starts < num_frames[:, None])[..., None], means, 0.0)
+        is_segment = starts[:, 0] < num_frames[:, None]
+        means = tf.where(is_segment[..., None], means, 0.0)
         if self.video_ensemble is not None:
             means *= self.video_ensemble(inputs)[:, None]
         return tf.ensure_shape(means, [None, None, num_classes])
 
-    def _copies(self, count, num_frames):
-        """Returns the frames of the copies of all segments, and which copies have frames.
+    def frame_indices(self, count: Any) -> tf.Tensor:
+        """Returns the frames of the copies of all segments, for `FrameLevelModel.predict_parts`.
 
         Args:
             count: N.
-            num_frames: int32 `[B]`.
 
         Returns:
-            int32 `[N * M, S]`, as for `FrameLevelModel.predict_parts`, and bool `[B, N, M]`.
+            int32 `[N * M, S]`. Missing frames are indices beyond the end of any video, and come
+            last.
         """
         size, context = self.settings.size, self.settings.context
-        starts = tf.range(count)[:, None] * size + self.settings.shifts()
-        is_real = (starts < num_frames[:, None, None]) & (starts + size > 0)
-        starts = tf.reshape(starts, [-1, 1])
+        starts = tf.reshape(self._starts(count), [-1, 1])
         indices = tf.maximum(starts - context, 0) + tf.range(size + 2 * context)
-        is_inside = indices < starts + size + context
-        return tf.where(is_inside, indices, _PADDING), is_real
+        return tf.where(indices < starts + size + context, indices, _PADDING)
+
+    def _starts(self, count):
+        """Returns the first frame of each copy of the first segments, int32 `[N, M]`."""
+        return tf.range(count)[:, None] * self.settings.size + self.settings.shifts()
