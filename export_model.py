@@ -45,7 +45,7 @@ from predictor import (
 from readers import RecordReader
 from run_config import ReadOptions
 from segment_ensemble import SegmentEnsemble
-from segment_predictor import SegmentOptions, check_segments, segment_settings
+from segment_predictor import SegmentOptions, check_segments, segment_settings, video_checkpoint
 from serving import MANIFEST, SAVED_MODEL
 from utils import InputError, comma_separated
 
@@ -173,7 +173,7 @@ def export(options: ExportOptions) -> dict:
     )
     check_segments(options)
     config = load_configs(train_dirs)[0]
-    for train_dir in [*train_dirs, *(options.segment_video_dirs or ())]:
+    for train_dir in train_dirs:
         checkpoints.find(train_dir, options.checkpoint)  # Fails before models are built.
     with files.atomic_directory(options.output_dir) as partial:
         ensemble, described = _restored_ensemble(options, train_dirs, weights, "m")
@@ -278,7 +278,10 @@ def _segment_ensemble(options, ensemble, described):
     if video_dirs == options.run_dirs:
         video_ensemble, video_models = ensemble, described
     elif video_dirs:
-        video_ensemble, video_models = _restored_ensemble(options, video_dirs, None, "v")
+        video_options = dataclasses.replace(
+            options, checkpoint=video_checkpoint(options.checkpoint)
+        )
+        video_ensemble, video_models = _restored_ensemble(video_options, video_dirs, None, "v")
     segments = {"settings": dataclasses.asdict(settings), "video_models": video_models}
     return SegmentEnsemble(ensemble, settings, video_ensemble), segments
 

@@ -105,8 +105,7 @@ class SegmentPredictor:
         """Restores a checkpoint of all runs, like `Predictor.restore`."""
         self._predictor.restore(checkpoint)
         if self._video_predictor is not None and self._video_predictor is not self._predictor:
-            # A step of one run is none of another.
-            self._video_predictor.restore(checkpoint if checkpoint == checkpoints.BEST else None)
+            self._video_predictor.restore(video_checkpoint(checkpoint))
 
     def predict(self, inputs: Mapping) -> np.ndarray:
         """Returns probabilities, float32 `[B, N, C]`, for the inputs of a `readers.Batch`."""
@@ -202,6 +201,14 @@ def segment_settings(options: SegmentOptions, train_dirs: Sequence[str]) -> Segm
         context=resolve("segment_context", 0),
         shift_samplings=options.segment_shift_samplings,
     )
+
+
+def video_checkpoint(checkpoint: str | None) -> str | None:
+    """Returns the checkpoint of runs that predict whole videos, given that of the others.
+
+    It is the best if theirs is, and otherwise the newest: a step of one run is none of another.
+    """
+    return checkpoint if checkpoint == checkpoints.BEST else None
 
 
 def load_segment_predictor(
