@@ -389,6 +389,12 @@ def test_a_video_level_model_predicts_no_segments(trained_moe, pattern, tmp_path
     assert not (tmp_path / "x").exists()
 
 
+def test_only_a_saved_model_predicts_segments():
+    flags = ("--train_dir=run", "--output_dir=x", "--format=onnx", "--segment_labels")
+    with pytest.raises(InputError, match="--segment_labels needs --format=saved_model"):
+        programs.options("export_model", *flags)
+
+
 def test_runs_for_videos_must_take_the_data_of_those_for_segments(
     trained_mean, trained_moe, pattern, tmp_path
 ):
