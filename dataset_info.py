@@ -282,6 +282,19 @@ def find_vocabulary(paths: Sequence[str]) -> str | None:
     return vocabulary.same_class_names(found, "Use records of one data set, or give --class_names.")
 
 
+def frames_per_second(paths: Sequence[str]) -> float | None:
+    """Returns the frame rate that the `dataset.json` next to record files states; None for none.
+
+    Raises:
+        InputError: if those of several directories differ.
+    """
+    rates = {path: info.frames_per_second for path, info in _load_all(paths).items()}
+    if len(set(rates.values())) > 1:
+        stated = comma_separated(f"{path}: {rate}" for path, rate in rates.items())
+        raise InputError(f"the records differ in frames_per_second ({stated}). Read them apart.")
+    return next(iter(rates.values()), None)
+
+
 def class_counts(paths: Sequence[str], num_classes: int) -> tuple[list[float], int]:
     """Returns the number of training videos with each class, and of all training videos.
 

@@ -127,7 +127,8 @@ class Ensemble:
         """
         count, size = inputs["frame_indices"].shape[1], self.models[0].num_classes
         predict = [_for_samplings(model.predict_parts) for model in self.models]
-        predictions = self._member_outputs(inputs, predict, [[count, size]] * len(predict))
+        shape = [tf.shape(inputs["frame_indices"])[1], size]
+        predictions = self._member_outputs(inputs, predict, [shape] * len(predict))
         return tf.ensure_shape(self._weighted_sum(predictions), [None, count, size])
 
     def predict_whole_batch(self, inputs: dict | tf.Tensor) -> tf.Tensor:
@@ -217,11 +218,13 @@ class Ensemble:
     def _apply_in_chunks(self, function, number, videos):
         options = {"num_samplings": self.num_samplings[number], "seed": (self.seed, number)}
         length = tf.shape(videos["frames"])[1]
-        if "frame_indices" in videos:
-            count = videos["frame_indices"].shape[1]
-        else:
-            count = max(self.num_samplings[number], 1)
+        count = max(self.num_samplings[number], 1)
         floats = self.models[number].floats_per_video(length, count)
+        if "frame_indices" in videos:
+            _, count, size = tf.unstack(tf.shape(videos["frame_indices"]))
+            # What depends on a frame, and then the parts.
+            floats = self.models[number].floats_per_video(length, 1)
+            floats += self.models[number].floats_per_video(size, count)
         return in_chunks(lambda chunk: function(chunk, **options), videos, floats, self.max_floats)
 
 

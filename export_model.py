@@ -45,6 +45,8 @@ from predictor import (
 )
 from readers import RecordReader
 from run_config import ReadOptions
+from segment_ensemble import SegmentEnsemble
+from segment_predictor import SegmentOptions, check_segments, segment_settings, video_checkpoint
 from serving import MANIFEST, SAVED_MODEL
 from utils import InputError, comma_separated
 
@@ -54,7 +56,7 @@ FROZEN_GRAPH = "frozen_graph.pb"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportOptions(ModelOptions, ReadOptions):
+class ExportOptions(ModelOptions, ReadOptions, SegmentOptions):
     """Options of this program."""
 
     output_dir: str = option(
@@ -100,6 +102,11 @@ class ExportOptions(ModelOptions, ReadOptions):
         "then called records.",
         group="output",
     )
+    segment_labels: bool = same_option(
+        SegmentOptions,
+        "segment_labels",
+        help="Add the signature segments, which predicts all segments of the videos.",
+    )
     fit_weights: bool = option(
         False,
         "Fit the weights of --train_dirs to --eval_data_pattern; prints the metrics of each model "
@@ -132,6 +139,8 @@ class ExportOptions(ModelOptions, ReadOptions):
         for name in ("frozen_graph", "mediapipe"):
             if getattr(self, name):
                 raise InputError(f"--{name} is for --format={SAVED_MODEL}.")
+        if self.segment_labels:
+            raise InputError(f"--segment_labels needs --format={SAVED_MODEL}.")
         if self.dtype != "float32":
             raise InputError(
                 f"--format={self.format} stores matrices in float32. Add --dtype=float32."
@@ -163,50 +172,29 @@ def export(options: ExportOptions) -> dict:
     train_dirs, weights = with_weight(
         options.run_dirs, fitted_weights(options) if options.fit_weights else options.weights
     )
-    configs = load_configs(train_dirs)
+    check_segments(options)
+    config = load_configs(train_dirs)[0]
     for train_dir in train_dirs:
         checkpoints.find(train_dir, options.checkpoint)  # Fails before models are built.
     with files.atomic_directory(options.output_dir) as partial:
-        models, paths = [], []
-        for number, (config, train_dir) in enumerate(zip(configs, train_dirs, strict=True)):
-            logging.info("restoring model %d of %d: %s", number + 1, len(configs), train_dir)
-            # The names of all nodes begin with the model's name, so it is short.
-            models.append(frozen_model(config, options.dtype, f"m{number}"))
-            restore = functools.partial(restore_frozen, models[-1], config, use_ema=options.use_ema)
-            paths.append(checkpoints.restore(train_dir, options.checkpoint, restore))
-        ensemble = Ensemble(
-            models,
-            weights=weights,
-            num_samplings=options.num_samplings,
-            seed=options.seed,
-            max_floats=_MAX_FLOATS,
-        )
+        ensemble, described = _restored_ensemble(options, train_dirs, weights, "m")
+        segment_ensemble, segments = _segment_ensemble(options, ensemble, described)
+        models = ensemble.models if segment_ensemble is None else segment_ensemble.models
         num_weights = sum(model.count_params() for model in models)
         logging.info("tracing the graph, with %s weights", f"{num_weights:,}")
         logging.info("writing %s", files.absolute(options.output_dir))
         with _without_info():
             if options.format == SAVED_MODEL:
-                _write_saved_model(options, ensemble, data, class_names, partial)
+                _write_saved_model(options, ensemble, data, class_names, partial, segment_ensemble)
             else:
                 other_runtimes.write(options.format, ensemble, data, partial, class_names)
         manifest = {
             "format": options.format,
-            "models": [
-                {
-                    "step": checkpoints.step_of(path),
-                    "weight": weight,
-                    "num_samplings": num_samplings,
-                    "parameters": model.count_params(),
-                    "embedding_size": model.embedding_size,
-                    "config": dataclasses.asdict(config),
-                }
-                for config, path, model, weight, num_samplings in zip(
-                    configs, paths, models, ensemble.weights, ensemble.num_samplings, strict=True
-                )
-            ],
+            "models": described,
+            **({"segments": segments} if segments else {}),
             "data": dataclasses.asdict(data),
-            "label_loss": configs[0].label_loss,
-            "loss_hyperparameters": configs[0].loss_hyperparameters,
+            "label_loss": config.label_loss,
+            "loss_hyperparameters": config.loss_hyperparameters,
             "dtype": options.dtype,
             "use_ema": options.use_ema,
             "seed": options.seed,
@@ -220,14 +208,83 @@ def export(options: ExportOptions) -> dict:
     return manifest
 
 
-def _write_saved_model(options, ensemble, data, class_names, folder):
-    module = serving.make_module(ensemble, data, options.top_k, class_names, options.mediapipe)
+def _write_saved_model(options, ensemble, data, class_names, folder, segment_ensemble):
+    module = serving.make_module(
+        ensemble, data, options.top_k, class_names, options.mediapipe, segment_ensemble
+    )
     tf.saved_model.save(module, folder, signatures=module.served)
     # Holds a random id and checksums; nothing needs it.
     files.remove(os.path.join(folder, "fingerprint.pb"))
     model_servers.write_warm_up(module.served, data, folder)
     if options.frozen_graph:
         serving.write_frozen_graph(module, os.path.join(folder, FROZEN_GRAPH))
+
+
+def _restored_ensemble(options, train_dirs, weights, prefix):
+    """Restores the models of training runs.
+
+    Args:
+        options: `ExportOptions`.
+        train_dirs: directories of the runs.
+        weights: one weight per run; None for equal weights.
+        prefix: beginning of the names of the models.
+
+    Returns:
+        `(ensemble, described)`: their `Ensemble`, and for each a dict for the manifest.
+    """
+    configs = load_configs(train_dirs)
+    models, paths = [], []
+    for number, (config, train_dir) in enumerate(zip(configs, train_dirs, strict=True)):
+        logging.info("restoring model %d of %d: %s", number + 1, len(configs), train_dir)
+        # The names of all nodes begin with the model's name, so it is short.
+        models.append(frozen_model(config, options.dtype, f"{prefix}{number}"))
+        restore = functools.partial(restore_frozen, models[-1], config, use_ema=options.use_ema)
+        paths.append(checkpoints.restore(train_dir, options.checkpoint, restore))
+    ensemble = Ensemble(
+        models,
+        weights=weights,
+        num_samplings=options.num_samplings,
+        seed=options.seed,
+        max_floats=_MAX_FLOATS,
+    )
+    described = [
+        {
+            "step": checkpoints.step_of(path),
+            "weight": weight,
+            "num_samplings": num_samplings,
+            "parameters": model.count_params(),
+            "embedding_size": model.embedding_size,
+            "config": dataclasses.asdict(config),
+        }
+        for config, path, model, weight, num_samplings in zip(
+            configs, paths, models, ensemble.weights, ensemble.num_samplings, strict=True
+        )
+    ]
+    return ensemble, described
+
+
+def _segment_ensemble(options, ensemble, described):
+    """Returns the `SegmentEnsemble` of the options and a dict for the manifest, or None for both.
+
+    Args:
+        options: `ExportOptions`.
+        ensemble: restored models of `--train_dir` or `--train_dirs`.
+        described: what the manifest says of them.
+    """
+    if not options.segment_labels:
+        return None, None
+    settings = segment_settings(options, options.run_dirs)
+    video_dirs = list(options.segment_video_dirs or ())
+    video_ensemble, video_models = None, []
+    if video_dirs == options.run_dirs:
+        video_ensemble, video_models = ensemble, described
+    elif video_dirs:
+        video_options = dataclasses.replace(
+            options, checkpoint=video_checkpoint(options.checkpoint)
+        )
+        video_ensemble, video_models = _restored_ensemble(video_options, video_dirs, None, "v")
+    segments = {"settings": dataclasses.asdict(settings), "video_models": video_models}
+    return SegmentEnsemble(ensemble, settings, video_ensemble), segments
 
 
 @contextlib.contextmanager

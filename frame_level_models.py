@@ -140,16 +140,16 @@ class FrameLevelModel(registry.Model):
         Args:
             inputs: dict, as described above, with also `frame_indices`, int32 `[B, N, S]`: the
                 frames of each of N parts, in order. Indices of at least `num_frames` are padding,
-                which comes last. N must be static. Without real frames, a part has no meaningful
-                prediction.
+                which comes last. Without real frames, a part has no meaningful prediction.
 
         Returns:
             Probabilities, float32 `[B, N, C]`.
         """
         frame_indices = inputs["frame_indices"]
-        encoding = self._encode_inputs(inputs, False, lambda *_: frame_indices)
+        encoding = self._encode_inputs(inputs, False, lambda *_: frame_indices, as_parts=True)
         predictions = self.classifier(encoding, training=False)
-        return ops.reshape(predictions, (-1, frame_indices.shape[1], self.num_classes))
+        num_parts = frame_indices.shape[1] or ops.shape(frame_indices)[1]
+        return ops.reshape(predictions, (-1, num_parts, self.num_classes))
 
     def embed(self, inputs, num_samplings=None, seed=0):
         """Returns the embeddings of videos: their encodings, the vectors before the classifier.
@@ -177,7 +177,7 @@ class FrameLevelModel(registry.Model):
             ),
         )
 
-    def _encode_inputs(self, inputs, training, choose_frames):
+    def _encode_inputs(self, inputs, training, choose_frames, as_parts=False):
         """Returns the encodings of selections of frames, `[B * N, size]`, one video after another.
 
         Args:
@@ -185,6 +185,7 @@ class FrameLevelModel(registry.Model):
             training: bool.
             choose_frames: function from frames and `num_frames` to the indices of the frames of
                 each selection, int32 `[B, N, S]`, or None for every frame once.
+            as_parts: bool. As for `sample`.
         """
         if not isinstance(inputs, dict) or not {"frames", "num_frames"} <= inputs.keys():
             raise utils.InputError(f"{self.name} takes a dict of frames and num_frames.")
@@ -200,7 +201,7 @@ class FrameLevelModel(registry.Model):
         # The norms must be copied if the frames are.
         if inverse_norms is not None and not self.sample_by_count:
             inverse_norms, _ = self.sample(inverse_norms, num_frames, frame_indices)
-        frames, frame_weights = self.sample(frames, num_frames, frame_indices)
+        frames, frame_weights = self.sample(frames, num_frames, frame_indices, as_parts)
         frames = self.stored_frames(frames, frame_weights, inverse_norms)
         if not self.takes_stored_frames:
             frames = frames.to_float()
@@ -224,13 +225,16 @@ class FrameLevelModel(registry.Model):
 
         Args:
             frames: `[B, T, D]`, as stored.
-            frame_weights: float32 `[B, T]` or `[B, N, T]`.
+            frame_weights: float32 `[B, T]` or `[B, N, T]`; or `nonlocal_vlad.Parts`, which leave
+                out padding later.
             inverse_norms: those of the frames; computed if None.
         """
-        if len(frame_weights.shape) == 3:
-            frame_weights = ops.max(frame_weights, axis=1)
         if inverse_norms is None:
             inverse_norms = self.inverse_norms(frames)
+        if isinstance(frame_weights, nonlocal_vlad.Parts):
+            return self._unnormalized(frames).with_norms(inverse_norms)
+        if len(frame_weights.shape) == 3:
+            frame_weights = ops.max(frame_weights, axis=1)
         is_real = ops.cast(frame_weights > 0, "float32")
         return self._unnormalized(frames).with_norms(inverse_norms * is_real)
 
@@ -258,11 +262,11 @@ class FrameLevelModel(registry.Model):
                 separate videos.
             frame_weights: float32 `[B, T]`, how often each frame counts: 0 for padding, otherwise
                 1. With `sample_by_count`, how often each frame was sampled, and `[B, N, T]` for
-                several samplings.
+                several samplings; `nonlocal_vlad.Parts` for parts of videos.
             training: bool. Whether batch normalization uses the statistics of the batch.
 
         Returns:
-            Float vectors of any size, `[B, size]`; `[B * N, size]` for weights `[B, N, T]`.
+            Float vectors of any size, `[B, size]`; `[B * N, size]` for samplings or parts.
         """
         raise NotImplementedError
 
@@ -304,13 +308,14 @@ class FrameLevelModel(registry.Model):
             return random_frame_indices(uniform, num_frames)
         return random_frame_runs(uniform, num_frames, self.iterations)
 
-    def sample(self, frames, num_frames, frame_indices):
+    def sample(self, frames, num_frames, frame_indices, as_parts=False):
         """Selects frames and their weights.
 
         Args:
             frames: `[B, T, D]`, or `[B, T]` with one number per frame.
             num_frames: int32 `[B]`.
             frame_indices: int32 `[B, N, S]`, or None for all frames.
+            as_parts: bool. Whether to return `nonlocal_vlad.Parts` in place of counts.
 
         Returns:
             `(frames, frame_weights)`. If frames are copied, copies `[B * N, S, D]` or `[B * N, S]`
@@ -320,18 +325,10 @@ class FrameLevelModel(registry.Model):
         length = ops.shape(frames)[1]
         if frame_indices is None:
             return frames, inside_video(ops.arange(length, dtype="int32")[None], num_frames)
-        num_samplings, num_drawn = frame_indices.shape[1:]
-        frame_indices = ops.reshape(frame_indices, (-1, num_drawn or ops.shape(frame_indices)[2]))
-        if num_samplings > 1:
-            num_frames = ops.repeat(num_frames, num_samplings, axis=0)
-        weights = inside_video(frame_indices, num_frames)
-        frame_indices = ops.minimum(frame_indices, length - 1)
+        parts = nonlocal_vlad.Parts.of_videos(frame_indices, num_frames, length)
         if not self.sample_by_count:
-            return take_frames(frames, frame_indices, num_samplings), weights
-        counts = count_frames(frame_indices, weights, length)
-        if num_samplings > 1:
-            counts = ops.reshape(counts, (-1, num_samplings, length))
-        return frames, counts
+            return parts.take(frames), parts.weights
+        return frames, parts if as_parts else count_frames(parts, length)
 
     def floats_per_video(self, num_frames, num_samplings):
         """Estimates how many floats per video prediction holds at once, which limits the batch.
@@ -402,41 +399,25 @@ def _scaled_floor(uniform, limits):
     return ops.clip(ops.cast(scaled, "int32"), 0, ops.maximum(limits - 1, 0))
 
 
-def take_frames(frames, frame_indices, num_samplings=1):
-    """Copies frames by their indices.
+def count_frames(parts, length):
+    """Counts how often each frame is in each part, without padding.
 
     Args:
-        frames: `[B, T, D]` or `[B, T]`.
-        frame_indices: int32 `[B * N, S]`.
-        num_samplings: int. N.
-
-    Returns:
-        `[B * N, S, D]` or `[B * N, S]`.
-    """
-    batch, length, *size = ops.shape(frames)
-    flat = ops.reshape(frames, (batch * length, *size))
-    videos = ops.repeat(ops.arange(batch, dtype="int32"), num_samplings)
-    return ops.take(flat, videos[:, None] * length + frame_indices, axis=0)
-
-
-def count_frames(frame_indices, weights, length):
-    """Sums the weights of the indices that refer to the same frame.
-
-    Args:
-        frame_indices: int32 `[B, S]`.
-        weights: float32 `[B, S]`.
+        parts: `nonlocal_vlad.Parts` with N static.
         length: int or int tensor. T.
 
     Returns:
-        float32 `[B, T]`.
+        float32 `[B, N, T]`, or `[B, T]` for one part.
     """
-    batch = ops.shape(frame_indices)[0]
-    # Indices into all frames of the batch, one video after the other.
-    flat = ops.arange(batch, dtype="int32")[:, None] * length + frame_indices
+    count = ops.shape(parts.weights)[0]
+    indices = ops.reshape(parts.frame_indices, (count, -1))
+    # Indices into the frames of all parts, one part after the other.
+    flat = ops.arange(count, dtype="int32")[:, None] * length + indices
     sums = ops.segment_sum(
-        ops.reshape(weights, (-1,)), ops.reshape(flat, (-1,)), num_segments=batch * length
+        ops.reshape(parts.weights, (-1,)), ops.reshape(flat, (-1,)), num_segments=count * length
     )
-    return ops.reshape(sums, (batch, length))
+    num_parts = parts.frame_indices.shape[1]
+    return ops.reshape(sums, (-1, length) if num_parts == 1 else (-1, num_parts, length))
 
 
 def _bytes(frames):

@@ -7,7 +7,9 @@ Several runs (--train_dirs) or an exported model (--exported_model) predict the 
 
 The file has the columns VideoId and LabelConfidencePairs: the best classes, each with its score.
 --output_format selects other formats, which also hold class names. --output=embeddings writes the
-vector before the classifier for each video instead. The file appears only when it is complete.
+vector before the classifier for each video instead, --segment_labels predicts the segments of
+videos: a list of the best ones for each class, or, with --output_format=timeline, when each class
+occurs. The file appears only when it is complete.
 Until then, the predictions for finished input files are kept in OUTPUT_FILE.parts, from
 which the same command resumes an interrupted run. Input files that changed meanwhile are predicted
 again.
@@ -17,7 +19,8 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import program
 from program import Progress
@@ -27,8 +30,9 @@ from absl import logging
 import embedding_file
 import files
 import prediction_file
-from options import option
-from prediction_file import FileFormat, check_format, format_lines, prediction_parts
+import segment_file
+from options import option, same_option
+from prediction_file import FileFormat, FileKind, check_format, format_lines, prediction_parts
 from predictor import (
     ExportedPredictor,
     Predictor,
@@ -39,14 +43,27 @@ from predictor import (
     predict_videos,
 )
 from readers import RecordReader
+from segment_file import Submission, SubmissionOptions, Timeline, TimelineOptions
+from segment_predictor import (
+    ExportedSegmentPredictor,
+    SegmentOptions,
+    SegmentPredictor,
+    check_segments,
+    load_segment_predictor,
+    predict_segments,
+)
 from utils import InputError, comma_separated, one_ahead
 
 # By output and name; the first format of each is its default.
-FORMATS = {"predictions": prediction_file.FORMATS, "embeddings": embedding_file.FORMATS}
+FORMATS: dict[str, Mapping[str, FileKind]] = {
+    "predictions": prediction_file.FORMATS,
+    "embeddings": embedding_file.FORMATS,
+    "segments": segment_file.KINDS,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InferenceOptions(PredictorOptions):
+class InferenceOptions(PredictorOptions, SubmissionOptions, TimelineOptions, SegmentOptions):
     """Options of this program."""
 
     input_data_pattern: str = option(
@@ -60,12 +77,15 @@ class InferenceOptions(PredictorOptions):
         group="output",
         required=True,
     )
+    top_k: int = same_option(
+        PredictorOptions, "top_k", help="Best classes per video; for segments, all classes count."
+    )
     output: str = option(
         "predictions",
         "predictions: the best classes of each video; embeddings: the vector before the classifier "
         "of a frame-level model, float32.",
         group="output",
-        choices=tuple(FORMATS),
+        choices=("predictions", "embeddings"),
     )
     output_format: str | None = option(
         None,
@@ -73,7 +93,9 @@ class InferenceOptions(PredictorOptions):
         "score ...`; csv: a line per prediction, with id, rank, class, name and score; jsonl: a "
         "JSON object per video; parquet: the rows of csv. Of embeddings, npy (the default): an "
         "array with a row per video, and OUTPUT_FILE.ids.txt (without .npy) with the id of each "
-        "row; parquet: id and embedding.",
+        "row; parquet: id and embedding. Of segments, kaggle (the default): CSV with a line per "
+        "class, its best segments; timeline, which implies --segment_labels: CSV with a row for "
+        "each occurrence of a class, `id,start,end,...`.",
         group="output",
         choices=tuple(dict.fromkeys(name for formats in FORMATS.values() for name in formats)),
     )
@@ -99,15 +121,25 @@ class InferenceOptions(PredictorOptions):
 
     def __post_init__(self):
         """Checks options that depend on each other."""
+        if self.output_format == Timeline.kind.name:
+            object.__setattr__(self, "segment_labels", True)
         super().__post_init__()
-        formats = FORMATS[self.output]
+        if self.segment_labels and self.output != "predictions":
+            raise InputError(f"--output={self.output} is of whole videos. Leave out segments.")
+        content = "segments" if self.segment_labels else self.output
         if self.output_format is None:
-            object.__setattr__(self, "output_format", next(iter(formats)))
-        if self.output_format not in formats:
+            object.__setattr__(self, "output_format", next(iter(FORMATS[content])))
+        if self.output_format not in FORMATS[content]:
+            flag = "--segment_labels" if self.segment_labels else f"--output={self.output}"
             raise InputError(
-                f"--output_format={self.output_format} is not for --output={self.output}, which "
-                f"has the formats {comma_separated(formats)}."
+                f"--output_format={self.output_format} is not for {flag}, which has the formats "
+                f"{comma_separated(FORMATS[content])}."
             )
+        is_timeline = self.output_format == Timeline.kind.name
+        self.check_needed(TimelineOptions, is_timeline, "--output_format=timeline")
+        is_submission = self.segment_labels and not is_timeline
+        need = "--segment_labels with --output_format=kaggle"
+        self.check_needed(SubmissionOptions, is_submission, need)
         check_format(self.file_format, self.output_file)
         if self.class_names and not self.file_format.has_names:
             raise InputError(
@@ -119,9 +151,10 @@ class InferenceOptions(PredictorOptions):
             raise InputError("--embedding_member is for --output=embeddings.")
 
     @property
-    def file_format(self) -> FileFormat:
+    def file_format(self) -> FileKind:
         """Format of the file to write."""
-        return FORMATS[self.output][str(self.output_format)]
+        content = "segments" if self.segment_labels else self.output
+        return FORMATS[content][str(self.output_format)]
 
     @property
     def output_files(self) -> list[str]:
@@ -226,6 +259,43 @@ def write_embeddings(
     return _write_file(reader, output_file, file_format, settings, embed, lines, batch_size, resume)
 
 
+def write_segments(
+    predictor: SegmentPredictor | ExportedSegmentPredictor,
+    reader: RecordReader,
+    output_file: str,
+    *,
+    batch_size: int,
+    output_format: Submission | Timeline,
+    resume: bool = True,
+) -> int:
+    """Writes predictions of the segments of all videos of a reader, like `write_predictions`.
+
+    Args:
+        predictor: restored predictor.
+        reader: reader of the records.
+        output_file: path; a file that ends in `.gz` is compressed.
+        batch_size: videos per batch; a batch holds videos of one file.
+        output_format: format of the file.
+        resume: whether to use the parts of an interrupted run; otherwise they are removed.
+
+    Returns:
+        The number of videos.
+
+    Raises:
+        InputError: as `write_predictions`, or if a list cannot hold the id of a video.
+    """
+    kind = output_format.kind
+    settings = {**predictor.identity(), **output_format.identity()}
+    lines = output_format.lines
+    file_format = FileFormat(
+        kind.name, kind.ending, kind.part_ending, lines=lines, join=output_format.join
+    )
+    predict = functools.partial(predict_segments, predictor)
+    return _write_file(
+        reader, output_file, file_format, settings, predict, lines, batch_size, resume
+    )
+
+
 def _write_file(reader, output_file, file_format, settings, predict, lines, batch_size, resume):
     """Writes a file.
 
@@ -300,6 +370,28 @@ def find_class_names(
     return load_class_names(predictor, options.class_names)
 
 
+def make_segment_format(
+    options: InferenceOptions,
+    predictor: SegmentPredictor | ExportedSegmentPredictor,
+    paths: Sequence[str],
+    class_names: Mapping[int, str] | None,
+) -> Submission | Timeline:
+    """Returns the format of the file of segments that the options name.
+
+    Args:
+        options: options.
+        predictor: predictor of the segments.
+        paths: record files.
+        class_names: names by class, or None.
+
+    Raises:
+        InputError: if a file that the format needs does not fit.
+    """
+    if options.file_format is Timeline.kind:
+        return Timeline(options, predictor.settings, paths, class_names)
+    return Submission(options, predictor.settings, predictor.data.num_classes)
+
+
 def main(options: InferenceOptions) -> None:
     """Runs the program."""
     for path in options.output_files:
@@ -307,26 +399,32 @@ def main(options: InferenceOptions) -> None:
     paths = files.expand_patterns(options.input_data_pattern)
     for path in options.output_files:
         files.check_not_input(path, paths)
-    predictor = load_predictor(options)
+    check_segments(options)
+    predictor: Any = load_predictor(options)
     class_names = find_class_names(options, predictor)
-    predictor.restore(options.checkpoint)
-    reader = predictor.data.reader(paths, options, with_labels=False)
-    start = time.perf_counter()
-    if options.output == "embeddings":
+    output_format: Any = options.file_format.name
+    if options.segment_labels:
+        predictor = load_segment_predictor(options, predictor)
+        output_format = make_segment_format(options, predictor, paths, class_names)
+        write: Callable = write_segments
+    elif options.output == "embeddings":
         write = functools.partial(write_embeddings, member=options.embedding_member)
     else:
         write = functools.partial(write_predictions, top_k=options.top_k, class_names=class_names)
+    predictor.restore(options.checkpoint)
+    reader = predictor.data.reader(paths, options, with_labels=False)
+    start = time.perf_counter()
     num_videos = write(
         predictor,
         reader,
         options.output_file,
         batch_size=options.batch_size,
         resume=options.resume,
-        output_format=options.file_format.name,
+        output_format=output_format,
     )
     logging.info(
         "%s of %d videos by %s, %.1f s, %d corrupt records skipped: %s",
-        options.output,
+        "segments" if options.segment_labels else options.output,
         num_videos,
         predictor.describe(),
         time.perf_counter() - start,

@@ -111,15 +111,19 @@ class NeXtVLAD(layers.MatmulLayer):
 
     def call(self, frames, frame_weights, training=False):
         """Returns the v_k, one after the other, `[B, K * J]` or `[B * N, K * J]`."""
-        weights = nonlocal_vlad.per_sampling(frame_weights)
         attention = ops.sigmoid(self.attention(frames))
-        weights = weights[..., None] * attention[:, None]
+        logits = self.assignment(frames, frame_weights, training=training)
+        logits = ops.reshape(logits, (-1, ops.shape(logits)[1], self.groups, self.clusters))
+        assignments = ops.softmax(logits)
+        weights, attention, assignments, groups = nonlocal_vlad.per_sampling(
+            frame_weights, attention, assignments, self.expansion(frames)
+        )
         # From here on, the groups are frames of their own.
         count = ops.shape(weights)[2] * self.groups
+        weights = weights[..., None] * attention[:, None]
         weights = ops.reshape(weights, (-1, weights.shape[1], count))
-        logits = self.assignment(frames, frame_weights, training=training)
-        assignments = ops.softmax(ops.reshape(logits, (-1, count, self.clusters)))
-        groups = ops.reshape(self.expansion(frames), (-1, count, self.group_size))
+        assignments = ops.reshape(assignments, (-1, count, self.clusters))
+        groups = ops.reshape(groups, (-1, count, self.group_size))
         residuals = nonlocal_vlad.pool_samplings(self, groups, assignments, weights, self.centers)
         vectors = layers.l2_normalize(residuals)
         return ops.reshape(vectors, (-1, self.clusters * self.group_size))
@@ -242,7 +246,7 @@ class BranchGate(layers.MatmulLayer):
 
     def call(self, frames, frame_weights, training=False):
         """Returns weights that sum to 1, `[B, M]` or `[B * N, M]`."""
-        weights = nonlocal_vlad.per_sampling(frame_weights)
+        weights, frames = nonlocal_vlad.per_sampling(frame_weights, frames)
         weights = weights / ops.sum(weights, axis=-1, keepdims=True)
         means = self.pool(frames, ops.transpose(weights, (0, 2, 1)))
         means = ops.reshape(means, (-1, frames.shape[-1]))

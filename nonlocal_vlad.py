@@ -6,12 +6,15 @@ E embedding.
 Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
 """
 
+from typing import Any, NamedTuple
+
 from keras import ops
 
 import utils
 from layers import (
     Linear,
     MatmulLayer,
+    StoredFrames,
     inverse_sqrt,
     l2_normalize,
     row_size,
@@ -102,7 +105,8 @@ class NetVLAD(MatmulLayer):
         """Returns the normalized VLAD, `[B, K * D]` or `[B * N, K * D]`."""
         assignments = self.assignment(frames, frame_weights, training=training)
         centers = self.centers if self.has_centers else None
-        residuals = pool_samplings(self, frames, assignments, per_sampling(frame_weights), centers)
+        weights, frames, assignments = per_sampling(frame_weights, frames, assignments)
+        residuals = pool_samplings(self, frames, assignments, weights, centers)
         if self.nonlocal_block is not None:
             residuals = self.nonlocal_block(residuals)
         return ops.reshape(intra_normalize(residuals), (-1, self.clusters * frames.shape[-1]))
@@ -250,7 +254,8 @@ class SoftBagOfFeatures(MatmulLayer):
     def call(self, frames, frame_weights, training=False):
         """Returns the normalized histogram, `[B, K]` or `[B * N, K]`."""
         assignments = self.assignment(frames, frame_weights, training=training)
-        return self.histogram(assignments, per_sampling(frame_weights), training)
+        weights, assignments = per_sampling(frame_weights, assignments)
+        return self.histogram(assignments, weights, training)
 
     def histogram(self, assignments, weights, training):
         """Returns the normalized sums of assignments `[B, T, K]` with weights `[B, N, T]`."""
@@ -306,10 +311,57 @@ def pool_samplings(layer, frames, assignments, weights, centers=None):
     return ops.reshape(sums, (-1, clusters, frames.shape[-1]))
 
 
-def per_sampling(frame_weights):
-    """Returns weights of frames, `[B, T]` or `[B, N, T]`, as `[B, N, T]`."""
+class Parts(NamedTuple):
+    """The frames of N parts of each video, which replace the weights of frames in prediction.
+
+    Layers compute everything that depends on one frame before they take the frames of each part.
+
+    Attributes:
+        frame_indices: frames of each part, int32 `[B, N, S]`, below the number of frames T.
+        weights: float32 `[B * N, S]`, 0 for padding, otherwise 1.
+    """
+
+    frame_indices: Any
+    weights: Any
+
+    @classmethod
+    def of_videos(cls, frame_indices, num_frames, length):
+        """Returns parts in which indices of at least `num_frames` are padding.
+
+        Args:
+            frame_indices: int32 `[B, N, S]`.
+            num_frames: int32 `[B]`.
+            length: int or int tensor. T.
+        """
+        weights = ops.cast(frame_indices < num_frames[:, None, None], "float32")
+        size = frame_indices.shape[2] or ops.shape(frame_indices)[2]
+        return cls(ops.minimum(frame_indices, length - 1), ops.reshape(weights, (-1, size)))
+
+    def take(self, rows):
+        """Copies rows of frames, `[B, T, ...]` or `StoredFrames`, to `[B * N, S, ...]`."""
+        if isinstance(rows, StoredFrames):
+            return rows._replace(q=self.take(rows.q), inverse_norms=self.take(rows.inverse_norms))
+        batch, length, *size = ops.shape(rows)
+        first = ops.arange(batch, dtype="int32")[:, None, None] * length
+        flat = ops.reshape(first + self.frame_indices, (-1, ops.shape(self.weights)[1]))
+        return ops.take(ops.reshape(rows, (batch * length, *size)), flat, axis=0)
+
+
+def per_sampling(frame_weights, *rows):
+    """Returns weights as `[B, N, T]`, followed by rows with a value per frame, `[B, T, ...]`.
+
+    `Parts` become videos of their own: rows `[B * N, S, ...]` with weights `[B * N, 1, S]`.
+
+    Args:
+        frame_weights: `[B, T]`, `[B, N, T]` or `Parts`.
+        *rows: tensors or `StoredFrames`.
+    """
+    if isinstance(frame_weights, Parts):
+        return frame_weights.weights[:, None], *map(frame_weights.take, rows)
     frame_weights = ops.cast(frame_weights, "float32")
-    return frame_weights if len(frame_weights.shape) == 3 else frame_weights[:, None]
+    if len(frame_weights.shape) < 3:
+        frame_weights = frame_weights[:, None]
+    return frame_weights, *rows
 
 
 def intra_normalize(residuals):

@@ -166,6 +166,21 @@ class Options:
         for names in {field.metadata["alternatives"] for field, _ in options_of(type(self))}:
             self._check_alternatives(names or ())
 
+    def check_needed(self, cls: type, given: Any, need: str) -> None:
+        """Rejects options that are not at their defaults if another one is missing.
+
+        Args:
+            cls: class with these options.
+            given: whether the other one is given.
+            need: the other one, for the message.
+
+        Raises:
+            InputError: naming the first such option.
+        """
+        for field, _ in options_of(cls):
+            if not given and getattr(self, field.name) != field.default:
+                raise InputError(f"--{field.name} needs {need}, which is not given.")
+
     def _check_alternatives(self, names):
         own = [name for name in names if hasattr(self, name)]
         given = [f"--{name}" for name in own if getattr(self, name)]

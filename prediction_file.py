@@ -79,7 +79,8 @@ def _json_line(video_id, classes, scores, names):
     return json.dumps({"id": video_id, "predictions": predictions}, ensure_ascii=False) + "\n"
 
 
-def _join_text(parts, output_file, header=""):
+def join_text(parts: Sequence[str], output_file: str, header: str = "") -> None:
+    """Joins parts of text into a file, after a header."""
     with files.atomic_write(output_file) as output:
         output.write(header)
         for path in parts:
@@ -145,24 +146,33 @@ def _import_pyarrow():
 
 
 @dataclasses.dataclass(frozen=True)
-class FileFormat:
-    """A format of files that are joined from parts.
+class FileKind:
+    """A kind of files that are joined from parts.
 
     Attributes:
         name: its name as a flag.
         ending: ending of the names of its files, before `.gz`.
         part_ending: ending of the names of its parts.
-        lines: function that returns the lines of a part for some videos.
-        join: function that joins the parts at some paths into a file.
         has_names: whether it holds class names.
     """
 
     name: str
     ending: str
     part_ending: str
+    has_names: bool = dataclasses.field(default=False, kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileFormat(FileKind):
+    """A kind of files and how to write them.
+
+    Attributes:
+        lines: function that returns the lines of a part for some videos.
+        join: function that joins the parts at some paths into a file.
+    """
+
     lines: Callable[..., str]
     join: Callable[[Sequence[str], str], None]
-    has_names: bool = False
 
 
 # `lines` takes an id, its best classes, their scores (float32) and names by class.
@@ -172,15 +182,15 @@ FORMATS = {
         FileFormat(
             *("kaggle", ".csv", ".csv"),
             _kaggle_line,
-            functools.partial(_join_text, header=f"{HEADER}\n"),
+            functools.partial(join_text, header=f"{HEADER}\n"),
         ),
         FileFormat(
             *("csv", ".csv", ".csv"),
             _csv_lines,
-            functools.partial(_join_text, header=csv_line(COLUMNS)),
+            functools.partial(join_text, header=csv_line(COLUMNS)),
             has_names=True,
         ),
-        FileFormat("jsonl", ".jsonl", ".jsonl", _json_line, _join_text, has_names=True),
+        FileFormat("jsonl", ".jsonl", ".jsonl", _json_line, join_text, has_names=True),
         FileFormat("parquet", ".parquet", ".jsonl", _json_line, _join_parquet, has_names=True),
     )
 }
@@ -189,7 +199,7 @@ _TEXT_ENDINGS = (".csv", ".jsonl")
 _ENDINGS = (*_TEXT_ENDINGS, ".parquet", ".npy")
 
 
-def check_format(file_format: FileFormat, output_file: str) -> None:
+def check_format(file_format: FileKind, output_file: str) -> None:
     """Rejects a format that cannot be written, or that the name of the file contradicts.
 
     Raises:

@@ -269,6 +269,23 @@ class ExportedPredictor:
         """Returns embeddings `[B, E]`, all models side by side."""
         return self._run("embed", inputs)["embeddings"].numpy()
 
+    @property
+    def segment_settings(self) -> dict[str, int]:
+        """Segments of the signature `segments`.
+
+        Raises:
+            InputError: if the exported model has no such signature.
+        """
+        if not self._manifest.get("segments"):
+            raise InputError(
+                f"{self._name} predicts no segments. Export its runs again with --segment_labels."
+            )
+        return self._manifest["segments"]["settings"]
+
+    def predict_segments(self, inputs: Mapping) -> np.ndarray:
+        """Returns probabilities of all segments of videos, `[B, N, C]`."""
+        return self._run("segments", inputs)["predictions"].numpy()
+
     def _run(self, signature, inputs):
         if not isinstance(inputs, dict):
             inputs = {"features": inputs}
@@ -449,7 +466,7 @@ def predict_videos(
     Raises:
         InputError: if a prediction is not finite, naming the first such video.
     """
-    return _finite(predictor.predict(inputs), "prediction", video_ids)
+    return check_finite(predictor.predict(inputs), "prediction", video_ids)
 
 
 def embed_videos(
@@ -460,10 +477,20 @@ def embed_videos(
     Raises:
         InputError: if an embedding is not finite, naming the first such video.
     """
-    return _finite(predictor.embed(inputs), "embedding", video_ids)
+    return check_finite(predictor.embed(inputs), "embedding", video_ids)
 
 
-def _finite(vectors, name, video_ids):
+def check_finite(vectors: np.ndarray, name: str, video_ids: Sequence[str]) -> np.ndarray:
+    """Returns vectors `[B, size]` if all are finite.
+
+    Args:
+        vectors: the vectors.
+        name: name of a vector for the message.
+        video_ids: id for each.
+
+    Raises:
+        InputError: naming the first video whose vector is not finite.
+    """
     wrong = ~np.isfinite(vectors).all(axis=1)
     if wrong.any():
         raise InputError(

@@ -138,6 +138,7 @@ def make_report(options: ReportOptions) -> str:
             exported_model=options.exported_model,
         )
         values |= content.of_attention(found, predictors)
+        values |= content.of_timelines(found, predictors, class_names)
         subtitle += f" on {found.num_videos:,} videos of {options.eval_data_pattern}"
     title = f"Report of {comma_separated(names)}"
     return page.render("report.html", title=title, subtitle=subtitle, **values)

@@ -154,7 +154,7 @@ class RankedSegments:
             scores: finite scores `[S, C]`.
             values: integers that `lists` returns, `[S]` or `[S, C]`.
         """
-        values = np.broadcast_to(values.reshape(len(scores), -1), scores.shape)
+        values = np.broadcast_to(values if values.ndim > 1 else values[:, None], scores.shape)
         step = self._max_columns - self._max_segments
         for start in range(0, len(scores), step):
             self._add(scores[start : start + step].T, values[start : start + step].T)

@@ -14,6 +14,7 @@ import files
 import private_api
 from ensemble import Ensemble
 from run_config import DataConfig
+from segment_ensemble import SegmentEnsemble
 from utils import InputError, comma_separated
 
 # The file in which an exported model states its origin and its input.
@@ -30,12 +31,13 @@ def make_module(
     top_k: int,
     class_names: str | None = None,
     mediapipe: bool = False,
+    segment_ensemble: SegmentEnsemble | None = None,
 ) -> tf.Module:
     """Returns a `tf.Module` to save, with only what its signatures use.
 
     Its attribute `served` is a dict of the functions `serving_default` and `predict`, for frames
-    also `predict_floats`, and, if all models have embeddings, `embed`; `kept_variables` is a list
-    of the `tf.Variable`s that they use.
+    also `predict_floats`, if all models have embeddings, `embed`, and, with `segment_ensemble`,
+    `segments`; `kept_variables` is a list of the `tf.Variable`s that they use.
 
     Args:
         ensemble: models that predict.
@@ -44,6 +46,7 @@ def make_module(
         class_names: path of a file to save along, as an asset.
         mediapipe: whether `serving_default` is the signature that MediaPipe calls. The one that
             takes records is then called `records`.
+        segment_ensemble: models that predict segments; None for no signature `segments`.
     """
     parse = _parse_frames if data.frame_level else _parse_vectors
     top_k = min(top_k, data.num_classes)
@@ -70,6 +73,10 @@ def make_module(
         served["predict_floats"] = _predict_floats(predict, data)
     if ensemble.has_embeddings:
         served["embed"] = signature("embeddings", ensemble.embeddings)
+    models = ensemble.models
+    if segment_ensemble is not None:
+        served["segments"] = signature("predictions", segment_ensemble)
+        models = segment_ensemble.models
     if mediapipe:
         served["records"] = serve_records
         served["serving_default"] = _mediapipe(served["predict_floats"], data)
@@ -79,7 +86,7 @@ def make_module(
     }
     module.kept_variables = [
         weight.value
-        for model in ensemble.models
+        for model in models
         for weight in model.weights
         if id(weight.value.handle) in used
     ]

@@ -174,6 +174,42 @@ def read_class_names(path: str, num_classes: int | None = None) -> dict[int, str
     return names
 
 
+def read_classes(path: str, num_classes: int) -> list[int]:
+    """Reads some classes from a file: a number in each line, or before its first comma.
+
+    The first line may be a header, such as `Index`. Repeated classes count once.
+
+    Args:
+        path: file to read, such as segment_label_ids.csv or a vocabulary.csv.
+        num_classes: number of classes of the model.
+
+    Returns:
+        The classes in ascending order.
+
+    Raises:
+        InputError: naming the line, if it has no class of the model; or if there is none.
+    """
+    try:
+        with files.open_binary(path) as file:
+            lines = file.read().decode("utf-8-sig", "backslashreplace").splitlines()
+    except (OSError, *files.REMOTE_ERRORS) as error:
+        raise InputError(f"cannot read the classes in {path}: {error}") from error
+    found = set()
+    for number, line in enumerate(lines, start=1):
+        cell = line.partition(",")[0].strip()
+        if not cell or (number == 1 and not _NUMBER.fullmatch(cell)):
+            continue
+        if not cell.isascii() or not cell.isdecimal() or int(cell) >= num_classes:
+            raise InputError(
+                f"line {number} of {path} must have a class of the model, 0 to {num_classes - 1}. "
+                f"Received: {cell!r}"
+            )
+        found.add(int(cell))
+    if not found:
+        raise InputError(f"{path} has no class. Put the number of a class into each line.")
+    return sorted(found)
+
+
 def read_numbers(
     path: str, column: str, num_classes: int, default: float | None = None
 ) -> list[float]:

@@ -64,7 +64,10 @@ class NetFV(layers.MatmulLayer):
     def call(self, frames, frame_weights, training=False):
         """Returns the normalized u and v, side by side."""
         assignments = self.assignment(frames, frame_weights, training=training)
-        first, second = self._orders(frames, assignments, nonlocal_vlad.per_sampling(frame_weights))
+        weights, frames, assignments = nonlocal_vlad.per_sampling(
+            frame_weights, frames, assignments
+        )
+        first, second = self._orders(frames, assignments, weights)
         if self.second_order_norm == "intra":
             second = nonlocal_vlad.intra_normalize(second)
         size = self.clusters * frames.shape[-1]
@@ -190,7 +193,7 @@ class GatedBagOfFeatures(nonlocal_vlad.SoftBagOfFeatures):
     def call(self, frames, frame_weights, training=False):
         """Returns the gated histogram, `[B, K]` or `[B * N, K]`."""
         assignments = self.assignment(frames, frame_weights, training=training)
-        weights = nonlocal_vlad.per_sampling(frame_weights)
+        weights, assignments = nonlocal_vlad.per_sampling(frame_weights, assignments)
         real = ops.cast(weights > 0, "float32")[..., None]
         # One sampling after another: all at once would hold `[B, N, T, K]`.
         largest = [ops.max(assignments * real[:, n], axis=1) for n in range(weights.shape[1])]

@@ -12,6 +12,7 @@ from report_page import failures, figures, history, label_errors, learning
 from report_page.attention import frame_assignments
 from report_page.evaluation import Evaluation
 from report_page.history import Run
+from segment_ensemble import SegmentEnsemble, SegmentSettings
 from utils import comma_separated
 
 # Best and worst classes in tables.
@@ -132,14 +133,13 @@ def of_attention(
     evaluation: Evaluation, predictors: Mapping[str, Predictor | ExportedPredictor]
 ) -> dict[str, Any]:
     """Returns the soft assignments of a few videos by the first model that has any."""
-    kinds = (evaluation.right, evaluation.mistakes, evaluation.missed)
-    shown = {example.video_id: example for kind in kinds for example in kind[:1]}
+    shown = _shown_over_time(evaluation)
     for name, predictor in predictors.items():
         if isinstance(predictor, Predictor):
             (model,) = predictor.ensemble.models
             found = [
                 (example, _assignment_charts(number, example, model, predictor.data.feature_names))
-                for number, example in enumerate(shown.values())
+                for number, example in enumerate(shown)
             ]
             if any(charts for _, charts in found):
                 return {
@@ -159,6 +159,41 @@ def _assignment_charts(number, example, model, feature_names):
         figures.attention(assignments, f"attention-{number}-{stream}", title)
         for stream, (assignments, title) in enumerate(zip(found, titles, strict=True))
     ]
+
+
+def of_timelines(
+    evaluation: Evaluation,
+    predictors: Mapping[str, Predictor | ExportedPredictor],
+    names: Mapping[int, str],
+) -> dict[str, Any]:
+    """Returns the classes of a few videos over time by the first frame-level model of a run."""
+    for model_name, predictor in predictors.items():
+        if isinstance(predictor, Predictor) and predictor.data.frame_level:
+            ensemble = SegmentEnsemble(predictor.ensemble, SegmentSettings())
+            listed = class_names(names, predictor.data.num_classes)
+            found = [
+                (example, _timeline_chart(number, example, ensemble, listed))
+                for number, example in enumerate(_shown_over_time(evaluation))
+            ]
+            return {"timelines": found, "timeline_model": model_name}
+    return {"timelines": None}
+
+
+def _shown_over_time(evaluation):
+    """Returns the first video of each kind, each once."""
+    kinds = (evaluation.right, evaluation.mistakes, evaluation.missed)
+    return list({example.video_id: example for kind in kinds for example in kind[:1]}.values())
+
+
+def _timeline_chart(number, example, ensemble, names):
+    """Returns a chart of the labels and the best classes of a video."""
+    labels = list(dict.fromkeys(label for label, _ in (*example.labels, *example.best)))
+    num_frames = int(example.inputs["num_frames"][0])
+    size = ensemble.settings.size
+    probabilities = ensemble(example.inputs)[0].numpy()[:, labels]
+    # A row per frame, because the last segment may have fewer.
+    by_frame = np.repeat(probabilities, size, axis=0)[:num_frames]
+    return figures.timeline(by_frame, [names[label] for label in labels], f"timeline-{number}")
 
 
 def class_names(names: Mapping[int, str], num_classes: int) -> list[str]:

@@ -339,7 +339,7 @@ def _reliability(number, model):
     return draw(paint, f"reliability-{number}", alt, width=260, height=270)
 
 
-# --- Attention ------------------------------------------------------------------------------------
+# --- Single videos --------------------------------------------------------------------------------
 
 
 def attention(assignments: np.ndarray, name: str, title: str) -> Markup:
@@ -354,29 +354,61 @@ def attention(assignments: np.ndarray, name: str, title: str) -> Markup:
     chosen = np.argsort(-totals, kind="stable")[:NUM_CLUSTERS]
     times = np.arange(len(assignments)) @ assignments[:, chosen] / np.maximum(totals[chosen], 1e-9)
     chosen = chosen[np.argsort(times, kind="stable")]
-    image = _shades(assignments[:, chosen].T)
+    share = totals[chosen].sum() / max(len(assignments), 1)
+    alt = f"Assignment of {len(assignments)} frames to {len(chosen)} clusters, {share:.0%} of all"
+    return _over_time(
+        assignments[:, chosen],
+        [str(cluster) for cluster in chosen],
+        name,
+        alt,
+        "share of the frame",
+        ylabel="cluster",
+        title=title,
+    )
+
+
+def timeline(probabilities: np.ndarray, names: Sequence[str], name: str) -> Markup:
+    """Returns a chart of the probabilities of classes over the frames of one video.
+
+    Args:
+        probabilities: `[T, C]`.
+        names: names of the C classes.
+        name: unique among the charts of a page.
+    """
+    alt = f"Probabilities of {len(names)} classes in {len(probabilities)} frames"
+    short = [charts.shortened(class_name) for class_name in names]
+    return _over_time(probabilities, short, name, alt, "probability")
+
+
+def _over_time(values, names, name, alt, unit, **labels):
+    """Returns a chart of values from 0 to 1 over the frames of a video.
+
+    Args:
+        values: `[T, K]`.
+        names: names of the K rows.
+        name: as for `draw`.
+        alt: as for `draw`.
+        unit: label of the color bar.
+        **labels: arguments of matplotlib's `Axes.set`.
+    """
 
     def paint(axes: Axes) -> None:
-        axes.imshow(
-            image, aspect="auto", interpolation="none", extent=(0, len(assignments), len(chosen), 0)
-        )
+        extent = (0, len(values), len(names), 0)
+        axes.imshow(_shades(values.T), aspect="auto", interpolation="none", extent=extent)
         bar = axes.inset_axes((1.03, 0, 0.035, 1))
         ramp = _shades(np.linspace(1, 0, _NUM_COLORS)[:, np.newaxis])
         bar.imshow(ramp, aspect="auto", interpolation="none", extent=(0, 1, 0, 1))
         bar.grid(False)
         bar.yaxis.tick_right()
         bar.yaxis.set_label_position("right")
-        bar.set(xticks=(), yticks=(0, 0.5, 1), ylabel="share of the frame")
+        bar.set(xticks=(), yticks=(0, 0.5, 1), ylabel=unit)
         axes.grid(False)
-        axes.set_yticks(np.arange(len(chosen)) + 0.5, [str(cluster) for cluster in chosen])
+        axes.set_yticks(np.arange(len(names)) + 0.5, names)
         axes.tick_params(axis="y", length=0)
-        axes.set(xlabel="frame", ylabel="cluster")
-        axes.set_title(title, fontsize=10.5)
+        axes.set(xlabel="frame", **labels)
+        axes.title.set_fontsize(10.5)
 
-    share = totals[chosen].sum() / max(len(assignments), 1)
-    alt = f"Assignment of {len(assignments)} frames to {len(chosen)} clusters, {share:.0%} of all"
-    height = 70 + 15 * len(chosen)
-    return draw(paint, name, alt, height=height)
+    return draw(paint, name, alt, height=70 + 15 * len(names))
 
 
 def _shades(values):

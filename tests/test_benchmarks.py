@@ -118,6 +118,23 @@ def test_the_gap_of_samplings_is_printed_per_run(run_benchmark, trained_mean, fr
     assert rows["--independent"][1:] != rows[""][1:]
 
 
+def test_ways_to_predict_segments_are_compared(run_benchmark, benchmark_module, monkeypatch):
+    config = RunConfig(
+        model="SoftBoFModel",
+        hyperparameters={"soft_bof_cluster_size": "5", "soft_bof_hidden_size": 3},
+        num_classes=10,
+        feature_sizes=(8, 4),
+        max_frames=13,
+        batch_size=4,
+    )
+    monkeypatch.setattr(benchmark_module("samplings"), "config_of_recipe", lambda *_: config)
+    given = ("--recipes=any", "--batch_size=4", "--rounds=1", "--format=json")
+    found = ratios(run_benchmark("segment_prediction", *given))
+    assert [*found] == [
+        *("each segment as a video", "all segments", "one pass over the video", "3 samplings")
+    ]
+
+
 @pytest.mark.parametrize(
     ("level", "baseline"),
     [("frame_level", "per-example tf.data"), ("noframe_level", "tf.data with parse_example")],

@@ -337,6 +337,7 @@ def rendered(found):
     predictors = {"only": FakePredictor(np.zeros((1, C)))}
     values = content.of_runs([]) | content.of_evaluation(found, [], predictors, {}, top_k=3)
     values |= content.of_attention(found, predictors)
+    values |= content.of_timelines(found, predictors, {})
     return page.render("report.html", title="title", subtitle="", **values)
 
 
@@ -699,6 +700,13 @@ def test_a_chart_of_assignments_has_a_scale_with_its_unit():
     chart = figures.attention(np.full((5, 3), 1 / 3), "chart", "rgb")
     assert "share of the frame" in chart
     assert re.search(r">1\.0</text>", chart)
+
+
+def test_a_chart_of_classes_over_time_names_them():
+    chart = figures.timeline(np.full((5, 2), 0.5), ["Cat", "A name of very many characters"], "a")
+    assert "Cat</text>" in chart
+    assert "probability" in chart
+    assert "5 frames" in chart
 
 
 def test_a_model_without_soft_assignment_has_none():
