@@ -25,17 +25,17 @@ import checkpoints
 import files
 import record_writer
 from evaluation import (
-    SegmentPredictor,
     evaluate,
     evaluation_reader,
     format_summary,
     new_writer,
     save_summary,
-    segment_config_of,
 )
 from options import option, same_option
 from predictor import PredictorOptions, load_class_names, load_predictor
 from run_config import TrainOptions
+from segment_config import SegmentConfig
+from segment_predictor import check_segments, load_segment_predictor
 from utils import InputError, csv_line
 
 
@@ -204,11 +204,15 @@ def main(options: EvalOptions) -> None:
         check_can_save(options.train_dir, kind)
         if options.tensorboard_dir:
             files.check_writable(os.path.join(options.tensorboard_dir, kind, "events"))
+    if options.segment_labels and options.run_dirs:
+        check_segments(options.run_dirs)
     predictor = load_predictor(options)
     segment_config, segment_predictor = None, None
     if options.segment_labels:
-        segment_config = segment_config_of(options.run_dirs)
-        segment_predictor = SegmentPredictor(predictor, segment_config)
+        segment_predictor = load_segment_predictor(predictor, options.run_dirs)
+        segment_config = SegmentConfig(
+            segment_labels=True, segment_size=segment_predictor.settings.size
+        )
     class_names = None
     if options.per_class_csv:
         class_names = load_class_names(predictor, options.class_names)

@@ -1,6 +1,7 @@
 """Evaluation: the metrics of a model over records."""
 
 import functools
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -17,12 +18,13 @@ import checkpoints
 import eval_util
 import files
 import segments
-from predictor import ExportedPredictor, Predictor, compiled, load_configs, predict_videos
+from predictor import ExportedPredictor, Predictor, predict_videos
 from readers import Batch, RecordReader
 from run_config import DataConfig, ReadOptions
 from segment_config import SegmentConfig
+from segment_predictor import ExportedSegmentPredictor, SegmentPredictor, predict_segments
 from segment_reader import RatedVideoReader
-from utils import InputError, comma_separated
+from utils import InputError
 
 
 def evaluation_reader(
@@ -52,7 +54,7 @@ def evaluate(
     batch_size: int,
     top_k: int = 20,
     max_videos: int = 0,
-    segment_predictor: "SegmentPredictor | None" = None,
+    segment_predictor: SegmentPredictor | ExportedSegmentPredictor | None = None,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Computes the metrics of a model over the records of a reader.
 
@@ -130,94 +132,18 @@ def format_summary(summary: dict[str, Any]) -> str:
 # --- Segments -------------------------------------------------------------------------------------
 
 
-def segment_config_of(train_dirs: Sequence[str]) -> SegmentConfig:
-    """Returns the segments that models predict: those that they were trained on.
-
-    Runs that were trained on whole videos take the segments of the others, or else of YouTube-8M.
-
-    Raises:
-        InputError: if runs were trained on different segments.
-    """
-    configs = [config for config in load_configs(train_dirs) if config.segment_labels]
-    found = {(config.segment_size, config.segment_context) for config in configs}
-    if len(found) > 1:
-        raise InputError(
-            "the models were trained on different segments, pairs of --segment_size and "
-            f"--segment_context: {comma_separated(sorted(found))}. Evaluate them one by one."
-        )
-    return configs[0] if configs else SegmentConfig(segment_labels=True)
-
-
-class SegmentPredictor:
-    """Predicts all segments of videos.
-
-    Args:
-        predictor: predictor, which may be restored later.
-        config: size and context of the segments.
-
-    Raises:
-        InputError: if the models are exported, or take video-level features, or fewer frames than
-            a segment has.
-    """
-
-    def __init__(self, predictor: Predictor | ExportedPredictor, config: SegmentConfig):
-        if not isinstance(predictor, Predictor):
-            raise InputError(
-                "--segment_labels needs training runs. Give --train_dir or --train_dirs instead of "
-                "--exported_model."
-            )
-        data = predictor.data
-        if not data.frame_level:
-            raise InputError(
-                "--segment_labels needs a frame-level model, but this one takes video-level "
-                "features, which have no segments."
-            )
-        self.num_classes, self.segment_size = data.num_classes, config.segment_size
-        count = data.max_frames // config.segment_size
-        if not count:
-            raise InputError(
-                f"the model takes {data.max_frames} frames, which is less than a segment of "
-                f"{config.segment_size} frames."
-            )
-        self._indices = segments.frame_indices(count, config.segment_size, config.segment_context)
-        self._predict = compiled(predictor.ensemble.predict_parts)
-
-    def predict(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """Predicts the segments of a batch.
-
-        Returns:
-            Probabilities, float32 `[B, N, C]`, and which of the N segments are inside the video,
-            bool `[B, N]`.
-
-        Raises:
-            InputError: if a prediction is not finite, naming the video.
-        """
-        inputs: Any = batch.inputs
-        shape = (len(batch.video_ids), *self._indices.shape)
-        indices = np.broadcast_to(self._indices, shape)
-        predictions = self._predict({**inputs, "frame_indices": indices})
-        counts = inputs["num_frames"] // self.segment_size
-        is_inside = np.arange(len(self._indices)) < counts[:, None]
-        wrong = (is_inside & ~np.isfinite(predictions).all(axis=2)).any(axis=1)
-        if wrong.any():
-            raise InputError(
-                f"the prediction for a segment of video {batch.video_ids[wrong.argmax()]!r} is not "
-                "finite: the features of that video are far out of range, or the model has "
-                "diverged."
-            )
-        return predictions, is_inside
-
-
 class SegmentRanking:
     """mAP@K of the segments of videos, accumulated batch by batch.
+
+    Segments with fewer frames than others are left out: nobody rates them.
 
     Args:
         predictor: predictor of the segments.
     """
 
-    def __init__(self, predictor: SegmentPredictor):
+    def __init__(self, predictor: SegmentPredictor | ExportedSegmentPredictor):
         self._predictor = predictor
-        self._metrics = segments.SegmentMetrics(predictor.num_classes)
+        self._metrics = segments.SegmentMetrics(predictor.data.num_classes)
         self._num_segments = self._num_rated = 0
 
     def accumulate(self, batch: Batch, num_videos: int) -> None:
@@ -226,17 +152,17 @@ class SegmentRanking:
         Raises:
             InputError: if a prediction is not finite.
         """
-        predictions, is_inside = self._predictor.predict(batch)
-        scores = np.full(predictions.shape, segments.UNRATED, np.int8)
-        for row, ratings in zip(scores, batch.ratings or (), strict=True):
+        found = predict_segments(self._predictor, batch.video_ids, batch.inputs)
+        pairs = zip(found, batch.ratings or (), strict=True)
+        for (num_frames, predictions), ratings in itertools.islice(pairs, num_videos):
+            predictions = predictions[: num_frames // self._predictor.settings.size]
+            scores = np.full(predictions.shape, segments.UNRATED, np.int8)
             if ratings is not None:
-                numbers = ratings.starts // self._predictor.segment_size
-                row[numbers, ratings.classes] = ratings.scores
-        is_inside[num_videos:] = False
-        scores = scores[is_inside]
-        self._num_segments += len(scores)
-        self._num_rated += np.count_nonzero(scores != segments.UNRATED)
-        self._metrics.accumulate(predictions[is_inside], scores)
+                numbers = ratings.starts // self._predictor.settings.size
+                scores[numbers, ratings.classes] = ratings.scores
+            self._num_segments += len(scores)
+            self._num_rated += np.count_nonzero(scores != segments.UNRATED)
+            self._metrics.accumulate(predictions, scores)
 
     def summary(self) -> dict[str, Any]:
         """Returns mAP@K as `segment_map`, and what it was computed from.

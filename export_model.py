@@ -172,7 +172,8 @@ def export(options: ExportOptions) -> dict:
     train_dirs, weights = with_weight(
         options.run_dirs, fitted_weights(options) if options.fit_weights else options.weights
     )
-    check_segments(options)
+    if options.segment_labels:
+        check_segments(options.run_dirs, options.segment_video_dirs or ())
     config = load_configs(train_dirs)[0]
     for train_dir in train_dirs:
         checkpoints.find(train_dir, options.checkpoint)  # Fails before models are built.
@@ -273,7 +274,7 @@ def _segment_ensemble(options, ensemble, described):
     """
     if not options.segment_labels:
         return None, None
-    settings = segment_settings(options, options.run_dirs)
+    settings = segment_settings(options.run_dirs, options)
     video_dirs = list(options.segment_video_dirs or ())
     video_ensemble, video_models = None, []
     if video_dirs == options.run_dirs:

@@ -399,12 +399,13 @@ def main(options: InferenceOptions) -> None:
     paths = files.expand_patterns(options.input_data_pattern)
     for path in options.output_files:
         files.check_not_input(path, paths)
-    check_segments(options)
+    if options.segment_labels and options.run_dirs:
+        check_segments(options.run_dirs, options.segment_video_dirs or ())
     predictor: Any = load_predictor(options)
     class_names = find_class_names(options, predictor)
     output_format: Any = options.file_format.name
     if options.segment_labels:
-        predictor = load_segment_predictor(options, predictor)
+        predictor = load_segment_predictor(predictor, options.run_dirs, options)
         output_format = make_segment_format(options, predictor, paths, class_names)
         write: Callable = write_segments
     elif options.output == "embeddings":

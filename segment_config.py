@@ -65,10 +65,7 @@ class SegmentConfig(Options):
 
     def _check_segments(self) -> None:
         """Rejects segment options that do not fit together."""
-        if not self.segment_labels:
-            for field in dataclasses.fields(SegmentConfig):
-                if getattr(self, field.name) != field.default:
-                    raise InputError(f"--{field.name} needs --segment_labels, which is not given.")
+        self.check_needed(SegmentConfig, self.segment_labels, "--segment_labels")
         if self.segment_mined_weight and self.segment_unrated_weight:
             raise InputError(
                 "--segment_mined_weight and --segment_unrated_weight cannot be combined: mined "

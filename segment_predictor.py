@@ -148,51 +148,50 @@ class ExportedSegmentPredictor:
         return self._predictor.predict_segments(inputs)
 
 
-def check_segments(options: Any) -> None:
+def check_segments(train_dirs: Sequence[str], video_dirs: Sequence[str] = ()) -> None:
     """Rejects training runs that cannot predict segments, before their models are built.
 
     Args:
-        options: `ModelOptions` that are also `SegmentOptions`.
+        train_dirs: directories of the runs.
+        video_dirs: directories of runs that predict whole videos.
 
     Raises:
-        InputError: if they take video-level features, or runs take other data.
+        InputError: if they take video-level features, runs take other data, or they were trained on
+            segments that differ.
     """
-    if not options.segment_labels or not options.run_dirs:
-        return
-    configs = load_configs([*options.run_dirs, *(options.segment_video_dirs or ())])
+    configs = load_configs([*train_dirs, *video_dirs])
     if not configs[0].frame_level:
         raise InputError(
-            f"--segment_labels needs a frame-level model, but that of {options.run_dirs[0]} takes "
+            f"--segment_labels needs a frame-level model, but that of {train_dirs[0]} takes "
             "video-level features, which do not say when something occurs."
         )
-    segment_settings(options, options.run_dirs)
 
 
-def segment_settings(options: SegmentOptions, train_dirs: Sequence[str]) -> SegmentSettings:
-    """Returns the segments to predict: those of the options, or else those of the training runs.
+def segment_settings(
+    train_dirs: Sequence[str], options: SegmentOptions | None = None
+) -> SegmentSettings:
+    """Returns the segments to predict: those of options, or else those of the training runs.
+
+    Runs that were trained on whole videos take the segments of the others, or else of YouTube-8M.
 
     Args:
-        options: options.
         train_dirs: directories of the runs.
+        options: options.
 
     Raises:
-        InputError: if runs were trained on segments that differ.
+        InputError: if the runs were trained on different segments, and options do not settle it.
     """
+    options = options or SegmentOptions(segment_labels=True)
+    trained = [config for config in load_configs(train_dirs) if config.segment_labels]
 
     def resolve(name, default):
         value = getattr(options, name)
-        if value is not None:
-            return value
-        # Runs on whole videos say nothing about segments.
-        found = {
-            getattr(config, name)
-            for config in load_configs(train_dirs)
-            if getattr(config, "segment_labels", False)
-        }
+        found = {getattr(config, name) for config in trained} if value is None else {value}
         if len(found) > 1:
             raise InputError(
-                f"the runs were trained with --{name}={comma_separated(sorted(found))}. Give "
-                f"--{name}."
+                f"the models were trained on different segments, with --{name} of "
+                f"{comma_separated(sorted(found))}. Give --{name} to inference.py or "
+                "export_model.py, or evaluate them one by one."
             )
         return found.pop() if found else default
 
@@ -212,25 +211,28 @@ def video_checkpoint(checkpoint: str | None) -> str | None:
 
 
 def load_segment_predictor(
-    options: Any, predictor: Predictor | ExportedPredictor
+    predictor: Predictor | ExportedPredictor,
+    train_dirs: Sequence[str] = (),
+    options: Any = None,
 ) -> SegmentPredictor | ExportedSegmentPredictor:
-    """Returns the predictor of segments that options name; its checkpoints are not restored yet.
+    """Returns the predictor of segments by the models of another; they may be restored later.
 
     Args:
-        options: `PredictorOptions` that are also `SegmentOptions`.
-        predictor: the predictor that they name.
+        predictor: predictor.
+        train_dirs: directories of its runs.
+        options: `PredictorOptions` that are also `SegmentOptions`; None for the defaults.
 
     Raises:
-        InputError: if an exported model has no signature for segments.
+        InputError: if an exported model has no signature for segments, or runs do not fit.
     """
     if isinstance(predictor, ExportedPredictor):
         return ExportedSegmentPredictor(predictor)
-    settings = segment_settings(options, options.run_dirs)
+    settings = segment_settings(train_dirs, options)
     return SegmentPredictor(predictor, settings, _video_predictor(options, predictor))
 
 
 def _video_predictor(options: Any, predictor: Predictor) -> Predictor | None:
-    video_dirs = list(options.segment_video_dirs or ())
+    video_dirs = list(options.segment_video_dirs or ()) if options else []
     if not video_dirs:
         return None
     if video_dirs == options.run_dirs:
@@ -247,7 +249,7 @@ def _video_predictor(options: Any, predictor: Predictor) -> Predictor | None:
 def predict_segments(
     predictor: SegmentPredictor | ExportedSegmentPredictor,
     video_ids: Sequence[str],
-    inputs: Mapping,
+    inputs: Any,
 ) -> list[tuple[int, np.ndarray]]:
     """Returns for each video of a batch its number of frames, and probabilities `[N, C]`.
 

@@ -93,24 +93,6 @@ def parse_ratings(
     return Ratings(*pairs[:, is_last])
 
 
-def frame_indices(num_segments: int, segment_size: int, context: int = 0) -> np.ndarray:
-    """Returns the frames of the first segments of a video, for `predict_parts`.
-
-    Args:
-        num_segments: number of segments, N.
-        segment_size: frames of a segment.
-        context: further frames on each side. At the start of a video, there are fewer.
-
-    Returns:
-        int32 `[N, segment_size + 2 * context]`. Missing frames are indices beyond the end of any
-        video, and come last.
-    """
-    starts = np.arange(num_segments, dtype=np.int32)[:, None] * segment_size
-    offsets = np.arange(segment_size + 2 * context, dtype=np.int32)
-    indices = np.maximum(starts - context, 0) + offsets
-    return np.where(indices < starts + segment_size + context, indices, np.int32(2**30))
-
-
 def _values(context, name):
     feature = Feature.FromString(context.get(name, b""))
     kind = feature.WhichOneof("kind")

@@ -14,7 +14,6 @@ import dataset_info
 import files
 from checkpoints import Best
 from evaluation import (
-    SegmentPredictor,
     evaluate,
     evaluation_reader,
     format_summary,
@@ -23,6 +22,7 @@ from evaluation import (
 )
 from predictor import Predictor, PredictorOptions
 from run_config import RunConfig, TrainOptions
+from segment_predictor import load_segment_predictor
 from utils import InputError
 
 # Like eval.py without flags, so that both give equal numbers for a checkpoint.
@@ -76,7 +76,7 @@ class Validation:
         self._use_ema = config.ema_decay > 0
         self._kind = checkpoints.evaluation_kind(self._use_ema)
         self._predictor: Predictor | None = None
-        self._segment_predictor: SegmentPredictor | None = None
+        self._segment_predictor: Any = None
         self._writer: tf.summary.SummaryWriter | None = None
         history_path = checkpoints.metrics_path(options.train_dir, self._kind)
         files.check_writable(history_path)
@@ -112,7 +112,9 @@ class Validation:
                 [options.train_dir], use_ema=self._use_ema, compute_dtype=options.compute_dtype
             )
             if self._segments:
-                self._segment_predictor = SegmentPredictor(self._predictor, self._segments)
+                self._segment_predictor = load_segment_predictor(
+                    self._predictor, [options.train_dir]
+                )
         self._predictor.restore(str(step))
         summary, _ = evaluate(
             self._predictor,

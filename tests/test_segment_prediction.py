@@ -175,6 +175,9 @@ def test_a_submission_ranks_all_segments_of_each_class(trained_mean, rated_data,
     table = segment_eval_inference.evaluate(str(output), ratings)
     assert table["listed"].all()
     assert 0 < table["average_precision"].mean() < 1
+    given = (f"--train_dirs={trained_mean}", "--num_samplings=0", "--segment_labels")
+    found = programs.evaluate(*given, f"--eval_data_pattern={pattern}")["segment_map"]
+    assert found == pytest.approx(table["average_precision"].mean(), abs=1e-9)
 
     ids = tmp_path / "ids.csv"
     ids.write_text("Index\n7\n2\n7\n")

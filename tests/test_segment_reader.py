@@ -10,9 +10,9 @@ import readers
 import registry
 import sample_records
 import segment_reader
-import segments
 from record_readers import assert_same_batches, error_of, make_reader
 from segment_config import SegmentConfig
+from segment_ensemble import SegmentEnsemble, SegmentSettings
 from utils import InputError
 
 SIZES = {"rgb": 2, "audio": 1}
@@ -68,7 +68,8 @@ def test_the_context_ends_with_the_video_and_equals_the_frames_of_prediction(tmp
     ratings = [(start, 3, 1) for start in (0, 5, 10)]
     path = write(tmp_path, [record("a", [], ratings, num_frames)])
     (batch,) = segment_examples(path, segment_context=context).batches(3)
-    indices = segments.frame_indices(3, 5, context)
+    ensemble = SegmentEnsemble(None, SegmentSettings(5, context))
+    indices = ensemble.frame_indices(3).numpy()
     assert indices.dtype == np.int32
     for row, start in enumerate((0, 5, 10)):
         expected = [
