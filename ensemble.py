@@ -3,8 +3,10 @@
 Evaluation, inference and exported graphs all predict through `Ensemble`, with one model or many.
 """
 
+import contextlib
 import functools
 import gc
+import math
 from collections.abc import Callable, Sequence
 
 import keras
@@ -16,6 +18,7 @@ import checkpoints
 import frame_level_models
 import layers
 import private_api
+from int8_matrix import int8_matrices
 from run_config import RunConfig
 from utils import InputError
 
@@ -26,18 +29,31 @@ _MAX_FLOATS_OF_NORMS = 2**20
 # --- Frozen models --------------------------------------------------------------------------------
 #
 # Batch normalization after a matrix, and that of the frames before an assignment to clusters, is
-# folded into the matrix. Matrices are stored in the dtype of the products; no weight is trainable.
+# folded into the matrix. Matrices are stored in the dtype of the products, or in int8; no weight is
+# trainable.
 
 
-def frozen_model(config: RunConfig, dtype: str, name: str | None = None) -> keras.Model:
+def frozen_model(
+    config: RunConfig,
+    dtype: str,
+    name: str | None = None,
+    bfloat16_layers: Sequence[str] = layers.BFLOAT16_LAYERS,
+) -> keras.Model:
     """Builds a frozen model, whose weights `restore_frozen` sets.
 
     Args:
         config: config of the run.
-        dtype: dtype in which matrices are stored and multiplied, one of `layers.COMPUTE_DTYPES`.
+        dtype: dtype in which matrices are stored, one of `layers.STORAGE_DTYPES`. They are also
+            multiplied in it, those in int8 in bfloat16.
         name: prefix of the names of all nodes in its graph.
+        bfloat16_layers: layers whose matrices are bfloat16 with `dtype="int8"`.
     """
-    with tf.variable_creator_scope(_not_trainable), private_api.zero_weights():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(tf.variable_creator_scope(_not_trainable))
+        stack.enter_context(private_api.zero_weights())
+        if dtype == "int8":
+            stack.enter_context(layers.int8_storage(bfloat16_layers))
+            dtype = "bfloat16"
         model = config.build_model(dtype, name)
     _fold(model)
     return model
@@ -56,11 +72,26 @@ def restore_frozen(
         trained = config.build_model()
     checkpoints.restore_weights(trained, path, use_ema)
     _fold(trained)
-    for source, target in zip(trained.weights, frozen.weights, strict=True):
-        target.assign(tf.cast(source.value, target.dtype))
+    for source, target in zip(trained.weights, _stored_weights(frozen), strict=True):
+        target.assign(source.value)
     # Keras models are part of reference cycles and hold up to 0.6 GiB until Python collects them.
     del trained, source
     gc.collect()
+
+
+def _stored_weights(model):
+    """Returns the weights in the order of the trained model, with `Int8Matrix` for its two."""
+    weights = {weight.path: weight for weight in model.weights}
+    for layer in layers.sublayers(model):
+        for matrix in int8_matrices(layer):
+            weights[matrix.q.path] = matrix
+            del weights[matrix.scale.path]
+    return weights.values()
+
+
+def count_parameters(model: keras.Model) -> int:
+    """Returns the number of weights of the trained model; the scales of int8 do not count."""
+    return sum(math.prod(weight.shape) for weight in _stored_weights(model))
 
 
 def _fold(model):

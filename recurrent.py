@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 import layers
+from int8_matrix import to_float
 
 
 class GRU(layers.MatmulLayer):
@@ -38,7 +39,7 @@ class GRU(layers.MatmulLayer):
         """Creates W and b, U_zr, `[units, 2 * units]`, and U_c, `[units, units]`."""
         self.input_projection.build(frames_shape)
         self.gates, self.candidate = (
-            self.add_weight(shape=(self.units, size), initializer=_orthogonal, name=name)
+            self.add_matrix(shape=(self.units, size), initializer=_orthogonal, name=name)
             for name, size in (("gates", 2 * self.units), ("candidate", self.units))
         )
 
@@ -53,7 +54,7 @@ class GRU(layers.MatmulLayer):
 
     def matrices(self):
         """Returns U_zr and U_c in the dtype of the products."""
-        return [ops.cast(matrix, self.compute_dtype) for matrix in (self.gates, self.candidate)]
+        return [to_float(matrix, self.compute_dtype) for matrix in (self.gates, self.candidate)]
 
     def cell(self, x, state, gate_matrix, candidate_matrix):
         """Computes one step.
@@ -189,7 +190,7 @@ class GRUStack(layers.Float32Layer):
         project, offset = frames.projection(first.input_projection.kernel, first)
         biases = [gru.input_projection.bias for gru in self.grus]
         biases[0] = biases[0] if offset is None else biases[0] + offset
-        kernels = [ops.cast(gru.input_projection.kernel, gru.compute_dtype) for gru in self.grus]
+        kernels = [to_float(gru.input_projection.kernel, gru.compute_dtype) for gru in self.grus]
         matrices = [gru.matrices() for gru in self.grus]
         mask = ops.cast(real, "float32")[..., None]
 
