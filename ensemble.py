@@ -327,7 +327,7 @@ def normalized_weights(
 
 def with_weight(
     train_dirs: Sequence[str], weights: Sequence[float] | np.ndarray | None
-) -> tuple[list[str], list[float] | None]:
+) -> tuple[list[int], list[float] | None]:
     """Leaves out the runs whose weight is 0, with a log line.
 
     Args:
@@ -335,19 +335,19 @@ def with_weight(
         weights: one weight per run; None for equal weights.
 
     Returns:
-        The other directories and their weights.
+        The positions of the other runs, and their weights.
 
     Raises:
         InputError: if the weights do not fit.
     """
     if weights is None:
-        return list(train_dirs), None
+        return list(range(len(train_dirs))), None
     normalized_weights(weights, len(train_dirs))  # Checks them.
     for train_dir, weight in zip(train_dirs, weights, strict=True):
         if not weight:
             logging.info("%s has weight 0 and is left out", train_dir)
-    kept = [(path, weight) for path, weight in zip(train_dirs, weights, strict=True) if weight]
-    return [path for path, _ in kept], [float(weight) for _, weight in kept]
+    kept = [number for number, weight in enumerate(weights) if weight]
+    return kept, [float(weights[number]) for number in kept]
 
 
 class StackingFit:
