@@ -18,7 +18,7 @@ import checkpoints
 import frame_level_models
 import layers
 import private_api
-from int8_matrix import int8_matrices
+from int8_matrix import Int8Matrix, int8_matrices
 from run_config import RunConfig
 from utils import InputError
 
@@ -72,26 +72,29 @@ def restore_frozen(
         trained = config.build_model()
     checkpoints.restore_weights(trained, path, use_ema)
     _fold(trained)
-    for source, target in zip(trained.weights, _stored_weights(frozen), strict=True):
+    for source, target in zip(trained.weights, trained_weights(frozen).values(), strict=True):
         target.assign(source.value)
     # Keras models are part of reference cycles and hold up to 0.6 GiB until Python collects them.
     del trained, source
     gc.collect()
 
 
-def _stored_weights(model):
-    """Returns the weights in the order of the trained model, with `Int8Matrix` for its two."""
+def trained_weights(model: keras.Model) -> dict[str, keras.Variable | Int8Matrix]:
+    """Returns the weights of a frozen model that training knows, by path, in its order.
+
+    An `Int8Matrix` takes the place of its two variables.
+    """
     weights = {weight.path: weight for weight in model.weights}
     for layer in layers.sublayers(model):
         for matrix in int8_matrices(layer):
             weights[matrix.q.path] = matrix
             del weights[matrix.scale.path]
-    return weights.values()
+    return weights
 
 
 def count_parameters(model: keras.Model) -> int:
-    """Returns the number of weights of the trained model; the scales of int8 do not count."""
-    return sum(math.prod(weight.shape) for weight in _stored_weights(model))
+    """Returns the number of weights of a frozen model, which does not depend on its dtype."""
+    return sum(math.prod(weight.shape) for weight in trained_weights(model).values())
 
 
 def _fold(model):

@@ -75,12 +75,18 @@ class Int8Matrix:
             part = ops.slice(x, (0, start), (ops.shape(x)[0], size))
             return product(part, ops.cast(block, dtype))
 
+        def add_block(number, sums):
+            # 0, but known only after the block before. TensorFlow would cast ten blocks ahead.
+            after = ops.shape(sums)[0] - ops.shape(x)[0]
+            return sums + block_product(number * size + after, size)
+
         sums = block_product(last, depth - last)
-        if not last:
-            return sums
-        return ops.fori_loop(
-            0, last // size, lambda n, sums: sums + block_product(n * size, size), sums
-        )
+        return ops.fori_loop(0, last // size, add_block, sums) if last else sums
+
+
+def cast(matrix, dtype):
+    """Returns a matrix, stored in int8 or as floats, to multiply by repeatedly."""
+    return matrix.cast(dtype) if isinstance(matrix, Int8Matrix) else ops.cast(matrix, dtype)
 
 
 def to_float(matrix, dtype):

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 from keras import ops
 
+import int8_matrix
 import quantization
 from int8_matrix import Int8Matrix, to_float
 
@@ -29,7 +30,7 @@ from int8_matrix import Int8Matrix, to_float
 COMPUTE_DTYPES = ("float32", "bfloat16")
 STORAGE_DTYPES = (*COMPUTE_DTYPES, "int8")
 # Layers whose matrices stay bfloat16 where others are int8.
-BFLOAT16_LAYERS = ("assignment",)
+BFLOAT16_LAYERS = ()
 # Name of the weight of `BatchNorm` that counts its updates.
 COUNTER = "num_updates"
 
@@ -306,10 +307,7 @@ class StoredFrames(NamedTuple):
             offset = ops.sum(self.offset[:, None] * to_float(kernel, "float32"), axis=0)
         if self.rest is not None:
             rest = ops.sum(self.rest[:, None] * to_float(matrix, "float32"), axis=0)
-        if isinstance(matrix, Int8Matrix):
-            matrix = matrix.cast(layer.compute_dtype)
-        else:
-            matrix = ops.cast(matrix, layer.compute_dtype)
+        matrix = int8_matrix.cast(matrix, layer.compute_dtype)
 
         def project(q, inverse_norms):
             centered = self._replace(q=q)._centered(layer.compute_dtype)

@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
+import int8_matrix
 import layers
-from int8_matrix import to_float
 
 
 class GRU(layers.MatmulLayer):
@@ -54,7 +54,8 @@ class GRU(layers.MatmulLayer):
 
     def matrices(self):
         """Returns U_zr and U_c in the dtype of the products."""
-        return [to_float(matrix, self.compute_dtype) for matrix in (self.gates, self.candidate)]
+        matrices = (self.gates, self.candidate)
+        return [int8_matrix.cast(matrix, self.compute_dtype) for matrix in matrices]
 
     def cell(self, x, state, gate_matrix, candidate_matrix):
         """Computes one step.
@@ -69,9 +70,9 @@ class GRU(layers.MatmulLayer):
             `(h, z, r, c)`: the new state, update gate, reset gate and candidate, float32
             `[B, units]` each.
         """
-        gate_logits = x[:, : 2 * self.units] + self.einsum("BI,IJ->BJ", state, gate_matrix)
+        gate_logits = x[:, : 2 * self.units] + self.matmul(state, gate_matrix)
         update, reset = ops.split(ops.sigmoid(gate_logits), 2, axis=-1)
-        recurrent = self.einsum("BI,IJ->BJ", reset * state, candidate_matrix)
+        recurrent = self.matmul(reset * state, candidate_matrix)
         candidate = ops.tanh(x[:, 2 * self.units :] + recurrent)
         return state + (1.0 - update) * (candidate - state), update, reset, candidate
 
@@ -190,7 +191,9 @@ class GRUStack(layers.Float32Layer):
         project, offset = frames.projection(first.input_projection.kernel, first)
         biases = [gru.input_projection.bias for gru in self.grus]
         biases[0] = biases[0] if offset is None else biases[0] + offset
-        kernels = [to_float(gru.input_projection.kernel, gru.compute_dtype) for gru in self.grus]
+        kernels = [
+            int8_matrix.cast(gru.input_projection.kernel, gru.compute_dtype) for gru in self.grus
+        ]
         matrices = [gru.matrices() for gru in self.grus]
         mask = ops.cast(real, "float32")[..., None]
 
@@ -200,7 +203,7 @@ class GRUStack(layers.Float32Layer):
             new_states = []
             for number, gru in enumerate(self.grus):
                 with keras.name_scope(gru.name):
-                    x = gru.einsum("BI,IJ->BJ", x, kernels[number]) if number else x
+                    x = gru.matmul(x, kernels[number]) if number else x
                     x += biases[number]
                     state, *_ = gru.cell(x, states[number], *matrices[number])
                 x = states[number] + mask[:, t] * (state - states[number])
