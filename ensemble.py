@@ -46,7 +46,7 @@ def frozen_model(
         dtype: dtype in which matrices are stored, one of `layers.STORAGE_DTYPES`. They are also
             multiplied in it, those in int8 in bfloat16.
         name: prefix of the names of all nodes in its graph.
-        bfloat16_layers: layers whose matrices are bfloat16 with `dtype="int8"`.
+        bfloat16_layers: layers or matrices that are bfloat16 with `dtype="int8"`.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(tf.variable_creator_scope(_not_trainable))

@@ -37,6 +37,7 @@ from ensemble import (
     count_parameters,
     frozen_model,
     restore_frozen,
+    trained_weights,
     with_weight,
 )
 from evaluation import evaluate, format_summary
@@ -78,8 +79,8 @@ class ExportOptions(ModelOptions, ReadOptions):
     )
     bfloat16_layers: tuple[str, ...] = option(
         layers.BFLOAT16_LAYERS,
-        "Layers whose matrices stay bfloat16 with --dtype=int8: names, or parts of the paths that "
-        "model_info.py lists.",
+        "Layers, or single matrices, that stay bfloat16 with --dtype=int8: names, parts of paths, "
+        "for example prob_gating,gru_0/candidate. model_info.py lists layers.",
         group="output",
     )
     format: str = option(
@@ -267,8 +268,8 @@ def _write_saved_model(options, ensemble, data, class_names, folder):
 
 
 def _check_layers(models, names):
-    """Raises an error if a name of `--bfloat16_layers` is neither a layer's nor a default."""
-    paths = [layer.path for model in models for layer in layers.sublayers(model)]
+    """Raises an error if a name of `--bfloat16_layers` is neither in a model nor a default."""
+    paths = [path for model in models for path in trained_weights(model)]
     for name in set(names).difference(layers.BFLOAT16_LAYERS):
         if not any(layers.is_one_of(path, [name]) for path in paths):
             raise InputError(

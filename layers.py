@@ -29,15 +29,16 @@ from int8_matrix import Int8Matrix, to_float
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 STORAGE_DTYPES = (*COMPUTE_DTYPES, "int8")
-# Layers whose matrices stay bfloat16 where others are int8.
-BFLOAT16_LAYERS = ()
+# Layers, or single matrices, that stay bfloat16 where others are int8: the recurrent matrices whose
+# error grows from frame to frame. docs/export.md has the effect of the others.
+BFLOAT16_LAYERS = ("candidate",)
 # Name of the weight of `BatchNorm` that counts its updates.
 COUNTER = "num_updates"
 
 # Linux's names for the instructions that multiply bfloat16, on x86 and on ARM.
 _CPU_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
 _matmul_policy = contextvars.ContextVar("matmul_policy", default="float32")
-# Function from the path of a layer to whether its matrices are stored in int8.
+# Function from the path of a matrix to whether it is stored in int8.
 _is_int8 = contextvars.ContextVar("is_int8", default=lambda path: False)
 
 
@@ -118,7 +119,7 @@ def int8_storage(bfloat16_layers=BFLOAT16_LAYERS):
     """Makes the matrices of layers built inside the block int8, for `matmul_policy("bfloat16")`.
 
     Args:
-        bfloat16_layers: sequence of str. Layers to except, see `is_one_of`.
+        bfloat16_layers: sequence of str. Layers or matrices to except, see `is_one_of`.
     """
     token = _is_int8.set(lambda path: not is_one_of(path, bfloat16_layers))
     try:
@@ -128,12 +129,12 @@ def int8_storage(bfloat16_layers=BFLOAT16_LAYERS):
 
 
 def is_one_of(path, names):
-    """Returns whether a layer, or one that it is part of, has one of several names.
+    """Returns whether a weight, or a layer that it is part of, has one of several names.
 
     Args:
-        path: str. Path of the layer, for example `LFNLNetVLADModel/encoder/hidden_gating/gate`.
-        names: sequence of str. Names, for example `hidden_gating`, or parts of paths, for example
-            `hidden_gating/gate`.
+        path: str. Path of the weight, for example `GruModel/stack/gru_0/candidate`.
+        names: sequence of str. Names, for example `gru_0`, or parts of paths, for example
+            `gru_0/candidate`.
     """
     return any(f"/{name}/" in f"/{path}/" for name in names)
 
@@ -421,7 +422,7 @@ class MatmulLayer(keras.layers.Layer):
             name: str.
             **options: as in `add_weight`; `Int8Matrix` starts at 0.
         """
-        if not _is_int8.get()(self.path):
+        if not _is_int8.get()(f"{self.path}/{name}"):
             return self.add_weight(shape=shape, name=name, **options)
         return Int8Matrix(
             self.add_weight(shape=shape, initializer="zeros", dtype="int8", name=name),

@@ -141,7 +141,7 @@ class Predictor:
         use_ema: whether to use the exponential moving average of the weights.
         compute_dtype: dtype of matrices and their products, see `layers.resolve_compute_dtype`; or
             one dtype of `layers.STORAGE_DTYPES` per run.
-        bfloat16_layers: layers whose matrices are bfloat16 in runs with int8.
+        bfloat16_layers: layers or matrices that are bfloat16 in runs with int8.
 
     Attributes:
         data: `DataConfig` of the models.

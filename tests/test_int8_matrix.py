@@ -84,9 +84,9 @@ def op_graph(graph, operation):
     return graph._get_function(operation.get_attr("body").name).graph
 
 
-def test_layers_are_named_by_parts_of_their_path():
-    path = "LFNLNetVLADModel/encoder/hidden_gating/gate"
-    for name in ("hidden_gating", "gate", "hidden_gating/gate", path):
+def test_matrices_are_named_by_parts_of_their_path():
+    path = "LFNLNetVLADModel/encoder/hidden_gating/gate/kernel"
+    for name in ("hidden_gating", "gate", "kernel", "hidden_gating/gate", path):
         assert layers.is_one_of(path, ["other", name])
     for name in ("hidden", "gating", "encoder/gate"):
         assert not layers.is_one_of(path, [name])
