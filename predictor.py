@@ -268,13 +268,10 @@ class ExportedPredictor:
                 f"{export_dir} was not written by export_model.py: {error!r}"
             ) from error
         self._name = export_dir
-        dtypes = {model["dtype"] for model in self._manifest["models"] if "dtype" in model}
-        logging.info(
-            "%s: %d model(s), matrices in %s",
-            export_dir,
-            len(self.steps),
-            comma_separated(sorted(dtypes)),
-        )
+        # Earlier versions exported all models with the same dtype.
+        dtype = self._manifest.get("dtype")
+        dtypes = {model.get("dtype", dtype) for model in self._manifest["models"]}
+        logging.info("%s: matrices in %s", export_dir, comma_separated(sorted(map(str, dtypes))))
 
     def predict(self, inputs: dict | np.ndarray) -> np.ndarray:
         """Returns probabilities `[B, C]` for the inputs of a `readers.Batch`."""
