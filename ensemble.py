@@ -124,7 +124,8 @@ class Ensemble:
             every frame once; None stands for the default of each model.
         seed: seed of the samplings. Each model has its own, from this one and its number.
         max_floats: limit on the activations of a model, about 768 MiB by default. A batch is split
-            into chunks that respect it; each chunk reads all weights again.
+            into chunks that respect it; each chunk reads the weights again. The classifier has
+            chunks of its own, of more videos.
 
     Raises:
         InputError: if the weights do not fit.
@@ -180,8 +181,24 @@ class Ensemble:
 
     def member_predictions(self, inputs: dict | tf.Tensor) -> list[tf.Tensor]:
         """Returns the probabilities of each model, float32 `[B, C]`."""
-        predict = [functools.partial(model, training=False) for model in self.models]
-        return self._member_outputs(inputs, predict, [[model.num_classes] for model in self.models])
+        shapes = [[model.num_classes] for model in self.models]
+        if not self.models[0].frame_level:
+            predict = [functools.partial(model, training=False) for model in self.models]
+            return self._member_outputs(inputs, predict, shapes)
+        # The classifiers, whose matrices are large, run once for many chunks of frames.
+        encode = [model.encode_samplings for model in self.models]
+        return self._member_outputs(inputs, encode, shapes, self._classify)
+
+    def _classify(self, number, encodings):
+        """Returns the probabilities of a model for encodings of samplings, `[B, C]`."""
+        model, count = self.models[number], max(self.num_samplings[number], 1)
+        encodings = tf.ensure_shape(encodings, [None, count, model.embedding_size])
+        return in_chunks(
+            lambda chunk: model.classify_samplings(chunk["encodings"]),
+            {"encodings": encodings},
+            model.floats_per_classification(count),
+            self.max_floats,
+        )
 
     @property
     def has_embeddings(self) -> bool:
@@ -214,7 +231,7 @@ class Ensemble:
         side_by_side = tf.concat(self._member_outputs(inputs, embed, shapes), axis=1)
         return tf.ensure_shape(side_by_side, [None, sum(sizes)])
 
-    def _member_outputs(self, inputs, functions, shapes):
+    def _member_outputs(self, inputs, functions, shapes, finish=None):
         """Returns what a function of each model computes, float32 `[B, *shape]`.
 
         Args:
@@ -222,6 +239,8 @@ class Ensemble:
                 samplings.
             functions: functions of a chunk of `inputs`, `num_samplings` and `seed`.
             shapes: shape of the result of each function for a video.
+            finish: function of the number of a model and the values of its function for all videos,
+                which returns the result.
         """
         # Some of TensorFlow's kernels crash on empty tensors, even while it optimizes a graph.
         first = tf.nest.flatten(inputs)[0]
@@ -229,10 +248,10 @@ class Ensemble:
         if first.shape[0] == 0:
             return nothing
         return tf.cond(
-            tf.shape(first)[0] > 0, lambda: self._apply(functions, inputs), lambda: nothing
+            tf.shape(first)[0] > 0, lambda: self._apply(functions, inputs, finish), lambda: nothing
         )
 
-    def _apply(self, functions, inputs):
+    def _apply(self, functions, inputs, finish):
         if not self.models[0].frame_level:
             return [function(inputs) for function in functions]
         videos = {**inputs, "num_frames": tf.cast(inputs["num_frames"], tf.int32)}
@@ -245,7 +264,8 @@ class Ensemble:
                 if values not in norms:
                     norms[values] = _inverse_norms(model, videos)
                 inputs = {**videos, "inverse_norms": norms[values]}
-                outputs.append(self._apply_in_chunks(function, number, inputs))
+                output = self._apply_in_chunks(function, number, inputs)
+                outputs.append(finish(number, output) if finish else output)
         return outputs
 
     def _apply_in_chunks(self, function, number, videos):
@@ -289,7 +309,7 @@ def in_chunks(
         floats_per_video: int tensor, the number of floats that the function holds per video.
         max_floats: number of floats that it may hold, which limits a chunk.
     """
-    count = tf.shape(inputs["num_frames"])[0]
+    count = tf.shape(next(iter(inputs.values())))[0]
     size = tf.maximum(max_floats // floats_per_video, 1)
     num_chunks = (count + size - 1) // size
     size = (count + num_chunks - 1) // num_chunks
