@@ -3,8 +3,10 @@
 Evaluation, inference and exported graphs all predict through `Ensemble`, with one model or many.
 """
 
+import contextlib
 import functools
 import gc
+import math
 from collections.abc import Callable, Sequence
 
 import keras
@@ -16,6 +18,7 @@ import checkpoints
 import frame_level_models
 import layers
 import private_api
+from int8_matrix import Int8Matrix, int8_matrices
 from run_config import RunConfig
 from utils import InputError
 
@@ -26,18 +29,31 @@ _MAX_FLOATS_OF_NORMS = 2**20
 # --- Frozen models --------------------------------------------------------------------------------
 #
 # Batch normalization after a matrix, and that of the frames before an assignment to clusters, is
-# folded into the matrix. Matrices are stored in the dtype of the products; no weight is trainable.
+# folded into the matrix. Matrices are stored in the dtype of the products, or in int8; no weight is
+# trainable.
 
 
-def frozen_model(config: RunConfig, dtype: str, name: str | None = None) -> keras.Model:
+def frozen_model(
+    config: RunConfig,
+    dtype: str,
+    name: str | None = None,
+    bfloat16_layers: Sequence[str] = layers.BFLOAT16_LAYERS,
+) -> keras.Model:
     """Builds a frozen model, whose weights `restore_frozen` sets.
 
     Args:
         config: config of the run.
-        dtype: dtype in which matrices are stored and multiplied, one of `layers.COMPUTE_DTYPES`.
+        dtype: dtype in which matrices are stored, one of `layers.STORAGE_DTYPES`. They are also
+            multiplied in it, those in int8 in bfloat16.
         name: prefix of the names of all nodes in its graph.
+        bfloat16_layers: layers or matrices that are bfloat16 with `dtype="int8"`.
     """
-    with tf.variable_creator_scope(_not_trainable), private_api.zero_weights():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(tf.variable_creator_scope(_not_trainable))
+        stack.enter_context(private_api.zero_weights())
+        if dtype == "int8":
+            stack.enter_context(layers.int8_storage(bfloat16_layers))
+            dtype = "bfloat16"
         model = config.build_model(dtype, name)
     _fold(model)
     return model
@@ -56,11 +72,29 @@ def restore_frozen(
         trained = config.build_model()
     checkpoints.restore_weights(trained, path, use_ema)
     _fold(trained)
-    for source, target in zip(trained.weights, frozen.weights, strict=True):
-        target.assign(tf.cast(source.value, target.dtype))
+    for source, target in zip(trained.weights, trained_weights(frozen).values(), strict=True):
+        target.assign(source.value)
     # Keras models are part of reference cycles and hold up to 0.6 GiB until Python collects them.
     del trained, source
     gc.collect()
+
+
+def trained_weights(model: keras.Model) -> dict[str, keras.Variable | Int8Matrix]:
+    """Returns the weights of a frozen model that training knows, by path, in its order.
+
+    An `Int8Matrix` takes the place of its two variables.
+    """
+    weights = {weight.path: weight for weight in model.weights}
+    for layer in layers.sublayers(model):
+        for matrix in int8_matrices(layer):
+            weights[matrix.q.path] = matrix
+            del weights[matrix.scale.path]
+    return weights
+
+
+def count_parameters(model: keras.Model) -> int:
+    """Returns the number of weights of a frozen model, which does not depend on its dtype."""
+    return sum(math.prod(weight.shape) for weight in trained_weights(model).values())
 
 
 def _fold(model):
@@ -90,7 +124,8 @@ class Ensemble:
             every frame once; None stands for the default of each model.
         seed: seed of the samplings. Each model has its own, from this one and its number.
         max_floats: limit on the activations of a model, about 768 MiB by default. A batch is split
-            into chunks that respect it; each chunk reads all weights again.
+            into chunks that respect it; each chunk reads the weights again. The classifier has
+            chunks of its own, of more videos.
 
     Raises:
         InputError: if the weights do not fit.
@@ -147,8 +182,24 @@ class Ensemble:
 
     def member_predictions(self, inputs: dict | tf.Tensor) -> list[tf.Tensor]:
         """Returns the probabilities of each model, float32 `[B, C]`."""
-        predict = [functools.partial(model, training=False) for model in self.models]
-        return self._member_outputs(inputs, predict, [[model.num_classes] for model in self.models])
+        shapes = [[model.num_classes] for model in self.models]
+        if not self.models[0].frame_level:
+            predict = [functools.partial(model, training=False) for model in self.models]
+            return self._member_outputs(inputs, predict, shapes)
+        # The classifiers, whose matrices are large, run once for many chunks of frames.
+        encode = [model.encode_samplings for model in self.models]
+        return self._member_outputs(inputs, encode, shapes, self._classify)
+
+    def _classify(self, number, encodings):
+        """Returns the probabilities of a model for encodings of samplings, `[B, C]`."""
+        model, count = self.models[number], max(self.num_samplings[number], 1)
+        encodings = tf.ensure_shape(encodings, [None, count, model.embedding_size])
+        return in_chunks(
+            lambda chunk: model.classify_samplings(chunk["encodings"]),
+            {"encodings": encodings},
+            model.floats_per_classification(count),
+            self.max_floats,
+        )
 
     @property
     def has_embeddings(self) -> bool:
@@ -181,7 +232,7 @@ class Ensemble:
         side_by_side = tf.concat(self._member_outputs(inputs, embed, shapes), axis=1)
         return tf.ensure_shape(side_by_side, [None, sum(sizes)])
 
-    def _member_outputs(self, inputs, functions, shapes):
+    def _member_outputs(self, inputs, functions, shapes, finish=None):
         """Returns what a function of each model computes, float32 `[B, *shape]`.
 
         Args:
@@ -189,6 +240,8 @@ class Ensemble:
                 samplings.
             functions: functions of a chunk of `inputs`, `num_samplings` and `seed`.
             shapes: shape of the result of each function for a video.
+            finish: function of the number of a model and the values of its function for all videos,
+                which returns the result.
         """
         # Some of TensorFlow's kernels crash on empty tensors, even while it optimizes a graph.
         first = tf.nest.flatten(inputs)[0]
@@ -196,10 +249,10 @@ class Ensemble:
         if first.shape[0] == 0:
             return nothing
         return tf.cond(
-            tf.shape(first)[0] > 0, lambda: self._apply(functions, inputs), lambda: nothing
+            tf.shape(first)[0] > 0, lambda: self._apply(functions, inputs, finish), lambda: nothing
         )
 
-    def _apply(self, functions, inputs):
+    def _apply(self, functions, inputs, finish):
         if not self.models[0].frame_level:
             return [function(inputs) for function in functions]
         videos = {**inputs, "num_frames": tf.cast(inputs["num_frames"], tf.int32)}
@@ -212,7 +265,8 @@ class Ensemble:
                 if values not in norms:
                     norms[values] = _inverse_norms(model, videos)
                 inputs = {**videos, "inverse_norms": norms[values]}
-                outputs.append(self._apply_in_chunks(function, number, inputs))
+                output = self._apply_in_chunks(function, number, inputs)
+                outputs.append(finish(number, output) if finish else output)
         return outputs
 
     def _apply_in_chunks(self, function, number, videos):
@@ -258,7 +312,7 @@ def in_chunks(
         floats_per_video: int tensor, the number of floats that the function holds per video.
         max_floats: number of floats that it may hold, which limits a chunk.
     """
-    count = tf.shape(inputs["num_frames"])[0]
+    count = tf.shape(next(iter(inputs.values())))[0]
     size = tf.maximum(max_floats // floats_per_video, 1)
     num_chunks = (count + size - 1) // size
     size = (count + num_chunks - 1) // num_chunks
@@ -299,7 +353,7 @@ def normalized_weights(
 
 def with_weight(
     train_dirs: Sequence[str], weights: Sequence[float] | np.ndarray | None
-) -> tuple[list[str], list[float] | None]:
+) -> tuple[list[int], list[float] | None]:
     """Leaves out the runs whose weight is 0, with a log line.
 
     Args:
@@ -307,19 +361,19 @@ def with_weight(
         weights: one weight per run; None for equal weights.
 
     Returns:
-        The other directories and their weights.
+        The positions of the other runs, and their weights.
 
     Raises:
         InputError: if the weights do not fit.
     """
     if weights is None:
-        return list(train_dirs), None
+        return list(range(len(train_dirs))), None
     normalized_weights(weights, len(train_dirs))  # Checks them.
     for train_dir, weight in zip(train_dirs, weights, strict=True):
         if not weight:
             logging.info("%s has weight 0 and is left out", train_dir)
-    kept = [(path, weight) for path, weight in zip(train_dirs, weights, strict=True) if weight]
-    return [path for path, _ in kept], [float(weight) for _, weight in kept]
+    kept = [number for number, weight in enumerate(weights) if weight]
+    return kept, [float(weights[number]) for number in kept]
 
 
 class StackingFit:

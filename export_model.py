@@ -4,9 +4,9 @@
     python export_model.py --train_dirs=run1,run2,run3 --output_dir=exported --num_samplings=10
 
 The SavedModel takes YouTube-8M records (signature serving_default) or decoded features (signature
-predict). It cannot be trained; matrices are stored and multiplied in bfloat16 by default.
---format=onnx and --format=litert write a file for other runtimes than TensorFlow. manifest.json
-states the origin of the model and its input.
+predict). It cannot be trained; matrices are stored and multiplied in bfloat16 by default, and take
+half the bytes with --dtype=int8. --format=onnx and --format=litert write a file for other runtimes
+than TensorFlow. manifest.json states the origin of the model and its input.
 """
 
 import contextlib
@@ -32,7 +32,15 @@ import other_runtimes
 import run_config
 import serving
 import vocabulary
-from ensemble import Ensemble, StackingFit, frozen_model, restore_frozen, with_weight
+from ensemble import (
+    Ensemble,
+    StackingFit,
+    count_parameters,
+    frozen_model,
+    restore_frozen,
+    trained_weights,
+    with_weight,
+)
 from evaluation import evaluate, format_summary
 from options import option, same_option
 from predictor import (
@@ -65,11 +73,18 @@ class ExportOptions(ModelOptions, ReadOptions, SegmentOptions):
         required=True,
         environment="AIP_MODEL_DIR",
     )
-    dtype: str = option(
-        "bfloat16",
-        "Dtype in which matrices are stored and multiplied; everything else is float32.",
+    dtype: tuple[str, ...] = option(
+        ("bfloat16",),
+        "Dtype of the matrices, and of their products, which are bfloat16 for int8; everything "
+        "else is float32. One for all models, or one for each of --train_dirs.",
         group="output",
-        choices=layers.COMPUTE_DTYPES,
+        choices=layers.STORAGE_DTYPES,
+    )
+    bfloat16_layers: tuple[str, ...] = option(
+        layers.BFLOAT16_LAYERS,
+        "Layers, or single matrices, that stay bfloat16 with --dtype=int8: names, parts of paths, "
+        "for example prob_gating,gru_0/candidate. model_info.py lists layers.",
+        group="output",
     )
     format: str = option(
         SAVED_MODEL,
@@ -132,8 +147,24 @@ class ExportOptions(ModelOptions, ReadOptions, SegmentOptions):
             raise InputError("--eval_data_pattern must be given with --fit_weights.")
         if self.fit_weights and (len(self.run_dirs) < 2 or self.weights):
             raise InputError("--fit_weights needs several --train_dirs, and no --weights.")
+        if len(self.dtype) not in (1, len(self.run_dirs)):
+            raise InputError(
+                f"--dtype must be one dtype, or one for each of {len(self.run_dirs)} runs. "
+                f"Received: {comma_separated(self.dtype)}"
+            )
+        if len(self.dtype) > 1 and self.segment_video_dirs:
+            raise InputError(
+                "--segment_video_dirs needs one --dtype, for its models too. Received: "
+                f"{comma_separated(self.dtype)}"
+            )
         if self.format != SAVED_MODEL:
             self._check_other_format()
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The dtype of each run."""
+        count = len(self.run_dirs) if len(self.dtype) == 1 else 1
+        return list(self.dtype) * count
 
     def _check_other_format(self):
         for name in ("frozen_graph", "mediapipe"):
@@ -141,7 +172,7 @@ class ExportOptions(ModelOptions, ReadOptions, SegmentOptions):
                 raise InputError(f"--{name} is for --format={SAVED_MODEL}.")
         if self.segment_labels:
             raise InputError(f"--segment_labels needs --format={SAVED_MODEL}.")
-        if self.dtype != "float32":
+        if set(self.dtype) != {"float32"}:
             raise InputError(
                 f"--format={self.format} stores matrices in float32. Add --dtype=float32."
             )
@@ -169,8 +200,11 @@ def export(options: ExportOptions) -> dict:
     class_names = options.class_names or names_of_runs
     if class_names:
         vocabulary.read_class_names(class_names, data.num_classes)
-    train_dirs, weights = with_weight(
+    kept, weights = with_weight(
         options.run_dirs, fitted_weights(options) if options.fit_weights else options.weights
+    )
+    train_dirs, dtypes = (
+        [values[number] for number in kept] for values in (options.run_dirs, options.dtypes)
     )
     if options.segment_labels:
         check_segments(options.run_dirs, options.segment_video_dirs or ())
@@ -178,10 +212,11 @@ def export(options: ExportOptions) -> dict:
     for train_dir in train_dirs:
         checkpoints.find(train_dir, options.checkpoint)  # Fails before models are built.
     with files.atomic_directory(options.output_dir) as partial:
-        ensemble, described = _restored_ensemble(options, train_dirs, weights, "m")
+        ensemble, described = _restored_ensemble(options, train_dirs, dtypes, weights, "m")
         segment_ensemble, segments = _segment_ensemble(options, ensemble, described)
         models = ensemble.models if segment_ensemble is None else segment_ensemble.models
-        num_weights = sum(model.count_params() for model in models)
+        _check_layers(models, options.bfloat16_layers)
+        num_weights = sum(map(count_parameters, models))
         logging.info("tracing the graph, with %s weights", f"{num_weights:,}")
         logging.info("writing %s", files.absolute(options.output_dir))
         with _without_info():
@@ -196,7 +231,7 @@ def export(options: ExportOptions) -> dict:
             "data": dataclasses.asdict(data),
             "label_loss": config.label_loss,
             "loss_hyperparameters": config.loss_hyperparameters,
-            "dtype": options.dtype,
+            "bfloat16_layers": list(options.bfloat16_layers),
             "use_ema": options.use_ema,
             "seed": options.seed,
             "top_k": options.top_k,
@@ -221,12 +256,13 @@ def _write_saved_model(options, ensemble, data, class_names, folder, segment_ens
         serving.write_frozen_graph(module, os.path.join(folder, FROZEN_GRAPH))
 
 
-def _restored_ensemble(options, train_dirs, weights, prefix):
+def _restored_ensemble(options, train_dirs, dtypes, weights, prefix):
     """Restores the models of training runs.
 
     Args:
         options: `ExportOptions`.
         train_dirs: directories of the runs.
+        dtypes: dtype of each run.
         weights: one weight per run; None for equal weights.
         prefix: beginning of the names of the models.
 
@@ -235,10 +271,12 @@ def _restored_ensemble(options, train_dirs, weights, prefix):
     """
     configs = load_configs(train_dirs)
     models, paths = [], []
-    for number, (config, train_dir) in enumerate(zip(configs, train_dirs, strict=True)):
+    runs = zip(configs, train_dirs, dtypes, strict=True)
+    for number, (config, train_dir, dtype) in enumerate(runs):
         logging.info("restoring model %d of %d: %s", number + 1, len(configs), train_dir)
         # The names of all nodes begin with the model's name, so it is short.
-        models.append(frozen_model(config, options.dtype, f"{prefix}{number}"))
+        name = f"{prefix}{number}"
+        models.append(frozen_model(config, dtype, name, options.bfloat16_layers))
         restore = functools.partial(restore_frozen, models[-1], config, use_ema=options.use_ema)
         paths.append(checkpoints.restore(train_dir, options.checkpoint, restore))
     ensemble = Ensemble(
@@ -253,12 +291,13 @@ def _restored_ensemble(options, train_dirs, weights, prefix):
             "step": checkpoints.step_of(path),
             "weight": weight,
             "num_samplings": num_samplings,
-            "parameters": model.count_params(),
+            "dtype": dtype,
+            "parameters": count_parameters(model),
             "embedding_size": model.embedding_size,
             "config": dataclasses.asdict(config),
         }
-        for config, path, model, weight, num_samplings in zip(
-            configs, paths, models, ensemble.weights, ensemble.num_samplings, strict=True
+        for config, path, model, dtype, weight, num_samplings in zip(
+            configs, paths, models, dtypes, ensemble.weights, ensemble.num_samplings, strict=True
         )
     ]
     return ensemble, described
@@ -283,9 +322,21 @@ def _segment_ensemble(options, ensemble, described):
         video_options = dataclasses.replace(
             options, checkpoint=video_checkpoint(options.checkpoint)
         )
-        video_ensemble, video_models = _restored_ensemble(video_options, video_dirs, None, "v")
+        video_ensemble, video_models = _restored_ensemble(
+            video_options, video_dirs, options.dtype * len(video_dirs), None, "v"
+        )
     segments = {"settings": dataclasses.asdict(settings), "video_models": video_models}
     return SegmentEnsemble(ensemble, settings, video_ensemble), segments
+
+
+def _check_layers(models, names):
+    """Raises an error if a name of `--bfloat16_layers` is neither in a model nor a default."""
+    paths = [path for model in models for path in trained_weights(model)]
+    for name in set(names).difference(layers.BFLOAT16_LAYERS):
+        if not any(layers.is_one_of(path, [name]) for path in paths):
+            raise InputError(
+                f"--bfloat16_layers: the models have no layer {name}. model_info.py lists layers."
+            )
 
 
 @contextlib.contextmanager
@@ -350,7 +401,8 @@ def fitted_weights(options: ExportOptions) -> np.ndarray:
             num_samplings=options.num_samplings,
             seed=options.seed,
             use_ema=options.use_ema,
-            compute_dtype=options.dtype,
+            compute_dtype=options.dtypes,
+            bfloat16_layers=options.bfloat16_layers,
         )
         predictor.restore()
         return predictor
@@ -377,7 +429,7 @@ def main(options: ExportOptions) -> None:
         "exported %d model(s), %s weights in %s, %.1f MiB, digest %s: %s",
         len(manifest["models"]),
         f"{manifest['parameters']:,}",
-        manifest["dtype"],
+        comma_separated(sorted({model["dtype"] for model in manifest["models"]})),
         manifest["bytes"] / 2**20,
         manifest["digest"],
         files.absolute(options.output_dir),

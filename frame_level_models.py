@@ -167,6 +167,25 @@ class FrameLevelModel(registry.Model):
         encoding = self._encode_samplings(inputs, False, num_samplings, seed)
         return mean_of_samplings(ops.cast(encoding, "float32"), num_samplings)
 
+    def encode_samplings(self, inputs, num_samplings=None, seed=0):
+        """Returns the encodings that `classify_samplings` takes, float32 `[B, max(N, 1), size]`.
+
+        Args:
+            inputs: dict, as described above.
+            num_samplings: int. N, as for `call`.
+            seed: seed of the samplings.
+        """
+        inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+        num_samplings = self.resolve_samplings(num_samplings)
+        encoding = ops.cast(self._encode_samplings(inputs, False, num_samplings, seed), "float32")
+        return ops.reshape(encoding, (-1, max(num_samplings, 1), self.embedding_size))
+
+    def classify_samplings(self, encodings):
+        """Returns the probabilities of `call` for encodings `[B, N, size]`, `[B, C]`."""
+        _, num_samplings, size = encodings.shape
+        predictions = self.classifier(ops.reshape(encodings, (-1, size)), training=False)
+        return mean_of_samplings(predictions, num_samplings)
+
     def _encode_samplings(self, inputs, training, num_samplings, seed):
         """Returns the encodings of all samplings, `[B * N, size]`, one video after another."""
         return self._encode_inputs(
@@ -339,6 +358,15 @@ class FrameLevelModel(registry.Model):
         """
         copies = 1 if self.sample_by_count else num_samplings
         return 2 * copies * num_frames * sum(self.feature_sizes)
+
+    def floats_per_classification(self, num_samplings):
+        """Estimates how many floats per video the classifier holds at once in prediction.
+
+        Args:
+            num_samplings: int. N.
+        """
+        matrices = [weight for weight in self.classifier.weights if len(weight.shape) == 2]
+        return 3 * num_samplings * sum(matrix.shape[1] for matrix in matrices)
 
 
 # --- Sampling of frames ---------------------------------------------------------------------------

@@ -16,21 +16,30 @@ import numpy as np
 from absl import logging
 from keras import ops
 
+import int8_matrix
 import quantization
+from int8_matrix import Int8Matrix, to_float
 
 # --- Matmul precision -----------------------------------------------------------------------------
 #
 # With bfloat16, matrix products round their operands and results to bfloat16 and accumulate in
 # float32. Biases, batch normalization, softmax and all elementwise math stay in float32, and so do
-# the weights during training. Models for prediction store their matrices in bfloat16.
+# the weights during training. Models for prediction store their matrices in bfloat16, or in int8,
+# which products cast to bfloat16.
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+STORAGE_DTYPES = (*COMPUTE_DTYPES, "int8")
+# Layers, or single matrices, that stay bfloat16 where others are int8: the recurrent matrices whose
+# error grows from frame to frame. docs/export.md has the effect of the others.
+BFLOAT16_LAYERS = ("candidate",)
 # Name of the weight of `BatchNorm` that counts its updates.
 COUNTER = "num_updates"
 
 # Linux's names for the instructions that multiply bfloat16, on x86 and on ARM.
 _CPU_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
 _matmul_policy = contextvars.ContextVar("matmul_policy", default="float32")
+# Function from the path of a matrix to whether it is stored in int8.
+_is_int8 = contextvars.ContextVar("is_int8", default=lambda path: False)
 
 
 def resolve_compute_dtype(compute_dtype=None):
@@ -103,6 +112,31 @@ def matmul_policy(name):
 def current_matmul_policy():
     """Returns the Keras dtype policy of the matmul layers built here."""
     return _matmul_policy.get()
+
+
+@contextlib.contextmanager
+def int8_storage(bfloat16_layers=BFLOAT16_LAYERS):
+    """Makes the matrices of layers built inside the block int8, for `matmul_policy("bfloat16")`.
+
+    Args:
+        bfloat16_layers: sequence of str. Layers or matrices to except, see `is_one_of`.
+    """
+    token = _is_int8.set(lambda path: not is_one_of(path, bfloat16_layers))
+    try:
+        yield
+    finally:
+        _is_int8.reset(token)
+
+
+def is_one_of(path, names):
+    """Returns whether a weight, or a layer that it is part of, has one of several names.
+
+    Args:
+        path: str. Path of the weight, for example `GruModel/stack/gru_0/candidate`.
+        names: sequence of str. Names, for example `gru_0`, or parts of paths, for example
+            `gru_0/candidate`.
+    """
+    return any(f"/{name}/" in f"/{path}/" for name in names)
 
 
 # --- Replicas -------------------------------------------------------------------------------------
@@ -269,12 +303,12 @@ class StoredFrames(NamedTuple):
         matrix, offset, rest = kernel, None, None
         factor = self._factor
         if factor is not None:
-            matrix = factor[:, None] * ops.cast(kernel, "float32")
+            matrix = factor[:, None] * to_float(kernel, "float32")
         if self.offset is not None:
-            offset = ops.sum(self.offset[:, None] * ops.cast(kernel, "float32"), axis=0)
+            offset = ops.sum(self.offset[:, None] * to_float(kernel, "float32"), axis=0)
         if self.rest is not None:
-            rest = ops.sum(self.rest[:, None] * ops.cast(matrix, "float32"), axis=0)
-        matrix = ops.cast(matrix, layer.compute_dtype)
+            rest = ops.sum(self.rest[:, None] * to_float(matrix, "float32"), axis=0)
+        matrix = int8_matrix.cast(matrix, layer.compute_dtype)
 
         def project(q, inverse_norms):
             centered = self._replace(q=q)._centered(layer.compute_dtype)
@@ -380,6 +414,23 @@ class MatmulLayer(keras.layers.Layer):
         """Adds a weight that is read as it is stored: Keras would round it for a mixed policy."""
         return super().add_weight(*args, autocast=False, **kwargs)
 
+    def add_matrix(self, *, shape, name, **options):
+        """Adds the matrix of a product, `[D, K]`: a weight or, in `int8_storage`, `Int8Matrix`.
+
+        Args:
+            shape: tuple of int. `(D, K)`.
+            name: str.
+            **options: as in `add_weight`; `Int8Matrix` starts at 0.
+        """
+        if not _is_int8.get()(f"{self.path}/{name}"):
+            return self.add_weight(shape=shape, name=name, **options)
+        return Int8Matrix(
+            self.add_weight(shape=shape, initializer="zeros", dtype="int8", name=name),
+            self.add_weight(
+                shape=shape[1:], initializer="zeros", dtype="float32", name=f"{name}_scale"
+            ),
+        )
+
     def einsum(self, equation, *operands):
         """Einsum in the dtype of the policy; returns float32."""
         operands = [ops.cast(operand, self.compute_dtype) for operand in operands]
@@ -387,6 +438,8 @@ class MatmulLayer(keras.layers.Layer):
 
     def matmul(self, x, matrix):
         """Multiplies rows `[B, D]` or `[B, T, D]` by a matrix `[D, K]`; returns float32."""
+        if isinstance(matrix, Int8Matrix):
+            return matrix.multiply(x, self.matmul, self.compute_dtype)
         if len(x.shape) == 2:
             return self.einsum("RD,DK->RK", x, matrix)
         # Flattened to one matrix, so that the gradient is one product too, not one per video.
@@ -651,7 +704,7 @@ class Linear(MatmulLayer):
 
     def build(self, input_shape, *_):
         """Creates W, `[D, units]`, and b, `[units]`, or the normalization."""
-        self.kernel = self.add_weight(
+        self.kernel = self.add_matrix(
             shape=(row_size(input_shape), self.units),
             initializer=self.initializer,
             regularizer=self.regularizer,
@@ -680,7 +733,7 @@ class Linear(MatmulLayer):
     def fold(self):
         """Moves the scale of the batch normalization into W, for prediction."""
         if self.norm is not None:
-            self.kernel.assign(self.kernel * self.norm.fold())
+            self.kernel.assign(to_float(self.kernel, "float32") * self.norm.fold())
 
 
 class ContextGating(MatmulLayer):

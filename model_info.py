@@ -7,7 +7,7 @@
 
 It takes every flag that a recipe may set, and describes the model that training would build with
 them, or the model of a training run. Parameters are all weights of a model, including batch
-normalization statistics.
+normalization statistics. The MiB are those of an exported model of each dtype.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ import program
 import keras
 
 import registry
+from ensemble import count_parameters, frozen_model, trained_weights
 from options import Options, option, same_option
 from run_config import RecipeOptions, RunConfig
 from utils import InputError, aligned_table, comma_separated
@@ -45,16 +46,20 @@ def describe(config: RunConfig) -> dict:
     """Returns the size of a model.
 
     Returns:
-        A dict with the keys `model`, `parameters`, `float32_mib`, `bfloat16_mib` and `layers`: a
-        list of dicts with `name` and `parameters`, in the order of their weights.
+        A dict with the keys `model`, `parameters`, `float32_mib`, `bfloat16_mib`, `int8_mib` and
+        `layers`: a list of dicts with `name` and `parameters`, in the order of their weights.
     """
-    model = config.build_model()
-    total = model.count_params()
+    model = frozen_model(config, "int8")
+    total = count_parameters(model)
     return {
         "model": config.model,
         "parameters": total,
         "float32_mib": total * 4 / 2**20,
         "bfloat16_mib": total * 2 / 2**20,
+        "int8_mib": sum(
+            weight.value.dtype.size * math.prod(weight.shape) for weight in model.weights
+        )
+        / 2**20,
         "layers": [
             {"name": name, "parameters": parameters}
             for name, parameters in _parameters_by_layer(model).items()
@@ -65,8 +70,8 @@ def describe(config: RunConfig) -> dict:
 def _parameters_by_layer(model: keras.Model) -> dict[str, int]:
     """Returns the number of weights by the path of their layer inside the model."""
     parameters: dict[str, int] = {}
-    for weight in model.weights:
-        layer = "/".join(weight.path.split("/")[1:-1]) or model.name
+    for path, weight in trained_weights(model).items():
+        layer = "/".join(path.split("/")[1:-1]) or model.name
         parameters[layer] = parameters.get(layer, 0) + math.prod(weight.shape)
     return parameters
 
@@ -74,13 +79,14 @@ def _parameters_by_layer(model: keras.Model) -> dict[str, int]:
 def summary_table(descriptions: list[dict]) -> str:
     """Formats descriptions of models as a table, one line per model."""
     return aligned_table(
-        ("model", "parameters", "float32 MiB", "bfloat16 MiB"),
+        ("model", "parameters", "float32 MiB", "bfloat16 MiB", "int8 MiB"),
         [
             (
                 entry["model"],
                 f"{entry['parameters']:,}",
                 f"{entry['float32_mib']:,.1f}",
                 f"{entry['bfloat16_mib']:,.1f}",
+                f"{entry['int8_mib']:,.1f}",
             )
             for entry in descriptions
         ],

@@ -11,6 +11,7 @@ from keras import ops
 
 import layers
 import nonlocal_vlad
+from int8_matrix import to_float
 
 
 class AfterExpansion(layers.Linear):
@@ -43,22 +44,26 @@ class AfterExpansion(layers.Linear):
         """Multiplies frames by W E; see `layers.MatmulLayer.project`."""
         if self.composed:
             return super().project(x, kernel[: layers.row_size(x.shape)])
-        rows, offset = super().project(x, self.matmul(self.expansion.kernel, kernel))
+        rows, offset = super().project(x, self._composition(kernel))
         constant = self._constant()
         return rows, constant if offset is None else constant + offset
 
     def fold(self):
         """Replaces W by W E in the first rows of its matrix, for prediction."""
         super().fold()
-        composed = self.matmul(self.expansion.kernel, self.kernel)
+        composed = self._composition(self.kernel)
         (self.bias if self.norm is None else self.norm.beta).assign_add(self._constant())
         unused_rows = self.kernel.shape[0] - composed.shape[0]
         self.kernel.assign(ops.pad(composed, ((0, unused_rows), (0, 0))))
         self.composed = True
 
+    def _composition(self, kernel):
+        """Returns W E, float32."""
+        return self.matmul(to_float(self.expansion.kernel, "float32"), kernel)
+
     def _constant(self):
         """Returns W e, float32."""
-        return ops.matmul(self.expansion.bias, ops.cast(self.kernel, "float32"))
+        return ops.matmul(self.expansion.bias, to_float(self.kernel, "float32"))
 
 
 class NeXtVLAD(layers.MatmulLayer):

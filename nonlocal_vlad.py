@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 import utils
+from int8_matrix import to_float
 from layers import (
     Linear,
     MatmulLayer,
@@ -52,8 +53,9 @@ class SoftAssignment(Linear):
 
     def fold_input(self, scale, offset):
         """Absorbs `scale * x + offset` of `StoredFrames` into the weights, for prediction."""
-        self.norm.moving_mean.assign_sub(ops.einsum("D,DK->K", offset, self.kernel))
-        self.kernel.assign(scale[:, None] * self.kernel)
+        kernel = to_float(self.kernel, "float32")
+        self.norm.moving_mean.assign_sub(ops.einsum("D,DK->K", offset, kernel))
+        self.kernel.assign(scale[:, None] * kernel)
         self.input_folded = True
 
 
@@ -190,10 +192,10 @@ class NonLocalBlock(MatmulLayer):
         size = input_shape[-1]
         embedding = {"shape": (size, self.embedding_dim), "initializer": scaled_normal(size)}
         if self.pairwise != "gaussian":
-            self.theta = self.add_weight(name="theta", **embedding)
-            self.phi = self.add_weight(name="phi", **embedding)
-        self.g = self.add_weight(name="g", **embedding)
-        self.out = self.add_weight(
+            self.theta = self.add_matrix(name="theta", **embedding)
+            self.phi = self.add_matrix(name="phi", **embedding)
+        self.g = self.add_matrix(name="g", **embedding)
+        self.out = self.add_matrix(
             shape=(self.embedding_dim, size),
             initializer="zeros" if self.start == "identity" else scaled_normal(self.embedding_dim),
             name="out",

@@ -139,7 +139,9 @@ class Predictor:
             stands for the default of each model.
         seed: seed of the sampling of frames.
         use_ema: whether to use the exponential moving average of the weights.
-        compute_dtype: dtype of matrices and their products; see `layers.resolve_compute_dtype`.
+        compute_dtype: dtype of matrices and their products, see `layers.resolve_compute_dtype`; or
+            one dtype of `layers.STORAGE_DTYPES` per run.
+        bfloat16_layers: layers or matrices that are bfloat16 in runs with int8.
 
     Attributes:
         data: `DataConfig` of the models.
@@ -161,17 +163,23 @@ class Predictor:
         num_samplings: int | None = None,
         seed: int = 0,
         use_ema: bool = False,
-        compute_dtype: str | None = None,
+        compute_dtype: str | Sequence[str] | None = None,
+        bfloat16_layers: Sequence[str] = layers.BFLOAT16_LAYERS,
     ):
-        train_dirs, weights = with_weight(train_dirs, weights)
+        if compute_dtype is None or isinstance(compute_dtype, str):
+            compute_dtype = [layers.resolve_compute_dtype(compute_dtype)] * len(train_dirs)
+        kept, weights = with_weight(train_dirs, weights)
+        train_dirs = [train_dirs[number] for number in kept]
         self._configs = load_configs(train_dirs)
         self.data = self._configs[0].data
         first = self._configs[0]
         self.label_loss = evaluation_loss(first.label_loss, first.loss_hyperparameters)
         self.steps: list[int] = []
-        dtype = layers.resolve_compute_dtype(compute_dtype)
         self.ensemble = Ensemble(
-            [frozen_model(config, dtype) for config in self._configs],
+            [
+                frozen_model(config, compute_dtype[number], bfloat16_layers=bfloat16_layers)
+                for number, config in zip(kept, self._configs, strict=True)
+            ],
             weights=weights,
             num_samplings=num_samplings,
             seed=seed,
@@ -260,6 +268,10 @@ class ExportedPredictor:
                 f"{export_dir} was not written by export_model.py: {error!r}"
             ) from error
         self._name = export_dir
+        # Earlier versions exported all models with the same dtype.
+        dtype = self._manifest.get("dtype")
+        dtypes = {model.get("dtype", dtype) for model in self._manifest["models"]}
+        logging.info("%s: matrices in %s", export_dir, comma_separated(sorted(map(str, dtypes))))
 
     def predict(self, inputs: dict | np.ndarray) -> np.ndarray:
         """Returns probabilities `[B, C]` for the inputs of a `readers.Batch`."""

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+import int8_matrix
 import layers
 
 
@@ -38,7 +39,7 @@ class GRU(layers.MatmulLayer):
         """Creates W and b, U_zr, `[units, 2 * units]`, and U_c, `[units, units]`."""
         self.input_projection.build(frames_shape)
         self.gates, self.candidate = (
-            self.add_weight(shape=(self.units, size), initializer=_orthogonal, name=name)
+            self.add_matrix(shape=(self.units, size), initializer=_orthogonal, name=name)
             for name, size in (("gates", 2 * self.units), ("candidate", self.units))
         )
 
@@ -53,7 +54,8 @@ class GRU(layers.MatmulLayer):
 
     def matrices(self):
         """Returns U_zr and U_c in the dtype of the products."""
-        return [ops.cast(matrix, self.compute_dtype) for matrix in (self.gates, self.candidate)]
+        matrices = (self.gates, self.candidate)
+        return [int8_matrix.cast(matrix, self.compute_dtype) for matrix in matrices]
 
     def cell(self, x, state, gate_matrix, candidate_matrix):
         """Computes one step.
@@ -68,9 +70,9 @@ class GRU(layers.MatmulLayer):
             `(h, z, r, c)`: the new state, update gate, reset gate and candidate, float32
             `[B, units]` each.
         """
-        gate_logits = x[:, : 2 * self.units] + self.einsum("BI,IJ->BJ", state, gate_matrix)
+        gate_logits = x[:, : 2 * self.units] + self.matmul(state, gate_matrix)
         update, reset = ops.split(ops.sigmoid(gate_logits), 2, axis=-1)
-        recurrent = self.einsum("BI,IJ->BJ", reset * state, candidate_matrix)
+        recurrent = self.matmul(reset * state, candidate_matrix)
         candidate = ops.tanh(x[:, 2 * self.units :] + recurrent)
         return state + (1.0 - update) * (candidate - state), update, reset, candidate
 
@@ -189,7 +191,9 @@ class GRUStack(layers.Float32Layer):
         project, offset = frames.projection(first.input_projection.kernel, first)
         biases = [gru.input_projection.bias for gru in self.grus]
         biases[0] = biases[0] if offset is None else biases[0] + offset
-        kernels = [ops.cast(gru.input_projection.kernel, gru.compute_dtype) for gru in self.grus]
+        kernels = [
+            int8_matrix.cast(gru.input_projection.kernel, gru.compute_dtype) for gru in self.grus
+        ]
         matrices = [gru.matrices() for gru in self.grus]
         mask = ops.cast(real, "float32")[..., None]
 
@@ -199,7 +203,7 @@ class GRUStack(layers.Float32Layer):
             new_states = []
             for number, gru in enumerate(self.grus):
                 with keras.name_scope(gru.name):
-                    x = gru.einsum("BI,IJ->BJ", x, kernels[number]) if number else x
+                    x = gru.matmul(x, kernels[number]) if number else x
                     x += biases[number]
                     state, *_ = gru.cell(x, states[number], *matrices[number])
                 x = states[number] + mask[:, t] * (state - states[number])

@@ -117,7 +117,7 @@ class AttentionPooling(layers.MatmulLayer):
     def build(self, frames_shape, *_):
         """Creates the queries u, `[E, Q]`."""
         self.size = frames_shape[-1]
-        self.queries = self.add_weight(
+        self.queries = self.add_matrix(
             shape=(self.size, self.num_queries), initializer="glorot_uniform", name="queries"
         )
 

@@ -44,9 +44,9 @@ class SamplingsOptions(comparison.ComparisonOptions):
     tiling: bool = option(False, "Also measure tiling the input (slow).", group="prediction")
     dtype: str = option(
         "float32",
-        "Type of the matrices and of their products.",
+        "Type of the matrices and of their products, which are bfloat16 for int8.",
         group="prediction",
-        choices=layers.COMPUTE_DTYPES,
+        choices=layers.STORAGE_DTYPES,
     )
 
 

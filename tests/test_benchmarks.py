@@ -67,6 +67,20 @@ def test_runtimes_and_their_sizes_are_compared(run_benchmark):
     assert all(conditions[f"MiB of {name}"] > 0 for name in names)
 
 
+@pytest.mark.slow
+def test_exports_of_every_dtype_are_compared(run_benchmark):
+    output = run_benchmark(
+        "export_dtypes", "--recipes=small_lfnl_netvlad", "--batch_size=2", "--rounds=1"
+    )
+    rows = [line.split() for line in output.splitlines()[1:4]]
+    assert [row[0] for row in rows] == ["float32", "bfloat16", "int8"]
+    sizes = [int(row[1].replace(",", "")) for row in rows]
+    assert sizes[0] > 1.9 * sizes[1] > 3.5 * sizes[2]
+    assert float(rows[0][4]) == 0
+    assert 0 < float(rows[2][4]) < 0.01
+    assert "videos/s" in output
+
+
 @pytest.mark.parametrize("more", [[], pytest.param(["--train"], marks=pytest.mark.slow)])
 def test_ways_to_store_frames_are_compared(run_benchmark, more):
     output = run_benchmark(

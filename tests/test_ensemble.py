@@ -27,7 +27,9 @@ def models():
     return found
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03), ("int8", 0.03)]
+)
 @pytest.mark.parametrize("name", [marked(name, slow=FAMILIES[2:]) for name in FAMILIES])
 def test_a_frozen_model_predicts_as_the_trained_one(name, dtype, tolerance, monkeypatch):
     given = {"num_classes": NUM_CLASSES, "feature_sizes": FEATURE_SIZES}
@@ -47,6 +49,19 @@ def test_a_frozen_model_predicts_as_the_trained_one(name, dtype, tolerance, monk
     )
     assert difference.max() < tolerance
     assert (difference.max() > 0) or dtype == "float32"
+    assert ensemble.count_parameters(frozen) == trained.count_params()
+    kernels = {weight.dtype for weight in frozen.weights if weight.name == "kernel"}
+    assert kernels == {dtype} or name == "LstmModel"
+
+
+def test_named_layers_stay_bfloat16_beside_others_in_int8():
+    given = {"num_classes": NUM_CLASSES, "feature_sizes": FEATURE_SIZES}
+    config = RunConfig("MoeModel", hyperparameters=small_models.SMALL["MoeModel"], **given)
+    frozen = ensemble.frozen_model(config, "int8", bfloat16_layers=("gates",))
+    dtypes = {weight.path.split("/", 1)[1]: weight.dtype for weight in frozen.weights}
+    assert dtypes["gates/kernel"] == "bfloat16"
+    assert "gates/kernel_scale" not in dtypes
+    assert (dtypes["experts/kernel"], dtypes["experts/kernel_scale"]) == ("int8", "float32")
 
 
 def make_inputs(num_videos=4):

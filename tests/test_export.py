@@ -274,7 +274,7 @@ def test_the_manifest_states_origin_settings_and_size(exported, trained):
     assert model["weight"] == 1.0
     assert model["config"]["model"] == "DbofModel"
     assert model["config"]["hyperparameters"]["dbof_cluster_size"] == 16
-    assert manifest["dtype"] == "bfloat16"
+    assert model["dtype"] == "bfloat16"
     assert model["num_samplings"] == 0
     assert manifest["data"]["feature_sizes"] == [8, 4]
     assert set(manifest["versions"]) == {"tensorflow", "keras", "numpy", "python"}
@@ -360,7 +360,42 @@ def test_moving_averages_and_class_names_can_be_exported(trained_moe, video_data
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
+def test_models_of_different_dtypes_are_exported_together(trained, frame_data, tmp_path):
+    gru, folder = untrained_run(tmp_path / "gru", "GruModel", gru_cells=8), tmp_path / "model"
+    given = (f"--train_dirs={trained},{gru}", "--num_samplings=0", "--bfloat16_layers=classifier")
+    manifest = export(folder, *given, "--dtype=int8,float32")
+    assert [model["dtype"] for model in manifest["models"]] == ["int8", "float32"]
+    assert manifest["bfloat16_layers"] == ["classifier"]
+    stored = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+    dtypes = {
+        tuple(shape): stored.get_variable_to_dtype_map()[name]
+        for name, shape in stored.get_variable_to_shape_map().items()
+    }
+    assert dtypes[12, 16] == tf.int8  # Clusters of the first model.
+    assert dtypes[8, 3 * NUM_CLASSES] == tf.bfloat16  # Its classifier.
+    assert dtypes[8, 16] == tf.float32  # Gates of the GRU.
+    expected = in_process([trained, gru], frame_data, num_samplings=0)
+    found = of_export(folder, frame_data)
+    assert 0 < largest_difference(found, expected) < 2e-2
+    metrics = programs.evaluate(f"--exported_model={folder}", f"--eval_data_pattern={frame_data}")
+    assert metrics["gap"] == pytest.approx(gap_of(expected, folder, frame_data), abs=2e-3)
+
+
+@pytest.mark.slow
+def test_a_frozen_graph_in_int8_predicts_the_same(trained, frame_data, tmp_path):
+    flags = ("--num_samplings=0", "--frozen_graph", "--dtype=int8")
+    export(tmp_path / "model", f"--train_dir={trained}", *flags)
+    assert_frozen_graph_predicts(
+        tmp_path / "model", of_export(tmp_path / "model", frame_data), frame_data
+    )
+
+
 def test_a_frozen_graph_predicts_the_same(exported, exported_predictions, frame_data):
+    assert_frozen_graph_predicts(exported, exported_predictions, frame_data)
+
+
+def assert_frozen_graph_predicts(exported, expected, frame_data):
     graph = tf.compat.v1.GraphDef.FromString((exported / "frozen_graph.pb").read_bytes())
     wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     assert not wrapped.variables
@@ -369,7 +404,7 @@ def test_a_frozen_graph_predicts_the_same(exported, exported_predictions, frame_
         lambda inputs: predict(tf.constant(inputs["frames"]), tf.constant(inputs["num_frames"])),
         read_manifest(str(exported))[1].reader(frame_data),
     )
-    assert largest_difference(frozen, exported_predictions) < 1e-6
+    assert largest_difference(frozen, expected) < 1e-6
 
 
 # --- Ensembles and other models ---
@@ -414,7 +449,7 @@ def test_fitted_weights_favor_the_better_model_and_every_member_is_logged(
     untrained = untrained_run(tmp_path / "run", "LogisticModel")
     caplog.set_level("INFO", logger="absl")
     given = (f"--train_dirs={untrained},{trained_moe}", f"--eval_data_pattern={video_data}")
-    manifest = export(tmp_path / "model", *given, "--fit_weights")
+    manifest = export(tmp_path / "model", *given, "--fit_weights", "--dtype=bfloat16,int8")
     weights = {model["config"]["model"]: model["weight"] for model in manifest["models"]}
     assert sum(weights.values()) == pytest.approx(1)
     assert min(weights.values()) > 0  # Members without weight are left out.
@@ -569,6 +604,12 @@ def test_empty_batches_and_single_frames_are_accepted(loaded):
         (("--train_dirs={run},{run}", "--weights=a,b"), "--weights must be numbers"),
         (("--train_dirs={run},{run}", "--frozen_graph"), "--frozen_graph is for one model"),
         (("--train_dirs={run},{run}", "--checkpoint=40"), "uses the newest of each"),
+        (("--train_dir={run}", "--dtype=int8,int8"), "for each of 1 runs. Received: int8, int8"),
+        (("--train_dir={run}", "--dtype=int4"), "one of float32, bfloat16, int8. Received: int4"),
+        (
+            ("--train_dir={run}", "--dtype=int8", "--bfloat16_layers=hiden"),
+            "the models have no layer hiden. model_info.py lists layers",
+        ),
         (("--train_dir={run}", "--num_samplings=-1"), "--num_samplings must be 0 or more"),
         (("--train_dir={run}", "--use_ema"), "not trained with --ema_decay"),
         (("--train_dir={run}", "--fit_weights", "--eval_data_pattern=x"), "several --train_dirs"),

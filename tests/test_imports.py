@@ -8,6 +8,7 @@ from programs import ROOT, run_command
 
 WITHOUT_TENSORFLOW = {
     "eval_util",
+    "int8_matrix",
     "keras_metrics",
     "layers",
     "losses",

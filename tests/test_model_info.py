@@ -15,7 +15,7 @@ from utils import InputError
 D0, D1, C = 8, 4, 10
 DATA = {"feature_sizes": (D0, D1), "num_classes": C}
 DATA_FLAGS = (f"--feature_sizes={D0},{D1}", f"--num_classes={C}")
-NUMBERS = ("parameters", "float32_mib", "bfloat16_mib")
+NUMBERS = ("parameters", "float32_mib", "bfloat16_mib", "int8_mib")
 
 
 def describe(name, data=DATA, **hyperparameters):
@@ -42,6 +42,12 @@ def test_a_weight_takes_four_bytes_in_float32_and_two_in_bfloat16():
     assert entry["bfloat16_mib"] * 2**20 == pytest.approx(2 * entry["parameters"])
 
 
+def test_a_matrix_takes_one_byte_a_weight_in_int8_and_four_for_the_scale_of_each_column():
+    entry = describe("MoeModel")
+    matrices, biases = (D0 + D1) * C * (3 + 2), C * 2
+    assert entry["int8_mib"] * 2**20 == matrices + 4 * C * (3 + 2) + 4 * biases
+
+
 def test_parameters_of_a_full_size_model_counted_by_hand():
     entry = describe("MoeModel", {})
     assert entry["parameters"] == 1152 * 3862 * (3 + 2) + 2 * 3862
@@ -66,12 +72,15 @@ def test_the_tables_have_the_numbers_of_the_model_and_of_every_layer_and_fit_the
     monkeypatch.setattr(model_info, "describe", lambda config: entry)
     programs.run("model_info", "--model=LFNLNetVLADModel", *DATA_FLAGS)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["model", "parameters", "float32", "MiB", "bfloat16", "MiB"]
+    assert lines[0].split() == (
+        ["model", "parameters", "float32", "MiB", "bfloat16", "MiB", "int8", "MiB"]
+    )
     assert lines[1].split() == [
         entry["model"],
         f"{entry['parameters']:,}",
         f"{entry['float32_mib']:.1f}",
         f"{entry['bfloat16_mib']:.1f}",
+        f"{entry['int8_mib']:.1f}",
     ]
     assert [line.split() for line in lines[4:]] == [
         [layer["name"], f"{layer['parameters']:,}"] for layer in entry["layers"]
@@ -100,7 +109,7 @@ def test_json_is_a_list_of_objects_with_the_documented_keys(capsys):
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry == describe("MoeModel")
     assert set(entry) == {"model", *NUMBERS, "layers"}
-    assert [type(entry[key]) for key in NUMBERS] == [int, float, float]
+    assert [type(entry[key]) for key in NUMBERS] == [int, float, float, float]
     assert [layer["name"] for layer in entry["layers"]] == ["gates", "experts"]
     for layer in entry["layers"]:
         assert set(layer) == {"name", "parameters"}

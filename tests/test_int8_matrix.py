@@ -1,0 +1,92 @@
+"""Matrices in int8: their scales, and products by blocks, against float64."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import int8_matrix
+import layers
+
+RNG = np.random.default_rng(5)
+
+
+def make_layer(depth=5, columns=3, policy="float32"):
+    with layers.matmul_policy(policy), layers.int8_storage(()):
+        layer = layers.Linear(columns, use_bias=False)
+        layer.build((None, depth))
+    layer.kernel.assign(RNG.normal(size=(depth, columns)) * np.logspace(-3, 3, columns))
+    return layer
+
+
+def reference(x, matrix):
+    return np.asarray(x, np.float64) @ (np.float64(matrix.q) * np.float64(matrix.scale))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 64 rows."""
+    monkeypatch.setattr(int8_matrix, "_ENTRIES", 1)
+    monkeypatch.setattr(int8_matrix, "_MIN_ROWS", 64)
+
+
+def test_each_column_is_scaled_by_its_largest_entry():
+    layer = make_layer(3, 3)
+    layer.kernel.assign([[127.0, 0.0, -2.54], [-64.4, 0.0, 1.0], [0.6, 0.0, 0.042]])
+    np.testing.assert_array_equal(layer.kernel.q, [[127, 0, -127], [-64, 0, 50], [1, 0, 2]])
+    np.testing.assert_allclose(layer.kernel.scale, [1.0, 0.0, 0.02], rtol=1e-6)
+    values = layer.kernel.to_float("float32")
+    np.testing.assert_allclose(values, [[127, 0, -2.54], [-64, 0, 1], [1, 0, 0.04]], rtol=1e-6)
+
+
+def test_no_entry_is_off_by_more_than_half_a_step():
+    layer, values = make_layer(200, 4), RNG.normal(size=(200, 4)) ** 3
+    layer.kernel.assign(values)
+    steps = np.abs(values).max(axis=0) / 127
+    assert np.all(np.abs(layer.kernel.to_float("float32") - values) <= 0.50001 * steps)
+
+
+@pytest.mark.parametrize("depth", [1, 64, 65, 200])
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3)])
+def test_products_by_blocks_equal_one_product(small_blocks, depth, shape):
+    layer, x = make_layer(depth), np.float32(RNG.normal(size=(*shape, depth)))
+    multiply = tf.function(layer, autograph=False)
+    spec = tf.TensorSpec([None] * len(shape) + [depth], tf.float32)
+    for result in (layer(x), multiply.get_concrete_function(spec)(tf.constant(x))):
+        np.testing.assert_allclose(result, reference(x, layer.kernel), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_a_matrix_and_a_cast_matrix_multiply_the_same():
+    layer, x = make_layer(6), np.float32(RNG.normal(size=(2, 4)))
+    expected = np.float64(x) @ np.float64(layer.kernel.to_float("float32"))[:4]
+    for matrix in (layer.kernel[:4], int8_matrix.cast(layer.kernel[:4], "float32")):
+        assert matrix.shape == (4, 3)
+        np.testing.assert_allclose(layer.matmul(x, matrix), expected, rtol=1e-5)
+
+
+def test_a_graph_with_few_rows_has_no_float_copy_of_the_matrix(small_blocks):
+    layer = make_layer(200, policy="bfloat16")
+    spec = tf.TensorSpec([None, 200], tf.float32)
+    graph = tf.function(layer, autograph=False).get_concrete_function(spec).graph
+    graphs = [graph, *(op_graph(graph, op) for op in graph.get_operations() if op.type == "While")]
+    assert len(graphs) == 2
+    floats = [
+        output.shape
+        for operation in tf.nest.flatten([graph.get_operations() for graph in graphs])
+        for output in operation.outputs
+        if output.dtype.is_floating
+    ]
+    assert (64, 3) in floats
+    assert (200, 3) not in floats
+
+
+def op_graph(graph, operation):
+    """Returns the graph of the body of a loop."""
+    return graph._get_function(operation.get_attr("body").name).graph
+
+
+def test_matrices_are_named_by_parts_of_their_path():
+    path = "LFNLNetVLADModel/encoder/hidden_gating/gate/kernel"
+    for name in ("hidden_gating", "gate", "kernel", "hidden_gating/gate", path):
+        assert layers.is_one_of(path, ["other", name])
+    for name in ("hidden", "gating", "encoder/gate"):
+        assert not layers.is_one_of(path, [name])
