@@ -1,6 +1,9 @@
 """Shared by the model benchmarks: their flags, and random full-size batches."""
 
 import dataclasses
+import pathlib
+
+import program
 
 import keras
 import numpy as np
@@ -9,8 +12,12 @@ import comparison
 import layers
 import plain_models
 from options import option, same_option
-from run_config import TrainOptions
+from run_config import RecipeOptions, RunConfig, TrainOptions
 from utils import InputError
+
+RECIPES = pathlib.Path(__file__).resolve().parents[1] / "recipes"
+# Recipes of the paper's models.
+PAPER = ("lfnl_netvlad", "lfnl_netrvlad", "efnl_netvlad", "soft_bof_4k", "soft_bof_8k", "gru")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,21 @@ def run(build, make_work, config, options, make_bound=None, **plain_options):
         compute_dtype=dtype,
         **conditions,
     )
+
+
+def config_of_recipe(name, batch_size):
+    """Returns the `RunConfig` of a recipe with another batch size.
+
+    Args:
+        name: str. Name in `recipes/`, or path, of a flag file without its extension.
+        batch_size: int.
+    """
+
+    def main(config: RunConfig, recipe: RecipeOptions):
+        return config
+
+    recipe = RECIPES / f"{name}.flags"
+    return program.call(main, [f"--flagfile={recipe}", f"--batch_size={batch_size}"])
 
 
 def random_batch(config):

@@ -113,27 +113,40 @@ def bound(model, config, dtype):
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arguments)
     jaxpr = jax.make_jaxpr(gradient_function(model, config))(*shapes)
     per_video = product_operations(jaxpr) / config.batch_size
-    device = jax.devices()[0]
-    # Side of square matrices that are large for the device.
-    size = 2048 if device.platform == "cpu" else 8192
 
     def products():
-        left, right = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
-        product = jax.jit(jnp.matmul)
-        count = max(math.ceil(config.batch_size * per_video / (2 * size**3)), 10)
+        multiply, operations = large_product(dtype)
+        count = max(math.ceil(config.batch_size * per_video / operations), 10)
 
         def work():
-            for _ in range(count):
-                result = product(left, right)
-            result.block_until_ready()
-            return count * 2 * size**3 / per_video
+            multiply(count)
+            return count * operations / per_video
 
         return work
 
     return {"its matrix products alone": products}, {
-        "device": device.device_kind,
+        "device": jax.devices()[0].device_kind,
         "gflop_per_video": float(f"{per_video / 1e9:.4g}"),
     }
+
+
+def large_product(dtype):
+    """Returns `(multiply, operations)` for measuring the speed of large products on the device.
+
+    `multiply(count)` multiplies two square matrices `count` times; each product takes that many
+    `operations`.
+    """
+    # Side of matrices that are large for the device.
+    size = 2048 if jax.devices()[0].platform == "cpu" else 8192
+    left, right = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
+    product = jax.jit(jnp.matmul)
+
+    def multiply(count):
+        for _ in range(count):
+            result = product(left, right)
+        result.block_until_ready()
+
+    return multiply, 2 * size**3
 
 
 def product_operations(jaxpr):

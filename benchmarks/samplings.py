@@ -27,10 +27,6 @@ import layers
 from ensemble import Ensemble, frozen_model
 from options import option, same_option
 from predictor import compiled
-from run_config import RecipeOptions, RunConfig
-
-RECIPES = pathlib.Path(__file__).resolve().parents[1] / "recipes"
-PAPER = ("lfnl_netvlad", "lfnl_netrvlad", "efnl_netvlad", "soft_bof_4k", "soft_bof_8k", "gru")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +34,9 @@ class SamplingsOptions(comparison.ComparisonOptions):
     """Options of this program."""
 
     rounds: int = same_option(comparison.ComparisonOptions, "rounds", default=3)
-    recipes: tuple[str, ...] = option(PAPER, "Recipes whose models to measure.", group="model")
+    recipes: tuple[str, ...] = option(
+        full_size.PAPER, "Recipes whose models to measure.", group="model"
+    )
     num_samplings: int = option(10, "N, the number of samplings.", group="prediction", above=0)
     batch_size: int = option(80, "Videos per batch.", group="prediction", above=0)
     tiling: bool = option(False, "Also measure tiling the input (slow).", group="prediction")
@@ -48,16 +46,6 @@ class SamplingsOptions(comparison.ComparisonOptions):
         group="prediction",
         choices=layers.STORAGE_DTYPES,
     )
-
-
-def config_of_recipe(name, batch_size):
-    """Returns the `RunConfig` of a recipe with another batch size."""
-
-    def main(config: RunConfig, recipe: RecipeOptions):
-        return config
-
-    recipe = RECIPES / f"{name}.flags"
-    return program.call(main, [f"--flagfile={recipe}", f"--batch_size={batch_size}"])
 
 
 def tiled(predict, num_samplings):
@@ -88,7 +76,7 @@ def make_work(predict, inputs, num_videos):
 def main(options: SamplingsOptions):
     """Runs the program."""
     size, count = options.batch_size, options.num_samplings
-    configs = [config_of_recipe(name, size) for name in options.recipes]
+    configs = [full_size.config_of_recipe(name, size) for name in options.recipes]
     inputs, _ = full_size.random_batch(configs[0])
     logging.set_verbosity(logging.WARNING)
     models = [frozen_model(config, options.dtype) for config in configs]

@@ -113,22 +113,48 @@ def test_models_and_losses_do_not_import_tensorflow(results):
     assert not results["imported_tensorflow"]
 
 
-def test_the_training_step_is_measured_where_tensorflow_is_not_installed():
+# Settings of a recipe of Soft-BoF that make it small.
+SMALL_SOFT_BOF = (
+    *("--soft_bof_cluster_size=5", "--soft_bof_hidden_size=3", "--iterations=4"),
+    *("--num_classes=10", "--feature_sizes=8,4", "--max_frames=6"),
+)
+
+
+def run_benchmark_under_jax(name, *arguments):
+    """Runs a program of `benchmarks/` where TensorFlow cannot be imported; returns its output."""
     code = (
         "import os, runpy, sys; sys.modules['tensorflow'] = None; del sys.argv[0]; "
         "sys.path[0] = os.path.dirname(sys.argv[0]); "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    small = ("--soft_bof_cluster_size=5", "--soft_bof_hidden_size=3", "--iterations=4")
-    sizes = ("--num_classes=10", "--feature_sizes=8,4", "--max_frames=6", "--batch_size=4")
-    completed = run_under_jax(
-        *("-c", code, ROOT / "benchmarks" / "train_step.py"),
+    return run_under_jax("-c", code, ROOT / "benchmarks" / name, *arguments).stdout
+
+
+def test_the_training_step_is_measured_where_tensorflow_is_not_installed():
+    output = run_benchmark_under_jax(
+        "train_step.py",
         f"--flagfile={ROOT / 'recipes' / 'soft_bof_4k.flags'}",
-        *(*small, *sizes, "--rounds=1", "--steps=1", "--format=json"),
+        *(*SMALL_SOFT_BOF, "--batch_size=4", "--rounds=1", "--steps=1", "--format=json"),
     )
-    result = json.loads(completed.stdout)
+    result = json.loads(output)
     plain, bound = "plain Keras, float32", "its matrix products alone"
     assert set(result["results"]) == {"project", plain, bound}
     assert result["baseline"] == plain
     assert result["results"][bound]["ratio"] > 1
     assert set(result["conditions"]["versions"]) == {"python", "jax", "keras", "numpy"}
+
+
+def test_a_failing_model_leaves_the_other_lines_of_the_table(tmp_path):
+    recipe = (ROOT / "recipes" / "soft_bof_4k.flags").read_text()
+    (tmp_path / "small.flags").write_text("\n".join([recipe, *SMALL_SOFT_BOF]))
+    output = run_benchmark_under_jax(
+        "gpu_table.py", f"--recipes=absent,{tmp_path / 'small'}", "--batch_sizes=2,4"
+    )
+    _, header, _, *rows = [line.strip("| ").split(" | ") for line in output.splitlines()]
+    assert [row[:2] for row in rows[:2]] == [["absent", "2"], ["absent", "4"]]
+    assert all("absent.flags" in row[2] for row in rows[:2])
+    for size, row in zip((2, 4), rows[2:], strict=True):
+        values = dict(zip(header, row, strict=True))
+        assert values["model"] == str(tmp_path / "small")
+        seconds = float(values["ms/step"]) / 1e3
+        assert float(values["videos/s"].replace(",", "")) == pytest.approx(size / seconds, rel=0.1)
