@@ -11,7 +11,7 @@ from keras import ops
 
 import layers
 import nonlocal_vlad
-from int8_matrix import to_float
+from stored_matrix import to_float
 
 
 class AfterExpansion(layers.Linear):

@@ -9,7 +9,6 @@ Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
 from keras import ops
 
 import utils
-from int8_matrix import to_float
 from layers import (
     Linear,
     MatmulLayer,
@@ -18,6 +17,7 @@ from layers import (
     row_size,
     scaled_normal,
 )
+from stored_matrix import to_float
 
 
 class SoftAssignment(Linear):

@@ -8,7 +8,6 @@ from programs import ROOT
 
 WITHOUT_TENSORFLOW = {
     "eval_util",
-    "int8_matrix",
     "keras_metrics",
     "layers",
     "losses",
@@ -21,6 +20,7 @@ WITHOUT_TENSORFLOW = {
     "registry",
     "run_config",
     "quantization",
+    "stored_matrix",
     "utils",
     *(path.stem for path in ROOT.glob("*_models.py")),
 }
