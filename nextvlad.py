@@ -38,7 +38,7 @@ class AfterExpansion(layers.Linear):
 
     def build(self, *_):
         """Creates W, and b or the normalization."""
-        super().build((None, self.expansion.units))
+        super().build((None, None, self.expansion.units))
 
     def project(self, x, kernel):
         """Multiplies frames by W E; see `layers.MatmulLayer.project`."""
