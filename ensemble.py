@@ -18,8 +18,8 @@ import checkpoints
 import frame_level_models
 import layers
 import private_api
-from int8_matrix import Int8Matrix, int8_matrices
 from run_config import RunConfig
+from stored_matrix import Int8Matrix, TransposedMatrix, stored_matrices
 from utils import InputError
 
 # Norms of frames are computed in small chunks, which stay in the processor's cache.
@@ -79,16 +79,20 @@ def restore_frozen(
     gc.collect()
 
 
-def trained_weights(model: keras.Model) -> dict[str, keras.Variable | Int8Matrix]:
+def trained_weights(
+    model: keras.Model,
+) -> dict[str, keras.Variable | Int8Matrix | TransposedMatrix]:
     """Returns the weights of a frozen model that training knows, by path, in its order.
 
-    An `Int8Matrix` takes the place of its two variables.
+    A matrix that is stored otherwise takes the place of its variables.
     """
     weights = {weight.path: weight for weight in model.weights}
     for layer in layers.sublayers(model):
-        for matrix in int8_matrices(layer):
-            weights[matrix.q.path] = matrix
-            del weights[matrix.scale.path]
+        for matrix in stored_matrices(layer):
+            first, *others = matrix.variables
+            weights[first.path] = matrix
+            for variable in others:
+                del weights[variable.path]
     return weights
 
 

@@ -16,9 +16,9 @@ import numpy as np
 from absl import logging
 from keras import ops
 
-import int8_matrix
 import quantization
-from int8_matrix import Int8Matrix, to_float
+import stored_matrix
+from stored_matrix import Int8Matrix, TransposedMatrix, to_float
 
 # --- Matmul precision -----------------------------------------------------------------------------
 #
@@ -308,7 +308,7 @@ class StoredFrames(NamedTuple):
             offset = ops.sum(self.offset[:, None] * to_float(kernel, "float32"), axis=0)
         if self.rest is not None:
             rest = ops.sum(self.rest[:, None] * to_float(matrix, "float32"), axis=0)
-        matrix = int8_matrix.cast(matrix, layer.compute_dtype)
+        matrix = stored_matrix.cast(matrix, layer.compute_dtype)
 
         def project(q, inverse_norms):
             centered = self._replace(q=q)._centered(layer.compute_dtype)
@@ -414,15 +414,19 @@ class MatmulLayer(keras.layers.Layer):
         """Adds a weight that is read as it is stored: Keras would round it for a mixed policy."""
         return super().add_weight(*args, autocast=False, **kwargs)
 
-    def add_matrix(self, *, shape, name, **options):
+    def add_matrix(self, *, shape, name, few_rows=False, **options):
         """Adds the matrix of a product, `[D, K]`: a weight or, in `int8_storage`, `Int8Matrix`.
 
         Args:
             shape: tuple of int. `(D, K)`.
             name: str.
+            few_rows: bool. Whether it multiplies one row per video, not every frame. In bfloat16,
+                it is then a `TransposedMatrix`.
             **options: as in `add_weight`; `Int8Matrix` starts at 0.
         """
         if not _is_int8.get()(f"{self.path}/{name}"):
+            if few_rows and self.variable_dtype == "bfloat16":
+                return TransposedMatrix(self.add_weight(shape=shape[::-1], name=name, **options))
             return self.add_weight(shape=shape, name=name, **options)
         return Int8Matrix(
             self.add_weight(shape=shape, initializer="zeros", dtype="int8", name=name),
@@ -440,6 +444,8 @@ class MatmulLayer(keras.layers.Layer):
         """Multiplies rows `[B, D]` or `[B, T, D]` by a matrix `[D, K]`; returns float32."""
         if isinstance(matrix, Int8Matrix):
             return matrix.multiply(x, self.matmul, self.compute_dtype)
+        if isinstance(matrix, TransposedMatrix):
+            return self.einsum("RD,KD->RK", x, matrix.columns)
         if len(x.shape) == 2:
             return self.einsum("RD,DK->RK", x, matrix)
         # Flattened to one matrix, so that the gradient is one product too, not one per video.
@@ -706,6 +712,7 @@ class Linear(MatmulLayer):
         """Creates W, `[D, units]`, and b, `[units]`, or the normalization."""
         self.kernel = self.add_matrix(
             shape=(row_size(input_shape), self.units),
+            few_rows=not isinstance(input_shape, StoredFrames) and len(input_shape) == 2,
             initializer=self.initializer,
             regularizer=self.regularizer,
             name="kernel",

@@ -11,7 +11,7 @@ from keras import ops
 
 import layers
 import nonlocal_vlad
-from int8_matrix import to_float
+from stored_matrix import to_float
 
 
 class AfterExpansion(layers.Linear):
@@ -38,7 +38,7 @@ class AfterExpansion(layers.Linear):
 
     def build(self, *_):
         """Creates W, and b or the normalization."""
-        super().build((None, self.expansion.units))
+        super().build((None, None, self.expansion.units))
 
     def project(self, x, kernel):
         """Multiplies frames by W E; see `layers.MatmulLayer.project`."""

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from keras import ops
 
 import utils
-from int8_matrix import to_float
 from layers import (
     Linear,
     MatmulLayer,
@@ -21,6 +20,7 @@ from layers import (
     row_size,
     scaled_normal,
 )
+from stored_matrix import to_float
 
 
 class SoftAssignment(Linear):

@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-import int8_matrix
 import layers
+import stored_matrix
 
 
 class GRU(layers.MatmulLayer):
@@ -55,7 +55,7 @@ class GRU(layers.MatmulLayer):
     def matrices(self):
         """Returns U_zr and U_c in the dtype of the products."""
         matrices = (self.gates, self.candidate)
-        return [int8_matrix.cast(matrix, self.compute_dtype) for matrix in matrices]
+        return [stored_matrix.cast(matrix, self.compute_dtype) for matrix in matrices]
 
     def cell(self, x, state, gate_matrix, candidate_matrix):
         """Computes one step.
@@ -192,7 +192,7 @@ class GRUStack(layers.Float32Layer):
         biases = [gru.input_projection.bias for gru in self.grus]
         biases[0] = biases[0] if offset is None else biases[0] + offset
         kernels = [
-            int8_matrix.cast(gru.input_projection.kernel, gru.compute_dtype) for gru in self.grus
+            stored_matrix.cast(gru.input_projection.kernel, gru.compute_dtype) for gru in self.grus
         ]
         matrices = [gru.matrices() for gru in self.grus]
         mask = ops.cast(real, "float32")[..., None]

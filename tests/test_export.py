@@ -373,7 +373,7 @@ def test_models_of_different_dtypes_are_exported_together(trained, frame_data, t
         for name, shape in stored.get_variable_to_shape_map().items()
     }
     assert dtypes[12, 16] == tf.int8  # Clusters of the first model.
-    assert dtypes[8, 3 * NUM_CLASSES] == tf.bfloat16  # Its classifier.
+    assert dtypes[3 * NUM_CLASSES, 8] == tf.bfloat16  # Its classifier, transposed.
     assert dtypes[8, 16] == tf.float32  # Gates of the GRU.
     expected = in_process([trained, gru], frame_data, num_samplings=0)
     found = of_export(folder, frame_data)

@@ -8,7 +8,6 @@ from programs import ROOT, run_command
 
 WITHOUT_TENSORFLOW = {
     "eval_util",
-    "int8_matrix",
     "keras_metrics",
     "layers",
     "losses",
@@ -22,6 +21,7 @@ WITHOUT_TENSORFLOW = {
     "run_config",
     "segment_config",
     "quantization",
+    "stored_matrix",
     "utils",
     *(path.stem for path in ROOT.glob("*_models.py")),
 }

@@ -1,11 +1,11 @@
-"""Matrices in int8: their scales, and products by blocks, against float64."""
+"""Matrices in int8, their scales and products by blocks, and transposed, against float64."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import int8_matrix
 import layers
+import stored_matrix
 
 RNG = np.random.default_rng(5)
 
@@ -25,8 +25,8 @@ def reference(x, matrix):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 64 rows."""
-    monkeypatch.setattr(int8_matrix, "_ENTRIES", 1)
-    monkeypatch.setattr(int8_matrix, "_MIN_ROWS", 64)
+    monkeypatch.setattr(stored_matrix, "_ENTRIES", 1)
+    monkeypatch.setattr(stored_matrix, "_MIN_ROWS", 64)
 
 
 def test_each_column_is_scaled_by_its_largest_entry():
@@ -58,7 +58,7 @@ def test_products_by_blocks_equal_one_product(small_blocks, depth, shape):
 def test_rows_of_a_matrix_and_a_cast_matrix_multiply_the_same():
     layer, x = make_layer(6), np.float32(RNG.normal(size=(2, 4)))
     expected = np.float64(x) @ np.float64(layer.kernel.to_float("float32"))[:4]
-    for matrix in (layer.kernel[:4], int8_matrix.cast(layer.kernel[:4], "float32")):
+    for matrix in (layer.kernel[:4], stored_matrix.cast(layer.kernel[:4], "float32")):
         assert matrix.shape == (4, 3)
         np.testing.assert_allclose(layer.matmul(x, matrix), expected, rtol=1e-5)
 
@@ -90,3 +90,39 @@ def test_matrices_are_named_by_parts_of_their_path():
         assert layers.is_one_of(path, ["other", name])
     for name in ("hidden", "gating", "encoder/gate"):
         assert not layers.is_one_of(path, [name])
+
+
+@pytest.mark.parametrize(
+    ("policy", "input_shape", "transposed"),
+    [
+        ("bfloat16", (None, 5), True),
+        ("bfloat16", (None, None, 5), False),
+        ("mixed_bfloat16", (None, 5), False),
+        ("float32", (None, 5), False),
+    ],
+)
+def test_only_bfloat16_matrices_of_one_row_per_video_are_stored_transposed(
+    policy, input_shape, transposed
+):
+    with layers.matmul_policy(policy):
+        layer = layers.Linear(3, use_bias=False)
+        layer.build(input_shape)
+    assert isinstance(layer.kernel, stored_matrix.TransposedMatrix) == transposed
+    assert tuple(layer.kernel.shape) == (5, 3)
+    assert [tuple(weight.shape) for weight in layer.weights] == [(3, 5) if transposed else (5, 3)]
+
+
+def test_a_transposed_matrix_multiplies_as_the_matrix_does():
+    values = np.float32(RNG.integers(-8, 8, (6, 3)))  # bfloat16 represents them exactly.
+    with layers.matmul_policy("bfloat16"):
+        layer = layers.Linear(3, batch_norm=True)
+        layer.build((None, 6))
+    layer.kernel.assign(values)
+    np.testing.assert_array_equal(layer.kernel.to_float("float32"), values)
+    x = np.float32(RNG.integers(-8, 8, (4, 6)))
+    rounded = tf.cast(np.float64(x) @ np.float64(values), tf.bfloat16)
+    np.testing.assert_array_equal(layer.matmul(x, layer.kernel), tf.cast(rounded, tf.float32))
+    layer.norm.gamma.assign([2.0, 4.0, 8.0])
+    layer.norm.moving_variance.assign([1 - 1e-3] * 3)
+    layer.fold()
+    np.testing.assert_allclose(layer.kernel.to_float("float32"), values * [2, 4, 8], rtol=1e-2)
