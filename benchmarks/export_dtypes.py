@@ -94,7 +94,7 @@ def exported_models(options, folder, inputs):
     train_dirs = []
     for name in options.recipes:
         train_dirs.append(os.path.join(folder, name))
-        save_random_run(samplings.config_of_recipe(name, options.batch_size), train_dirs[-1])
+        save_random_run(full_size.config_of_recipe(name, options.batch_size), train_dirs[-1])
     inputs_path = os.path.join(folder, "inputs.npz")
     np.savez(inputs_path, **inputs)
     found = {}
@@ -125,7 +125,7 @@ def make_work(predict, inputs):
 
 def main(options: ExportDtypesOptions):
     """Runs the program."""
-    config = samplings.config_of_recipe(options.recipes[0], options.batch_size)
+    config = full_size.config_of_recipe(options.recipes[0], options.batch_size)
     inputs, _ = full_size.random_batch(config)
     logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:

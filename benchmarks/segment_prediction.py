@@ -71,7 +71,7 @@ def main(options: SegmentBenchmarkOptions):
         options.segment_size, options.segment_context, options.segment_shift_samplings
     )
     for name in options.recipes:
-        config = samplings.config_of_recipe(name, options.batch_size)
+        config = full_size.config_of_recipe(name, options.batch_size)
         inputs, _ = full_size.random_batch(config)
         model = frozen_model(config, options.dtype)
         every_frame = compiled(Ensemble([model], num_samplings=0))
