@@ -22,7 +22,7 @@ def figures(folder: str, alts: dict[str, str], caption: str | None = None) -> st
         caption: by default, the descriptions.
     """
     images = (
-        f'<img alt="{alt}" src="{folder}/{name}.svg" width="{_WIDTH}">'
+        f'<img alt="{alt.replace("`", "")}" src="{folder}/{name}.svg" width="{_WIDTH}">'
         for name, alt in alts.items()
     )
     return "\n".join(images) + f"\n\n*{caption or ' '.join(alts.values())}*"
