@@ -6,7 +6,6 @@ Recipes were selected on the split `validate`; see log.md.
 import dataclasses
 
 MEAN_LEARNING_RATE = 0.3
-TRANSFORMER_LEARNING_RATE = 0.002
 CHECKPOINTS, AVERAGED_CHECKPOINTS = 12, 4
 BATCH_NORM_BATCHES = 40
 SAMPLINGS = (1, 5, 10)
@@ -50,26 +49,17 @@ MODELS = {
         "--model=NeXtVLADModel --nextvlad_groups=2 --nextvlad_cluster_size=32 "
         "--nextvlad_hidden_size=128",
     ),
-    "netfv": Model(
-        "gated NetFV",
-        "--model=NetFVModel --fv_cluster_size=32 --fv_hidden_size=128 --moe_num_mixtures=2",
-    ),
     "gated_dbof": Model(
         "gated DBoF",
-        "--model=GatedDbofModel --gated_dbof_cluster_size=256 --gated_dbof_hidden_size=128",
-    ),
-    "transformer": Model(
-        "transformer",
-        "--model=TransformerModel --transformer_units=64 --transformer_layers=2 "
-        "--transformer_heads=4 --transformer_hidden_size=128 --transformer_positions=100 "
-        f"--base_learning_rate={TRANSFORMER_LEARNING_RATE}",
+        "--model=GatedDbofModel --gated_dbof_cluster_size=256 --gated_dbof_hidden_size=128 "
+        "--moe_num_mixtures=2",
     ),
 }
 MEAN_MODELS = ("logistic", "moe")
 # The paper's models, and those that others published. Their checkpoints are averaged, and ensembles
 # made of them. EFNL-NetVLAD is left out: with one feature, it is LFNL-NetVLAD with another factor.
 PAPER = ("lfnl_netvlad", "lfnl_netrvlad", "soft_bof", "gru")
-OTHERS = ("nextvlad", "netfv", "gated_dbof", "transformer")
+OTHERS = ("nextvlad", "gated_dbof")
 AVERAGED = PAPER + OTHERS
 ENSEMBLE, LARGE_ENSEMBLE = "ensemble", "large_ensemble"
 ENSEMBLES = {ENSEMBLE: PAPER, LARGE_ENSEMBLE: AVERAGED}
