@@ -26,6 +26,7 @@ import page
 import real_data
 import recipes
 from data_sets import Clip
+from report_page import document
 
 
 def spoken_arrays(rng, count=200):
@@ -336,6 +337,16 @@ def test_the_page_in_docs_matches_its_numbers():
     numbers = outcomes.Outcomes.load(docs / page.FOLDER)
     assert page.to_markdown(numbers) == (docs / page.FILE).read_text()
     assert numbers.setting["split"] == "test"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "dark"), [(400, False), (1200, True)])
+def test_a_browser_shows_the_page_within_its_window(tmp_path, width, dark):
+    docs = programs.ROOT / "docs"
+    path = tmp_path / "index.html"
+    path.write_text(document.to_html((docs / page.FILE).read_text(), page.TITLE, docs))
+    shown_width, loaded, _, small_charts = pages.measure(path, tmp_path, width, dark)
+    assert (shown_width, loaded, small_charts) == (width, 0, 0)
 
 
 def test_the_repository_holds_no_data():
