@@ -117,12 +117,13 @@ class Experiment:
                 for count in recipes.SAMPLINGS:
                     sampled = predictor.Predictor([run], num_samplings=count)
                     self._score(name, samplings(count), self._predict(sampled, checkpoint))
-        for ensemble, members in recipes.ENSEMBLES.items():
-            own = [predictions[name] for name in members if name in predictions]
+        ensembles = self._scale.ensembles(self._options.data_set)
+        for ensemble, members in ensembles.items():
+            own = [predictions[name] for name in members]
             self._score(ensemble, AVERAGED, np.mean(own, axis=0))
-        members = [averaged[name] for name in recipes.PAPER if name in averaged]
+        folders = [averaged[name] for name in ensembles[recipes.ENSEMBLE]]
         for dtype in recipes.EXPORT_DTYPES:
-            model = predictor.ExportedPredictor(self._export(members, dtype))
+            model = predictor.ExportedPredictor(self._export(folders, dtype))
             self._score(recipes.ENSEMBLE, exported(dtype), self._predict(model))
 
     def _records(self, split):

@@ -145,6 +145,18 @@ class Scale:
         recipe = RECIPES[data_set]
         return dataclasses.replace(recipe, max_steps=self.max_steps or recipe.max_steps)
 
+    def ensembles(self, data_set):
+        """Returns the members of the ensembles at this scale, of those that differ."""
+        own = {
+            name: [member for member in members if member in self.models[data_set]]
+            for name, members in ENSEMBLES.items()
+        }
+        return {
+            name: members
+            for name, members in own.items()
+            if name == ENSEMBLE or members != own[ENSEMBLE]
+        }
+
     def flags(self):
         """Returns the flags of train.py for every data set and model."""
         return {

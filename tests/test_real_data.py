@@ -220,6 +220,12 @@ def test_flags_of_all_recipes_exist(scale):
             assert options["config"].hyperparameters["normalize_frames"] == "none"
 
 
+def test_an_ensemble_without_further_members_is_not_made_again():
+    full, quick = (recipes.SCALES[name].ensembles("spoken_digits") for name in ("full", "quick"))
+    assert full == {"ensemble": [*recipes.PAPER], "large_ensemble": [*recipes.AVERAGED]}
+    assert quick == {"ensemble": ["lfnl_netvlad", "soft_bof", "gru"]}
+
+
 def test_commands_of_the_jobs_use_only_existing_flags(tmp_path):
     options = real_data.RealDataOptions(scale="full")
     jobs = real_data.plan_jobs(tmp_path, options)
