@@ -14,10 +14,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import program
 
+import numpy as np
 import pandas as pd
 
 import average_checkpoints
-import evaluation
+import checkpoints
+import eval_util
 import export_model
 import files
 import predictor
@@ -26,10 +28,8 @@ import train
 from options import Options, option, same_option
 from run_config import TrainOptions
 
-# Variants of a model or an ensemble, in addition to `samplings(N)`.
-LAST, AVERAGED, EXPORTED = "last", "averaged", "exported"
-ENSEMBLE = "ensemble"
-METRICS = ("hit_at_one", "gap")
+# Variants of a model or an ensemble, in addition to `samplings(N)` and `exported(DTYPE)`.
+LAST, AVERAGED = "last", "averaged"
 _BATCH_SIZE = 256
 
 
@@ -69,6 +69,19 @@ def samplings(count):
     return f"samplings{count}"
 
 
+def exported(dtype):
+    """Returns the name of the variant that is exported with matrices of a dtype."""
+    return f"exported_{dtype}"
+
+
+def score(predictions, labels):
+    """Returns the metrics of predictions `[N, C]`, by name."""
+    return {
+        "hit_at_one": eval_util.calculate_hit_at_one(predictions, labels),
+        "gap": eval_util.calculate_gap(predictions, labels),
+    }
+
+
 class Experiment:
     """The models of one data set with one seed.
 
@@ -76,7 +89,7 @@ class Experiment:
         options: `ExperimentOptions`.
 
     Attributes:
-        scores: list of dicts: subject (a model or `ENSEMBLE`), variant, hit_at_one, gap.
+        scores: list of dicts: subject (a model or an ensemble), variant, hit_at_one, gap.
     """
 
     def __init__(self, options):
@@ -88,19 +101,30 @@ class Experiment:
         self._train_pattern = ",".join(map(self._records, training_splits(options.split)))
 
     def run(self):
-        """Trains every model, then averages, ensembles, samples and exports those of the paper."""
-        averaged = []
+        """Trains and scores every model, then samples, ensembles and exports."""
+        averaged, predictions = {}, {}
         for name in self._scale.models[self._options.data_set]:
             run = self._train(name)
-            self._score(name, LAST, [run])
-            if name in recipes.PAPER:
-                averaged.append(self._average(name, run))
-                self._score(name, AVERAGED, averaged[-1:])
-                if name == recipes.SAMPLED:
-                    for count in recipes.SAMPLINGS:
-                        self._score(name, samplings(count), averaged[-1:], num_samplings=count)
-        self._score(ENSEMBLE, AVERAGED, averaged)
-        self._evaluate(ENSEMBLE, EXPORTED, predictor.ExportedPredictor(self._export(averaged)))
+            model = predictor.Predictor([run])
+            self._score(name, LAST, self._predict(model))
+            if name in recipes.AVERAGED:
+                averaged[name] = self._average(name, run)
+                # The same graph with other weights.
+                checkpoint = checkpoints.latest(averaged[name])
+                predictions[name] = self._predict(model, checkpoint)
+                self._score(name, AVERAGED, predictions[name])
+            if name == recipes.SAMPLED:
+                for count in recipes.SAMPLINGS:
+                    sampled = predictor.Predictor([run], num_samplings=count)
+                    self._score(name, samplings(count), self._predict(sampled, checkpoint))
+        ensembles = self._scale.ensembles(self._options.data_set)
+        for ensemble, members in ensembles.items():
+            own = [predictions[name] for name in members]
+            self._score(ensemble, AVERAGED, np.mean(own, axis=0))
+        folders = [averaged[name] for name in ensembles[recipes.ENSEMBLE]]
+        for dtype in recipes.EXPORT_DTYPES:
+            model = predictor.ExportedPredictor(self._export(folders, dtype))
+            self._score(recipes.ENSEMBLE, exported(dtype), self._predict(model))
 
     def _records(self, split):
         return str(pathlib.Path(self._options.records_dir, f"{split}*.tfrecord"))
@@ -131,20 +155,28 @@ class Experiment:
         program.call(average_checkpoints.main, flags)
         return folder
 
-    def _export(self, folders):
-        folder = str(self._output / EXPORTED)
-        flags = [f"--train_dirs={','.join(folders)}", f"--output_dir={folder}"]
+    def _export(self, folders, dtype):
+        folder = str(self._output / exported(dtype))
+        flags = [f"--train_dirs={','.join(folders)}", f"--output_dir={folder}", f"--dtype={dtype}"]
         program.call(export_model.main, flags)
         return folder
 
-    def _score(self, subject, variant, folders, **options):
-        self._evaluate(subject, variant, predictor.Predictor(folders, **options))
+    def _predict(self, model, checkpoint=None):
+        """Returns the predictions `[N, C]` of the split, by default of the newest checkpoint."""
+        model.restore(checkpoint)
+        batches = model.data.reader(self._records(self._options.split)).batches(_BATCH_SIZE)
+        predictions, labels = zip(
+            *(
+                (predictor.predict_videos(model, batch.video_ids, batch.inputs), batch.labels)
+                for batch in batches
+            ),
+            strict=True,
+        )
+        self._labels = np.concatenate(labels)
+        return np.concatenate(predictions)
 
-    def _evaluate(self, subject, variant, model):
-        model.restore()
-        reader = model.data.reader(self._records(self._options.split))
-        summary, _ = evaluation.evaluate(model, reader, batch_size=_BATCH_SIZE)
-        metrics = {name: summary[name] for name in METRICS}
+    def _score(self, subject, variant, predictions):
+        metrics = score(predictions, self._labels)
         self.scores.append({"subject": subject, "variant": variant, **metrics})
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 import baselines
-import eval_util
 import experiment
+import recipes
 import results
 from data_sets import SPLITS
 from seed_tables import SavedTables
@@ -19,8 +19,8 @@ class Outcomes(SavedTables):
     """All numbers of the page.
 
     Attributes:
-        scores: one row per evaluation: data_set, seed, subject (a model, `ensemble`, or
-            `sklearn_` and a key of `baselines.STATISTICS`), variant, hit_at_one, gap.
+        scores: one row per evaluation: data_set, seed, subject (see `recipes.TITLES`), variant,
+            hit_at_one, gap.
         data: one row per data set: data_set, values_per_frame, classes, labels (per clip),
             min_frames, max_frames, and the number of clips of every split.
     """
@@ -40,6 +40,16 @@ class Outcomes(SavedTables):
         scores = self.scores
         chosen = (scores["data_set"] == data_set) & (scores["subject"] == subject)
         return scores[chosen & (scores["variant"] == variant)].set_index("seed")
+
+    def final(self, data_set, subject):
+        """Returns a table like `of`, of averaged checkpoints where a subject has them."""
+        averaged = self.of(data_set, subject, experiment.AVERAGED)
+        return self.of(data_set, subject) if averaged.empty else averaged
+
+    def subjects(self, data_set):
+        """Returns the subjects that were scored on a data set, in the order of tables."""
+        scored = set(self.scores[self.scores["data_set"] == data_set]["subject"])
+        return [subject for subject in recipes.TITLES if subject in scored]
 
 
 def collect(clips, jobs, split, scale_name):
@@ -82,8 +92,7 @@ def _baseline_scores(clips, split):
             "subject": f"sklearn_{statistic}",
             "variant": experiment.LAST,
             "seed": 0,
-            "hit_at_one": eval_util.calculate_hit_at_one(predictions, labels),
-            "gap": eval_util.calculate_gap(predictions, labels),
+            **experiment.score(predictions, labels),
         }
 
 

@@ -17,6 +17,8 @@ from utils import comma_separated
 
 # Best and worst classes in tables.
 _NUM_BEST, _NUM_WORST = 7, 12
+# Worst classes in the summary.
+_NUM_WEAKEST = 3
 PRIOR = "class prior"
 # Classes of each kind with a curve of their own, and of all three kinds.
 _NUM_CURVES = 6
@@ -107,7 +109,7 @@ def of_evaluation(
         "summary": [
             *_best(entries, [entry["name"] for entry in entries], prior),
             *_states(judged),
-            *filter(None, [("classes", classes["frequency"])]),
+            ("classes", f"{classes['weakest']} {classes['frequency']}".rstrip()),
             ("label-errors", _count_suspects(suspects)),
         ],
         "learning": judged,
@@ -273,7 +275,8 @@ def _size_chart(runs, gaps):
         for run, gap in zip(runs, gaps, strict=True)
         if run.mib is not None and gap is not None
     ]
-    return figures.gap_and_size(points) if len(points) > 1 else None
+    several = len({mib for _, mib, _ in points}) > 1
+    return figures.gap_and_size(points) if several else None
 
 
 def _classes(evaluation, names):
@@ -304,6 +307,7 @@ def _classes(evaluation, names):
         "classes_counted": len(table) > figures.MAX_CLASSES,
         "fewest_positives": fewest,
         "num_rare": int((per_class.positives < fewest).sum()),
+        "weakest": _weakest(worst[:_NUM_WEAKEST], names),
         "frequency": failures.by_frequency(table),
         "precision_recall": {
             title: figures.precision_recall(evaluation.histogram, per_class, part.index, names)
@@ -322,6 +326,12 @@ def _classes(evaluation, names):
         ],
         "min_excess": failures.MIN_EXCESS,
     }
+
+
+def _weakest(listed, names):
+    """Returns a sentence that names classes and their AP."""
+    classes = [f"{names[row.Index]} {row.ap:.3f}" for row in listed.itertuples()]
+    return f"Lowest AP: {comma_separated(classes)}."
 
 
 def _ties(ranked, listed):

@@ -4,7 +4,7 @@
 # --scale=quick.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/environment.sh requirements.txt requirements/real_data.txt
+. scripts/environment.sh requirements.txt requirements/{real_data,report,study}.txt
 
 # On busy cores, the threads of scikit-learn's small products wait for each other most of the time.
 export OMP_NUM_THREADS=1

@@ -1,21 +1,17 @@
 """Writes the study's report: tables next to the paper's, claims with verdicts, plots, and a log.
 
-The report is a list of Markdown blocks and tables. An HTML page is converted from it, with the
-templates of `report_page`.
+The report is a list of Markdown blocks and tables, from which an HTML page is converted.
 """
 
 import pathlib
-import re
 
-import markdown
 import pandas as pd
-from markupsafe import Markup
 
 import files
 import nonlocal_start
 import plan
 import plots
-from report_page import page
+from report_page import document
 from results import Results
 from seed_tables import (
     ALIKE,
@@ -81,7 +77,8 @@ def write(report_dir):
     results = Results.load(folder)
     plots.write(results, folder)
     text = to_markdown(results)
-    written = {report_dir / "study.md": text, folder / "index.html": to_html(text, folder)}
+    html = document.to_html(text, TITLE, report_dir)
+    written = {report_dir / "study.md": text, folder / "index.html": html}
     for path, content in written.items():
         with files.atomic_write(str(path)) as file:
             file.write(content)
@@ -95,6 +92,12 @@ def to_markdown(results):
         "idea of the paper contributes in small worlds whose labels depend on known factors. They "
         "do not predict how the models rank on real data.",
         f"# {TITLE}",
+        _figures(
+            gap_and_size="GAP in the world `bag` against the size of the weights in float32. Bars "
+            "show one standard deviation.",
+            curves="GAP on the test videos of the world `bag` during training, mean over the "
+            "seeds.",
+        ),
         _setting(results.setting, scale),
         "## Claims",
         "M1 to M6 are the paper's models, as numbered in Table 1. Differences of GAP are computed "
@@ -116,25 +119,16 @@ def to_markdown(results):
         "except those of Table 4 draw one sampling of the frames, the paper's protocol. The "
         "paper's numbers, here and below, are on YouTube-8M.",
         markdown_table(singles(results, scores)),
-        _figure(
-            "gap_and_size",
-            "GAP in the world bag against the size of the weights in float32. Bars show one "
-            "standard deviation.",
-        ),
-        _figure(
-            "curves",
-            "GAP on the test videos of the world bag during training, mean over the seeds.",
-        ),
         "## GAP by factor",
         "GAP on the classes with each factor, evaluated separately. A model that cannot "
         "distinguish the classes of a pair can still recognize the pair and be right half of the "
         "time.",
         markdown_table(factors(results)),
-        _figure(
-            "factors",
-            "GAP on the classes with each factor. Bars show one standard deviation, dotted lines "
-            "the class prior.",
+        _figures(
+            factors="GAP on the classes with each factor. Bars show one standard deviation, dotted "
+            "lines the class prior.",
         ),
+        *_siblings(results),
         "## What the non-local block does at first",
         *_plateau(results, scores),
         "## Table 2: averaged checkpoints",
@@ -157,10 +151,9 @@ def to_markdown(results):
         "docs/performance.md reports how much larger models gain.",
         markdown_table(exports(results, scores)),
         "## Reliability of the probabilities",
-        _figure(
-            "reliability",
-            "Fraction of positive labels by predicted probability, in the world bag. On the "
-            "diagonal, predictions are calibrated probabilities.",
+        _figures(
+            reliability="Fraction of positive labels by predicted probability, in the world `bag`. "
+            "On the diagonal, predictions are calibrated probabilities.",
         ),
         "## Log",
         LOG.read_text(),
@@ -305,6 +298,26 @@ def factors(results):
     )
 
 
+def _siblings(results):
+    """Returns blocks about the right siblings, or none if `relational` was not run."""
+    if results.siblings.empty:
+        return []
+    share = results.siblings.groupby("subject")["share"].agg(spread)
+    return [
+        "### Right siblings",
+        "The share of labels that score above the other class of their pair, among the labels with "
+        "a relation in `relational`. Videos with both classes of the pair as labels do not count. "
+        "0.5 is chance: only the relation tells the two classes apart.",
+        markdown_table(
+            pd.DataFrame(
+                {"model": _title(name), "right siblings": share[name]}
+                for name in plan.MODELS
+                if name in share.index
+            )
+        ),
+    ]
+
+
 def _plateau(results, scores):
     """Returns blocks about the non-local block with initial weights, and what follows."""
     blocks = [
@@ -440,23 +453,5 @@ def _number(value, style=".4f"):
     return "-" if value is None else format(value, style)
 
 
-def _figure(name, caption):
-    return f'<img alt="{caption}" src="{FOLDER}/{name}.svg" width="600">\n\n*{caption}*'
-
-
-def to_html(text, folder):
-    """Converts the Markdown report to a self-contained HTML page.
-
-    Args:
-        text: str. Markdown.
-        folder: `pathlib.Path`. Folder with the plots.
-    """
-
-    def inline(match):
-        return (folder / match[1]).read_text()
-
-    body = markdown.markdown(text, extensions=["tables"]).replace(" ± ", "\N{NO-BREAK SPACE}± ")
-    body = body.replace("<table>", '<div class="scroll"><table>')
-    body = body.replace("</table>", "</table></div>")
-    body = re.sub(rf'<img [^>]*src="{FOLDER}/(\w+\.svg)"[^>]*>', inline, body)
-    return page.render("study.html", title=TITLE, body=Markup(body))
+def _figures(**alts):
+    return document.figures(FOLDER, alts)

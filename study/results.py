@@ -35,6 +35,8 @@ class Results(SavedTables):
         curves: one row per checkpoint: world, seed, subject, step, gap.
         factors: GAP of the classes with each factor: world, seed, subject, factor, label_fraction
             (of all labels), gap.
+        siblings: right siblings (see `right_siblings`) among the classes with a relation in the
+            world `relational`: world, seed, subject, share.
         reliability: one row per bin of predicted probability, over all seeds of the world `bag`:
             subject, mean_prediction, fraction_true, count.
         nonlocal_start: what the non-local block of M1 does with initial weights: world, seed, and
@@ -47,6 +49,7 @@ class Results(SavedTables):
     gap: pd.DataFrame
     curves: pd.DataFrame
     factors: pd.DataFrame
+    siblings: pd.DataFrame
     reliability: pd.DataFrame
     nonlocal_start: pd.DataFrame
     sizes: pd.DataFrame
@@ -70,9 +73,9 @@ def collect(steps, scale_name):
     Raises:
         InputError: if a training ended early.
     """
-    gap, curves, factors, probabilities, sizes = [], [], [], [], {}
+    gap, curves, factors, siblings, probabilities, sizes = [], [], [], [], [], {}
     for world, names in steps.scale.worlds.items():
-        labels = _labels(steps, world)
+        (video_ids, labels), classes_of = _labels(steps, world), _classes_by_factor(steps, world)
         for seed in steps.scale.seeds:
             key = {"world": world, "seed": seed}
             for name in names:
@@ -81,19 +84,23 @@ def collect(steps, scale_name):
                 curves += [{**row, "step": entry["step"], "gap": entry["gap"]} for entry in history]
                 gap.append({**row, "variant": "last", "gap": history[-1]["gap"]})
                 sizes[name] = sizes.get(name) or _weights_mib(run)
-                predicted = _predictions(steps.predictions(world, seed, name), labels)
-                factors += [{**row, **of} for of in _gap_by_factor(predicted, labels, steps, world)]
+                predicted = _predictions(steps.predictions(world, seed, name), video_ids)
+                factors += [{**row, **of} for of in _gap_by_factor(predicted, labels, classes_of)]
                 if world == "bag":
                     probabilities.append((name, predicted))
+                if world == "relational":
+                    share = right_siblings(predicted, labels, classes_of["relation"])
+                    siblings.append({**row, "share": share})
             row = {**key, "subject": "prior"}
             gap.append({**row, "variant": "last", "gap": history[-1]["class_prior_gap"]})
-            factors += [{**row, **of} for of in _gap_by_factor(None, labels, steps, world)]
+            factors += [{**row, **of} for of in _gap_by_factor(None, labels, classes_of)]
         if world == "bag":
             reliability = _reliability(probabilities, labels)
     return Results(
         gap=pd.DataFrame([*gap, *_gap_of_variants(steps)]),
         curves=pd.DataFrame(curves),
         factors=pd.DataFrame(factors),
+        siblings=pd.DataFrame(siblings, columns=["world", "seed", "subject", "share"]),
         reliability=reliability,
         nonlocal_start=pd.DataFrame(_nonlocal_start(steps)),
         sizes=pd.DataFrame({"subject": sizes.keys(), "mib": sizes.values()}),
@@ -183,31 +190,34 @@ def _processor():
 
 
 def _labels(steps, world):
-    """Maps the id of every test video of a world to its labels, bool `[C]`."""
+    """Returns the ids of the test videos of a world, a list, and their labels, bool `[N, C]`."""
     run = steps.model_dir(world, steps.scale.seeds[0], steps.scale.worlds[world][0])
-    batches = run_config.RunConfig.load(str(run)).data.reader(steps.data(world)).batches(1024)
-    return {
-        video_id: row
-        for batch in batches
-        for video_id, row in zip(batch.video_ids, np.asarray(batch.labels, bool), strict=True)
-    }
+    reader = run_config.RunConfig.load(str(run)).data.reader(steps.data(world))
+    batches = list(reader.batches(1024))
+    labels = np.concatenate([np.asarray(batch.labels, bool) for batch in batches])
+    return [video_id for batch in batches for video_id in batch.video_ids], labels
 
 
-def _predictions(path, labels):
-    """Reads a prediction file with all classes, in the order of `labels`: `[N, C]`."""
+def _predictions(path, video_ids):
+    """Reads a prediction file with all classes, in the order of `video_ids`: `[N, C]`."""
     predicted = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
             values = np.array(row["LabelConfidencePairs"].split(), np.float32)
             predicted[row["VideoId"]] = values[1::2][np.argsort(values[::2])]
-    return np.stack([predicted[video_id] for video_id in labels])
+    return np.stack([predicted[video_id] for video_id in video_ids])
 
 
-def _gap_by_factor(predicted, labels, steps, world):
-    """Yields columns of the table `factors`; for the class prior if `predicted` is None."""
+def _classes_by_factor(steps, world):
+    """Maps each factor of a world to the indices of its classes."""
     vocabulary = pd.read_csv(steps.output_dir / "data" / world / "vocabulary.csv")
-    labels = np.stack(list(labels.values()))
-    for factor, classes in vocabulary.groupby("WikiDescription")["Index"]:
+    by_factor = vocabulary.groupby("WikiDescription")["Index"]
+    return {factor: classes.to_numpy() for factor, classes in by_factor}
+
+
+def _gap_by_factor(predicted, labels, classes_of):
+    """Yields columns of the table `factors`; for the class prior if `predicted` is None."""
+    for factor, classes in classes_of.items():
         chosen = labels[:, classes]
         if predicted is None:
             gap = eval_util.class_prior_gap(chosen.sum(axis=0), len(chosen))
@@ -216,8 +226,24 @@ def _gap_by_factor(predicted, labels, steps, world):
         yield {"factor": factor, "label_fraction": chosen.sum() / labels.sum(), "gap": gap}
 
 
+def right_siblings(predicted, labels, classes):
+    """Returns the share of labels that score above their sibling; 0.5 by chance.
+
+    Labels whose sibling is also a label do not count. Equal scores count half.
+
+    Args:
+        predicted: `[N, C]`.
+        labels: bool `[N, C]`.
+        classes: indices of the classes that have siblings: 2k has 2k + 1, and vice versa.
+    """
+    siblings = classes ^ 1
+    counted = labels[:, classes] & ~labels[:, siblings]
+    above = np.sign(predicted[:, classes] - predicted[:, siblings])
+    return ((above[counted] + 1) / 2).mean()
+
+
 def _reliability(probabilities, labels):
-    labels = np.stack(list(labels.values())).ravel()
+    labels = labels.ravel()
     tables = []
     for subject in dict.fromkeys(name for name, _ in probabilities):
         predicted = np.stack([array.ravel() for name, array in probabilities if name == subject])

@@ -13,6 +13,7 @@ import pytest
 import files
 import pages
 import programs
+from report_page import document
 from run_config import RunConfig
 from utils import InputError
 
@@ -293,7 +294,7 @@ def test_the_page_has_every_table_and_plot_of_the_report_and_loads_nothing(tmp_p
     docs = programs.ROOT / "docs"
     text = (docs / "study.md").read_text()
     path = tmp_path / "index.html"
-    path.write_text(findings.to_html(text, docs / findings.FOLDER))
+    path.write_text(document.to_html(text, findings.TITLE, docs))
     page = pages.Page(path)
     assert page.loaded == []
     assert page.tags.count("svg") == len(plots.PLOTS)
@@ -304,6 +305,20 @@ def test_the_page_has_every_table_and_plot_of_the_report_and_loads_nothing(tmp_p
     for cell in cells:
         assert cell in page.text
     assert path.stat().st_size < 300_000
+
+
+def test_right_siblings_are_labels_above_the_other_class_of_their_pair():
+    predicted = np.array(
+        [
+            [0.9, 0.1, 0.5, 0.2],  # Label 0, above 1.
+            [0.1, 0.9, 0.5, 0.2],  # Label 0, below 1; label 3, below 2.
+            [0.3, 0.3, 0.1, 0.2],  # Label 1, equal to 0; label 3, above 2.
+            [0.9, 0.1, 0.5, 0.2],  # Labels 0 and 1 do not count.
+        ]
+    )
+    labels = np.array([[1, 0, 0, 0], [1, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 0]], bool)
+    assert results.right_siblings(predicted, labels, np.arange(4)) == (1 + 0 + 0 + 0.5 + 1) / 5
+    assert results.right_siblings(predicted, labels, np.array([2, 3])) == 0.5
 
 
 def scores_of(gap):
