@@ -118,10 +118,12 @@ class Experiment:
                     sampled = predictor.Predictor([run], num_samplings=count)
                     self._score(name, samplings(count), self._predict(sampled, checkpoint))
         ensembles = self._scale.ensembles(self._options.data_set)
+        folders = [averaged[name] for name in ensembles.pop(recipes.ENSEMBLE)]
+        # With the samplings of the exported ensemble, which those of a model alone are not.
+        self._score(recipes.ENSEMBLE, AVERAGED, self._predict(predictor.Predictor(folders)))
         for ensemble, members in ensembles.items():
             own = [predictions[name] for name in members]
             self._score(ensemble, AVERAGED, np.mean(own, axis=0))
-        folders = [averaged[name] for name in ensembles[recipes.ENSEMBLE]]
         for dtype in recipes.EXPORT_DTYPES:
             model = predictor.ExportedPredictor(self._export(folders, dtype))
             self._score(recipes.ENSEMBLE, exported(dtype), self._predict(model))
