@@ -33,6 +33,7 @@ import plan
 from options import Options, option
 from run_config import RunConfig
 from sample_world import SPLITS, WORLDS, Generator, World
+from siblings import right_siblings
 
 FOLDER = "later_models"
 # Where a choice is made, and what is reported.
@@ -208,21 +209,8 @@ def _scores(world_key, predicted, labels):
         classes = np.flatnonzero(world.has_factor(factor)[:-1])
         scores[f"gap_{factor}"] = eval_util.calculate_gap(predicted[:, classes], labels[:, classes])
         if factor != "words":
-            scores[f"siblings_{factor}"] = right_siblings(predicted, labels, classes)
+            scores[f"siblings_{factor}"] = float(right_siblings(predicted, labels, classes))
     return scores
-
-
-def right_siblings(predicted, labels, classes):
-    """Returns how often a label scores above the other class of its pair, which is no label.
-
-    Args:
-        predicted: `[V, C]`.
-        labels: bool `[V, C]`.
-        classes: int array. Classes whose labels count; 2k and 2k + 1 are a pair.
-    """
-    videos, positions = np.nonzero(labels[:, classes] & ~labels[:, classes ^ 1])
-    right = classes[positions]
-    return float(np.mean(predicted[videos, right] > predicted[videos, right ^ 1]))
 
 
 # --- Results --------------------------------------------------------------------------------------

@@ -286,6 +286,9 @@ def vlad_models(found):
                 later_plan.WORLD_TITLES[world]: spread(found.by_seed(world, f"{name}/{block}"))
                 for world in later_plan.WORLDS
             },
+            "right siblings, `relational`": spread(
+                found.by_seed("relational", f"{name}/{block}", "siblings_relation")
+            ),
         }
         for name, title in later_plan.VLAD.items()
         for block in later_plan.COMPARED

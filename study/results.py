@@ -18,6 +18,7 @@ import nonlocal_start
 import plan
 import run_config
 from seed_tables import SavedTables
+from siblings import right_siblings
 from utils import InputError
 
 # Edges of the bins of predicted probability.
@@ -35,8 +36,8 @@ class Results(SavedTables):
         curves: one row per checkpoint: world, seed, subject, step, gap.
         factors: GAP of the classes with each factor: world, seed, subject, factor, label_fraction
             (of all labels), gap.
-        siblings: right siblings (see `right_siblings`) among the classes with a relation in the
-            world `relational`: world, seed, subject, share.
+        siblings: right siblings, see `siblings.right_siblings`, among the classes with a relation
+            in the world `relational`: world, seed, subject, share.
         reliability: one row per bin of predicted probability, over all seeds of the world `bag`:
             subject, mean_prediction, fraction_true, count.
         nonlocal_start: what the non-local block of M1 does with initial weights: world, seed, and
@@ -224,22 +225,6 @@ def _gap_by_factor(predicted, labels, classes_of):
         else:
             gap = eval_util.calculate_gap(predicted[:, classes], chosen)
         yield {"factor": factor, "label_fraction": chosen.sum() / labels.sum(), "gap": gap}
-
-
-def right_siblings(predicted, labels, classes):
-    """Returns the share of labels that score above their sibling; 0.5 by chance.
-
-    Labels whose sibling is also a label do not count. Equal scores count half.
-
-    Args:
-        predicted: `[N, C]`.
-        labels: bool `[N, C]`.
-        classes: indices of the classes that have siblings: 2k has 2k + 1, and vice versa.
-    """
-    siblings = classes ^ 1
-    counted = labels[:, classes] & ~labels[:, siblings]
-    above = np.sign(predicted[:, classes] - predicted[:, siblings])
-    return ((above[counted] + 1) / 2).mean()
 
 
 def _reliability(probabilities, labels):

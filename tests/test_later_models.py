@@ -62,15 +62,6 @@ def test_every_subject_has_flags_that_parse_and_a_name_of_its_own_in_its_world()
     assert in_bag.issuperset((*later_plan.SIX, *later_plan.SEVENTH))
 
 
-def test_the_share_of_right_siblings_counts_labels_whose_sibling_is_none():
-    #                     pair 0        pair 1 (not asked for)
-    labels = np.array([[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0]], bool)
-    predicted = np.array(
-        [[0.9, 0.1, 0.1, 0.9], [0.2, 0.7, 0, 0], [0.9, 0.1, 0, 0], [0.5, 0.4, 0, 0]]
-    )
-    assert later_models.right_siblings(predicted, labels, np.array([0, 1])) == 2 / 3
-
-
 def test_the_videos_of_a_world_are_those_of_the_generator(tmp_path):
     scale = later_models.Scale(num_videos=40, num_test_videos=8, max_steps=1, seeds=(0,))
     later_models.make_world("unrelated_2", scale, tmp_path)

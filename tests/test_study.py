@@ -27,6 +27,7 @@ import results
 import schedule
 import seed_tables
 import segment_training
+import siblings
 import training_options
 
 
@@ -317,8 +318,8 @@ def test_right_siblings_are_labels_above_the_other_class_of_their_pair():
         ]
     )
     labels = np.array([[1, 0, 0, 0], [1, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 0]], bool)
-    assert results.right_siblings(predicted, labels, np.arange(4)) == (1 + 0 + 0 + 0.5 + 1) / 5
-    assert results.right_siblings(predicted, labels, np.array([2, 3])) == 0.5
+    assert siblings.right_siblings(predicted, labels, np.arange(4)) == (1 + 0 + 0 + 0.5 + 1) / 5
+    assert siblings.right_siblings(predicted, labels, np.array([2, 3])) == 0.5
 
 
 def scores_of(gap):
