@@ -353,8 +353,8 @@ def _plateau(results, scores):
         "and the paper has no comparison with NetVLAD without the block. The options "
         "`--nonlocal_start=identity`, `--nonlocal_normalize` and `--nonlocal_attention=centered` "
         "change the state at first. [later_models.md](later_models.md#the-non-local-block) "
-        "compares them with five other seeds, also in a second world. There the block of the recipe "
-        "`lfnl_netvlad_normalized` gains in every training."
+        "compares them with five other seeds, also in a second world. There the block of the "
+        "recipe `lfnl_netvlad_normalized` gains in every training."
     )
     return blocks
 
