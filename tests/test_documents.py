@@ -22,7 +22,7 @@ import train
 COMMANDS = [
     (path.name, command) for path in documents.SOURCES for command in documents.commands(path)
 ]
-GROUPS = ["Programs", "Models", "Data", "Numbers", "A run", "Prediction", "Base"]
+GROUPS = ["Programs", "Models", "Data", "Numbers", "A run", "Prediction", "Segments", "Base"]
 FLAG_DOCUMENTS = [
     "distribution",
     "export",
