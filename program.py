@@ -119,8 +119,6 @@ _REPLACED_FLAGS = {
     "dbof_activation": "DbofModel uses ReLU6. Write a model of your own for another activation.",
     "dbof_var_features": "DbofModel does not use it. Leave it out.",
     "lstm_random_sequence": "--sample_random_frames chooses how frames are sampled.",
-    "segment_max_pred": "Predictions per segment are not written yet.",
-    "segment_label_ids_file": "Predictions per segment are not written yet.",
     "master": "Several machines train together with --distribution=multi_worker and TF_CONFIG.",
     "task": "Several machines train together with --distribution=multi_worker and TF_CONFIG.",
     "ps_hosts": "Several machines train together with --distribution=multi_worker and TF_CONFIG.",

@@ -141,7 +141,7 @@ def test_ways_to_predict_segments_are_compared(run_benchmark, benchmark_module, 
         max_frames=13,
         batch_size=4,
     )
-    monkeypatch.setattr(benchmark_module("samplings"), "config_of_recipe", lambda *_: config)
+    monkeypatch.setattr(benchmark_module("full_size"), "config_of_recipe", lambda *_: config)
     given = ("--recipes=any", "--batch_size=4", "--rounds=1", "--format=json")
     found = ratios(run_benchmark("segment_prediction", *given))
     assert [*found] == [

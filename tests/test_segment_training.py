@@ -262,5 +262,6 @@ def test_a_recipe_fine_tunes_a_run_of_the_recipe_for_videos(tmp_path, data, capl
 def test_other_programs_say_where_the_flag_belongs(tmp_path):
     with pytest.raises(InputError, match=r"--segment_labels\. train\.py takes it"):
         program.parse_options(
-            __import__("export_model").main, ["--segment_labels", f"--output_dir={tmp_path}"]
+            __import__("average_checkpoints").main,
+            ["--segment_labels", f"--output_dir={tmp_path}", "--train_dir=run"],
         )
