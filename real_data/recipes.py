@@ -64,7 +64,7 @@ AVERAGED = PAPER + OTHERS
 ENSEMBLE, LARGE_ENSEMBLE = "ensemble", "large_ensemble"
 ENSEMBLES = {ENSEMBLE: PAPER, LARGE_ENSEMBLE: AVERAGED}
 # Of the exported ensemble, the dtypes of the matrices.
-EXPORT_DTYPES = ("bfloat16",)
+EXPORT_DTYPES = ("bfloat16", "int8")
 # The model of which several samplings are shown, in addition to every frame once.
 SAMPLED = "lfnl_netvlad"
 
