@@ -40,7 +40,7 @@ class RealDataOptions(Options):
 
     scale: str = option(
         "full",
-        "full: all models, three seeds, 25 minutes of CPU time. quick: four models, one seed. "
+        "full: all models, three seeds, 17 minutes of CPU time. quick: four models, one seed. "
         "miniature: to test the program itself.",
         group="training",
         choices=tuple(recipes.SCALES),
