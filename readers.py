@@ -829,10 +829,11 @@ class YT8MAggregatedFeatureReader(RecordReader):
 
     def __init__(self, paths: Sequence[str], **options: Any):
         super().__init__(paths, **options)
-        # Traced once, for the copies of this reader, too.
+        # Traced once, for the copies of this reader, too. A concrete function, because TensorFlow
+        # warns of tracing when a program makes several readers.
         self._parse_examples = tf.function(
-            self._parse_on_cpu, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
-        )
+            self._parse_on_cpu, autograph=False
+        ).get_concrete_function(tf.TensorSpec([None], tf.string))
 
     def parse_together(self, payloads: Sequence[bytes]) -> list[Video] | None:
         """Parses several records with TensorFlow; see `RecordReader.parse_together`.
