@@ -17,9 +17,8 @@ from seed_tables import (
     ALIKE,
     TOLERANCE,
     by_seed,
+    claims_table,
     markdown_table,
-    mean_and_deviation,
-    p_text,
     p_value,
     spread,
     verdict,
@@ -184,16 +183,7 @@ def _setting(setting, scale):
 
 def claims(scores, scale):
     """Claims that the paper's results suggest, the measured differences, and verdicts."""
-    return pd.DataFrame(
-        {
-            "claim": claim,
-            "difference": mean_and_deviation(differences),
-            "by seed": by_seed(differences),
-            "p": p_text(differences, *expected),
-            "verdict": verdict(differences, *expected),
-        }
-        for claim, differences, *expected in _tested(scores, scale)
-    )
+    return claims_table(_tested(scores, scale))
 
 
 def _significance(scores, scale):

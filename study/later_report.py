@@ -20,11 +20,10 @@ from options import Options, option
 from seed_tables import (
     SavedTables,
     by_seed,
+    claims_table,
     markdown_table,
     mean_and_deviation,
-    p_text,
     spread,
-    verdict,
 )
 
 FOLDER = "later_models"
@@ -132,17 +131,7 @@ def _setting(found):
 
 def claims(found):
     """Returns the table of claims."""
-    return pd.DataFrame(
-        {
-            "claim": claim,
-            "difference": mean_and_deviation(differences),
-            "by seed": by_seed(differences),
-            "p": p_text(differences, *expected),
-            "verdict": verdict(differences, *expected),
-        }
-        for claim, differences, *expected in _claims(found)
-        if len(differences.dropna())
-    )
+    return claims_table(claim for claim in _claims(found) if claim[1].notna().any())
 
 
 def _claims(found):

@@ -145,6 +145,24 @@ def _p_above_zero(values):
     return tail if t > 0 else 1 - tail
 
 
+def claims_table(claims):
+    """Returns a table of claims, measured differences and verdicts.
+
+    Args:
+        claims: iterable of tuples: claim, differences by seed, and for some `verdict`'s `expected`.
+    """
+    return pd.DataFrame(
+        {
+            "claim": claim,
+            "difference": mean_and_deviation(differences),
+            "by seed": by_seed(differences),
+            "p": p_text(differences, *expected),
+            "verdict": verdict(differences, *expected),
+        }
+        for claim, differences, *expected in claims
+    )
+
+
 def markdown_table(table):
     """Formats a `pandas.DataFrame` as a table in Markdown."""
     lines = [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
