@@ -42,6 +42,8 @@ def random_ensemble(config, dtype):
     model = frozen_model(config, dtype)
     for weight in model.weights:
         values = keras.random.normal(weight.shape, stddev=0.02)
+        if weight.name.endswith("variance"):
+            values = keras.ops.abs(values)
         weight.assign(keras.ops.cast(values, weight.dtype))
     return Ensemble([model], num_samplings=0)
 
