@@ -24,13 +24,7 @@ from absl import logging
 import checkpoints
 import files
 import record_writer
-from evaluation import (
-    evaluate,
-    evaluation_reader,
-    format_summary,
-    new_writer,
-    save_summary,
-)
+from evaluation import evaluate, evaluation_reader, format_summary, new_writer, save_summary
 from options import option, same_option
 from predictor import PredictorOptions, load_class_names, load_predictor
 from run_config import TrainOptions

@@ -11,13 +11,7 @@ import numpy as np
 
 import checkpoints
 from options import Options, option
-from predictor import (
-    ExportedPredictor,
-    Predictor,
-    check_finite,
-    compiled,
-    load_configs,
-)
+from predictor import ExportedPredictor, Predictor, check_finite, compiled, load_configs
 from segment_ensemble import SegmentEnsemble, SegmentSettings
 from segments import SEGMENT_SIZE
 from utils import InputError, comma_separated
@@ -156,8 +150,7 @@ def check_segments(train_dirs: Sequence[str], video_dirs: Sequence[str] = ()) ->
         video_dirs: directories of runs that predict whole videos.
 
     Raises:
-        InputError: if they take video-level features, runs take other data, or they were trained on
-            segments that differ.
+        InputError: if they take video-level features, or runs take other data.
     """
     configs = load_configs([*train_dirs, *video_dirs])
     if not configs[0].frame_level:

@@ -13,13 +13,7 @@ import checkpoints
 import dataset_info
 import files
 from checkpoints import Best
-from evaluation import (
-    evaluate,
-    evaluation_reader,
-    format_summary,
-    new_writer,
-    save_summary,
-)
+from evaluation import evaluate, evaluation_reader, format_summary, new_writer, save_summary
 from predictor import Predictor, PredictorOptions
 from run_config import RunConfig, TrainOptions
 from segment_predictor import load_segment_predictor

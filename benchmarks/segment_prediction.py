@@ -34,8 +34,8 @@ class SegmentBenchmarkOptions(comparison.ComparisonOptions):
     """Options of this program."""
 
     rounds: int = same_option(comparison.ComparisonOptions, "rounds", default=3)
-    recipes: tuple[str, ...] = option(
-        ("soft_bof_4k", "lfnl_netvlad"), "Recipes whose models to measure.", group="model"
+    recipes: tuple[str, ...] = same_option(
+        samplings.SamplingsOptions, "recipes", default=("soft_bof_4k", "lfnl_netvlad")
     )
     segment_size: int = option(5, "Frames of a segment.", group="prediction", above=0)
     segment_context: int = option(0, "Context of a segment.", group="prediction", at_least=0)

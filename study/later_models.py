@@ -23,7 +23,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import program
 
-import keras
 import numpy as np
 from absl import logging
 
@@ -281,8 +280,6 @@ def save(rows, setting, folder):
 
 def main(options: MeasurementOptions):
     """Runs the program."""
-    if keras.backend.backend() != "jax":
-        raise SystemExit("Set KERAS_BACKEND=jax: this program trains all seeds at once under JAX.")
     scale, output_dir = SCALES[options.scale], pathlib.Path(options.output_dir).absolute()
     subjects = _subjects(scale)
     # Each process takes what it needs of the memory of the accelerator.

@@ -20,15 +20,21 @@ import program
 import pandas as pd
 from absl import logging
 
-import eval as eval_program
 import files
 import make_sample_data
 import results
 import schedule
 import seed_tables
 import train
-from options import option, same_option
-from training_options import MeasurementOptions, call, signed
+from options import same_option
+from training_options import (
+    MeasurementOptions,
+    call,
+    evaluate,
+    measure_runs,
+    run_dir,
+    signed,
+)
 
 METRICS = ("segment_map", "gap")
 FOLDER, DOCUMENT = "segment_training", "segments.md"
@@ -84,17 +90,7 @@ SCALES = {
 class SegmentMeasurementOptions(MeasurementOptions):
     """Options of this program."""
 
-    scale: str = same_option(
-        MeasurementOptions,
-        "scale",
-        help="full: three seeds, half an hour on one core. miniature: to test the program itself.",
-    )
-    output_dir: str = option(
-        FOLDER,
-        "Directory for data, models and results. Use a new one after a change of the code, because "
-        "finished runs do not run again.",
-        group="output",
-    )
+    output_dir: str = same_option(MeasurementOptions, "output_dir", default=FOLDER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,18 +118,12 @@ def measure(scale, output_dir):
     if not (data / "dataset.json").exists():
         size = f"--num_videos={scale.num_videos} --num_eval_videos={scale.num_rated_videos}"
         call(make_sample_data, f"--output_dir={data}", f"--overwrite {size} {DATA}")
-    rows = []
-    for seed in scale.seeds:
-        for way, flags in WAYS.items():
-            run = output_dir / f"seed{seed}" / way.replace(" ", "_")
-            if not (run / "metrics.json").exists():
-                videos = output_dir / f"seed{seed}" / VIDEOS.replace(" ", "_")
-                _train(scale, data, run, seed, flags, videos)
-                _evaluate(data, run)
-            metrics = files.read_json(str(run / "metrics.json"))
-            rows.append({"way": way, "seed": seed, **{key: metrics[key] for key in METRICS}})
-            logging.info("%s", rows[-1])
-    return rows
+
+    def train_run(run, way, seed):
+        _train(scale, data, run, seed, WAYS[way], run_dir(output_dir, VIDEOS, seed))
+        evaluate(data, run, "--segment_labels")
+
+    return measure_runs("way", WAYS, scale.seeds, output_dir, train_run, METRICS)
 
 
 def _train(scale, data, run, seed, flags, videos):
@@ -148,16 +138,6 @@ def _train(scale, data, run, seed, flags, videos):
         f"--train_dir={run}",
         f"{MODEL} {start} --seed={seed} --batch_size={scale.batch_size} --max_steps={steps} "
         f"--num_epochs=0 --learning_rate_schedule=linear --log_steps=100 --metrics_steps=1000000",
-    )
-
-
-def _evaluate(data, run):
-    call(
-        eval_program,
-        f"--train_dir={run}",
-        f"--eval_data_pattern={data}/test*.tfrecord",
-        f"--metrics_json={run}/metrics.json",
-        "--run_once --segment_labels",
     )
 
 

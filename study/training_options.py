@@ -9,6 +9,7 @@ numbers, run:
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import sys
@@ -32,6 +33,7 @@ import train
 from options import Options, option
 
 FOLDER = "training_options"
+METRICS_FILE = "metrics.json"
 DEFAULT = "the defaults"
 # Flags of train.py by option.
 OPTIONS = {
@@ -123,17 +125,54 @@ def measure(scale, output_dir):
     if not (data / "dataset.json").exists():
         size = f"--num_videos={scale.num_videos} --num_eval_videos={scale.num_test_videos}"
         call(make_sample_data, f"--output_dir={data}", f"--overwrite {size} {data_flags()}")
+
+    def train_run(run, name, seed):
+        _train(scale, data, run, f"--seed={seed} {OPTIONS[name]}")
+        evaluate(data, run, plan.ONE_SAMPLING)
+
+    metrics = ("gap", "map")
+    return measure_runs("option", OPTIONS, scale.seeds, output_dir, train_run, metrics)
+
+
+def measure_runs(title, names, seeds, output_dir, train_run, metrics):
+    """Trains and evaluates a run for every name and seed, unless it is done.
+
+    Args:
+        title: title of the names in a table.
+        names: names of the runs of a seed.
+        seeds: seeds of training.
+        output_dir: `pathlib.Path` of all runs; see `run_dir`.
+        train_run: function `(run, name, seed)` that trains and evaluates a run.
+        metrics: keys of the metrics to return.
+
+    Returns:
+        list of dict: name, seed and metrics of each run.
+    """
     rows = []
-    for seed in scale.seeds:
-        for name, flags in OPTIONS.items():
-            run = output_dir / f"seed{seed}" / name.replace(" ", "_")
-            if not (run / "metrics.json").exists():
-                _train(scale, data, run, f"--seed={seed} {flags}")
-            metrics = files.read_json(str(run / "metrics.json"))
-            scores = {key: metrics[key] for key in ("gap", "map")}
-            rows.append({"option": name, "seed": seed, **scores})
-            logging.info("%s", rows[-1])
+    for seed, name in itertools.product(seeds, names):
+        run = run_dir(output_dir, name, seed)
+        if not (run / METRICS_FILE).exists():
+            train_run(run, name, seed)
+        found = files.read_json(str(run / METRICS_FILE))
+        rows.append({title: name, "seed": seed, **{key: found[key] for key in metrics}})
+        logging.info("%s", rows[-1])
     return rows
+
+
+def run_dir(output_dir, name, seed):
+    """Returns the train directory of a run."""
+    return output_dir / f"seed{seed}" / name.replace(" ", "_")
+
+
+def evaluate(data, run, flags):
+    """Evaluates a run on the split `test`, with further flags of eval.py."""
+    call(
+        eval_program,
+        f"--train_dir={run}",
+        f"--eval_data_pattern={data}/test*.tfrecord",
+        f"--metrics_json={run / METRICS_FILE}",
+        f"--run_once {flags}",
+    )
 
 
 def data_flags():
@@ -156,13 +195,6 @@ def _train(scale, data, run, flags):
         f"--learning_rate_decay={plan.LEARNING_RATE_DECAY} "
         f"--learning_rate_decay_examples={decay_examples} --log_steps=100 "
         "--metrics_steps=1000000",
-    )
-    call(
-        eval_program,
-        f"--train_dir={run}",
-        f"--eval_data_pattern={data}/test*.tfrecord",
-        f"--metrics_json={run}/metrics.json",
-        f"--run_once {plan.ONE_SAMPLING}",
     )
 
 
