@@ -420,20 +420,20 @@ class MatmulLayer(keras.layers.Layer):
         Args:
             shape: tuple of int. `(D, K)`.
             name: str.
-            few_rows: bool. Whether it multiplies one row per video, not every frame. In bfloat16,
-                it is then a `TransposedMatrix`.
+            few_rows: bool. Whether it multiplies one row per video, not every frame. In bfloat16
+                and int8, it is then transposed, a `TransposedMatrix`.
             **options: as in `add_weight`; `Int8Matrix` starts at 0.
         """
-        if not _is_int8.get()(f"{self.path}/{name}"):
-            if few_rows and self.variable_dtype == "bfloat16":
-                return TransposedMatrix(self.add_weight(shape=shape[::-1], name=name, **options))
-            return self.add_weight(shape=shape, name=name, **options)
-        return Int8Matrix(
-            self.add_weight(shape=shape, initializer="zeros", dtype="int8", name=name),
-            self.add_weight(
-                shape=shape[1:], initializer="zeros", dtype="float32", name=f"{name}_scale"
-            ),
-        )
+        is_int8 = _is_int8.get()(f"{self.path}/{name}")
+        transposed = few_rows and (is_int8 or self.variable_dtype == "bfloat16")
+        if is_int8:
+            options = {"initializer": "zeros", "dtype": "int8"}
+        matrix = self.add_weight(shape=shape[::-1] if transposed else shape, name=name, **options)
+        matrix = TransposedMatrix(matrix) if transposed else matrix
+        if not is_int8:
+            return matrix
+        scale = {"shape": shape[1:], "initializer": "zeros", "dtype": "float32"}
+        return Int8Matrix(matrix, self.add_weight(name=f"{name}_scale", **scale))
 
     def einsum(self, equation, *operands):
         """Einsum in the dtype of the policy; returns float32."""

@@ -1,12 +1,17 @@
 """Matrices of models for prediction, stored in int8 or transposed, in `keras.ops` only."""
 
+import contextlib
+import contextvars
+
 import keras
 from keras import ops
 
 _LARGEST = 127
-# Rows and entries of the blocks that products of few rows cast: 2 MiB in bfloat16, which stays in
-# the processor's cache, unless that were less than 128 rows.
-_MIN_ROWS, _ENTRIES = 128, 2**20
+# Columns and entries of the blocks that products of few rows cast: 4 MiB in bfloat16, which stay in
+# the processor's cache, unless that were less than 128 columns.
+_MIN_COLUMNS, _ENTRIES = 128, 2**21
+# Calls a function that casts a whole matrix; None calls it at once.
+_caller = contextvars.ContextVar("caller", default=None)
 
 
 class Int8Matrix:
@@ -15,10 +20,11 @@ class Int8Matrix:
         w_dk = s_k q_dk,  s_k = max_d |w_dk| / 127,  q_dk = round(w_dk / s_k)
 
     Products cast q, which bfloat16 represents exactly, and multiply their result by s. They are not
-    computed in int8, because that takes TensorFlow several times as long on CPUs.
+    computed in int8, because that takes TensorFlow several times as long on CPUs. A transposed q is
+    cast block by block.
 
     Args:
-        q: variable or tensor, int8 `[D, K]`.
+        q: variable or tensor, int8 `[D, K]`, or `TransposedMatrix` of one.
         scale: variable or tensor, the s_k, float32 `[K]`.
     """
 
@@ -34,7 +40,8 @@ class Int8Matrix:
     @property
     def variables(self):
         """The variables that hold the matrix."""
-        return [self.q, self.scale]
+        q = self.q.variables if isinstance(self.q, TransposedMatrix) else [self.q]
+        return [*q, self.scale]
 
     def __getitem__(self, rows):
         """Returns the matrix of a slice of the rows."""
@@ -49,11 +56,12 @@ class Int8Matrix:
 
     def to_float(self, dtype):
         """Returns the matrix in a float dtype."""
-        return ops.cast(self.scale * ops.cast(self.q, "float32"), dtype)
+        return ops.cast(self.scale * to_float(self.q, "float32"), dtype)
 
     def cast(self, dtype):
         """Returns the matrix with q in a float dtype, to multiply by it repeatedly."""
-        return Int8Matrix(ops.cast(self.q, dtype), self.scale)
+        cast, caller = (lambda: ops.cast(self.q, dtype)), _caller.get()
+        return Int8Matrix(caller(cast) if caller else cast(), self.scale)
 
     def multiply(self, x, product, dtype):
         """Multiplies rows by the matrix; returns float32 `[B, K]` or `[B, T, K]`.
@@ -63,30 +71,10 @@ class Int8Matrix:
             product: function of rows and a matrix in `dtype` to their product, float32.
             dtype: float dtype of the products.
         """
+        if isinstance(self.q, TransposedMatrix):
+            return self.scale * self.q.multiply_by_blocks(x, product, dtype)
         is_cast = keras.backend.standardize_dtype(self.q.dtype) == dtype
-        # The frames of videos take more memory than a float copy of the matrix.
-        if is_cast or len(x.shape) == 3:
-            return self.scale * product(x, ops.cast(self.q, dtype))
-        return self.scale * self._sum_of_block_products(x, product, dtype)
-
-    def _sum_of_block_products(self, x, product, dtype):
-        """Returns the product of rows `[B, D]` and q, which is cast one block after the other."""
-        depth, columns = self.shape
-        size = min(max(_ENTRIES // columns, _MIN_ROWS) // 64 * 64, depth)
-        last = (depth - 1) // size * size
-
-        def block_product(start, size):
-            block = ops.slice(self.q, (start, 0), (size, columns))
-            part = ops.slice(x, (0, start), (ops.shape(x)[0], size))
-            return product(part, ops.cast(block, dtype))
-
-        def add_block(number, sums):
-            # 0, but known only after the block before. TensorFlow would cast ten blocks ahead.
-            after = ops.shape(sums)[0] - ops.shape(x)[0]
-            return sums + block_product(number * size + after, size)
-
-        sums = block_product(last, depth - last)
-        return ops.fori_loop(0, last // size, add_block, sums) if last else sums
+        return self.scale * product(x, self.q if is_cast else self.cast(dtype).q)
 
 
 class TransposedMatrix:
@@ -94,6 +82,7 @@ class TransposedMatrix:
 
     A processor multiplies a few rows by a large bfloat16 matrix faster if the entries of a column,
     which it multiplies in pairs, lie side by side. The products are equal. In float32 it is slower.
+    A matrix in int8 can then be cast in blocks of columns.
 
     Args:
         columns: variable, `[K, D]`.
@@ -119,6 +108,59 @@ class TransposedMatrix:
     def to_float(self, dtype):
         """Returns the matrix in a float dtype."""
         return ops.cast(ops.transpose(self.columns), dtype)
+
+    def multiply_by_blocks(self, x, product, dtype):
+        """Multiplies rows by the matrix, of which it casts one block of columns after the other.
+
+        Args:
+            x: float `[B, D]`.
+            product: as for `Int8Matrix.multiply`, and so is `dtype`.
+            dtype: float dtype.
+
+        Returns:
+            float32 `[B, K]`.
+        """
+        depth, columns = self.shape
+        size = min(max(_ENTRIES // depth, _MIN_COLUMNS), columns)
+        num_blocks = columns // size
+
+        def multiply_block(start, size):
+            block = ops.slice(self.columns, (start, 0), (size, depth))
+            return product(x, TransposedMatrix(ops.cast(block, dtype)))
+
+        def multiply_next(last, number):
+            # 0, but known only after the last block. TensorFlow would cast ten blocks ahead.
+            after = ops.shape(last)[0] - ops.shape(x)[0]
+            rows = multiply_block(number * size + after, size)
+            return rows, rows
+
+        first = ops.zeros((ops.shape(x)[0], size))
+        # [blocks, B, size]
+        _, blocks = ops.scan(multiply_next, first, ops.arange(num_blocks))
+        rows = ops.reshape(ops.transpose(blocks, (1, 0, 2)), (-1, num_blocks * size))
+        rest = columns - num_blocks * size
+        if not rest:
+            return rows
+        return ops.concatenate([rows, multiply_block(num_blocks * size, rest)], axis=1)
+
+
+@contextlib.contextmanager
+def casting_by(caller):
+    """Lets another function cast whole matrices, for example once before a loop.
+
+    Args:
+        caller: function of a function without arguments, of which it returns the result.
+    """
+    token = _caller.set(caller)
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
+
+def is_casting_elsewhere():
+    """Returns whether `casting_by` is in effect."""
+    return _caller.get() is not None
 
 
 _KINDS = (Int8Matrix, TransposedMatrix)
