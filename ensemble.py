@@ -8,6 +8,7 @@ import functools
 import gc
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ import checkpoints
 import frame_level_models
 import layers
 import private_api
+import stored_matrix
 from run_config import RunConfig
 from stored_matrix import Int8Matrix, TransposedMatrix, stored_matrices
 from utils import InputError
@@ -154,8 +156,7 @@ class Ensemble:
 
     def __call__(self, inputs: dict | tf.Tensor) -> tf.Tensor:
         """Returns probabilities, float32 `[B, C]`, for the inputs of a `readers.Batch`."""
-        predictions = self._weighted_sum(self.member_predictions(inputs))
-        return tf.ensure_shape(predictions, [None, self.models[0].num_classes])
+        return self.mean(self.member_predictions(inputs))
 
     def predict_parts(self, inputs: dict) -> tf.Tensor:
         """Returns probabilities of parts of videos, such as segments, float32 `[B, N, C]`.
@@ -164,11 +165,23 @@ class Ensemble:
             inputs: inputs of a `readers.Batch` and `frame_indices`, as for
                 `FrameLevelModel.predict_parts`.
         """
-        count, size = inputs["frame_indices"].shape[1], self.models[0].num_classes
-        predict = [_for_samplings(model.predict_parts) for model in self.models]
-        shape = [tf.shape(inputs["frame_indices"])[1], size]
-        predictions = self._member_outputs(inputs, predict, [shape] * len(predict))
-        return tf.ensure_shape(self._weighted_sum(predictions), [None, count, size])
+        _, num_parts, size = tf.unstack(tf.shape(inputs["frame_indices"]))
+        num_classes = self.models[0].num_classes
+
+        def predict(number, videos):
+            model = self.models[number]
+
+            def predict_chunk(chunk):
+                return tf.reshape(model.predict_parts(chunk), [-1, num_classes])
+
+            # What depends on a frame, and then the parts.
+            floats = model.floats_per_video(tf.shape(videos["frames"])[1], 1)
+            floats += model.floats_per_video(size, num_parts)
+            return self._in_chunks(predict_chunk, videos, [num_classes], floats)
+
+        predictions = self.mean(self._for_each_model(inputs, predict))
+        shape = [-1, inputs["frame_indices"].shape[1] or num_parts, num_classes]
+        return tf.reshape(predictions, shape)
 
     def predict_whole_batch(self, inputs: dict | tf.Tensor) -> tf.Tensor:
         """Returns probabilities, float32 `[B, C]`, from every frame once.
@@ -178,32 +191,62 @@ class Ensemble:
         """
         options = {"num_samplings": 0} if self.models[0].frame_level else {}
         predictions = [model(inputs, training=False, **options) for model in self.models]
-        return self._weighted_sum(predictions)
+        return self.mean(predictions)
 
-    def _weighted_sum(self, predictions):
+    def mean(self, predictions: list[tf.Tensor]) -> tf.Tensor:
+        """Returns the weighted mean of the predictions of the models."""
         pairs = zip(self.weights, predictions, strict=True)
         return tf.add_n([weight * probabilities for weight, probabilities in pairs])
 
     def member_predictions(self, inputs: dict | tf.Tensor) -> list[tf.Tensor]:
         """Returns the probabilities of each model, float32 `[B, C]`."""
-        shapes = [[model.num_classes] for model in self.models]
-        if not self.models[0].frame_level:
-            predict = [functools.partial(model, training=False) for model in self.models]
-            return self._member_outputs(inputs, predict, shapes)
-        # The classifiers, whose matrices are large, run once for many chunks of frames.
-        encode = [model.encode_samplings for model in self.models]
-        return self._member_outputs(inputs, encode, shapes, self._classify)
+        if self.models[0].frame_level:
+            return self.classify(self.encodings(inputs))
 
-    def _classify(self, number, encodings):
-        """Returns the probabilities of a model for encodings of samplings, `[B, C]`."""
-        model, count = self.models[number], max(self.num_samplings[number], 1)
-        encodings = tf.ensure_shape(encodings, [None, count, model.embedding_size])
-        return in_chunks(
-            lambda chunk: model.classify_samplings(chunk["encodings"]),
-            {"encodings": encodings},
-            model.floats_per_classification(count),
-            self.max_floats,
+        def predict(number, vectors):
+            model = functools.partial(self.models[number], training=False)
+            return self._in_chunks(model, vectors, [self.models[number].num_classes])
+
+        return self._for_each_model(inputs, predict)
+
+    def encodings(self, inputs: dict) -> list[tf.Tensor]:
+        """Returns what `classify` and `embed` take: for each model, float32 `[B, max(N, 1), size]`.
+
+        Args:
+            inputs: inputs of a `readers.Batch` of frames.
+        """
+        return self._for_each_model(inputs, self._encode)
+
+    def _encode(self, number, videos):
+        """Returns the encodings of the samplings of a model."""
+        model, num_samplings = self.models[number], self.num_samplings[number]
+        pool = functools.partial(
+            model.pool_samplings, num_samplings=num_samplings, seed=(self.seed, number)
         )
+        count = max(num_samplings, 1)
+        floats = model.floats_per_video(tf.shape(videos["frames"])[1], count)
+        shape = [count, model.pooled_size or model.embedding_size]
+
+        def encode(videos):
+            pooled = self._in_chunks(pool, videos, shape, floats)
+            return model.project_samplings(pooled)
+
+        if model.pooled_size is None:
+            return encode(videos)
+        return self._in_chunks(encode, videos, [count, model.embedding_size], math.prod(shape))
+
+    def classify(self, encodings: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Returns the probabilities of each model for its `encodings`, float32 `[B, C]`."""
+
+        # The matrices of classifiers are large, so they are read once for many chunks of frames.
+        def classify(number, encodings):
+            model, count = self.models[number], max(self.num_samplings[number], 1)
+            floats = model.floats_per_classification(count)
+            return self._in_chunks(
+                model.classify_samplings, encodings[number], [model.num_classes], floats
+            )
+
+        return self._for_each_model(encodings, classify)
 
     @property
     def has_embeddings(self) -> bool:
@@ -218,119 +261,124 @@ class Ensemble:
             InputError: if a model has no embeddings.
         """
         for model in self.models:
-            if model.embedding_size is None:
-                model.embed(None)  # Raises an error that explains it.
+            _check_embeddings(model)
         return [model.embedding_size for model in self.models]
 
     def embeddings(self, inputs: dict | tf.Tensor) -> tf.Tensor:
         """Returns the embeddings of all models side by side, float32 `[B, E]`.
 
-        They do not depend on the weights of the models.
-
         Raises:
             InputError: if a model has no embeddings.
         """
-        sizes = self.embedding_sizes
-        embed = [model.embed for model in self.models]
-        shapes = [[size] for size in sizes]
-        side_by_side = tf.concat(self._member_outputs(inputs, embed, shapes), axis=1)
-        return tf.ensure_shape(side_by_side, [None, sum(sizes)])
+        for model in self.models:
+            _check_embeddings(model)
+        return self.embed(self.encodings(inputs))
 
-    def _member_outputs(self, inputs, functions, shapes, finish=None):
-        """Returns what a function of each model computes, float32 `[B, *shape]`.
+    def embed(self, encodings: list[tf.Tensor]) -> tf.Tensor:
+        """Returns the embeddings of all models side by side, float32 `[B, E]`.
+
+        They do not depend on the weights of the models.
+        """
+        means = [tf.reduce_mean(values, axis=1) for values in encodings]
+        return tf.concat(means, axis=1)
+
+    def _for_each_model(self, inputs, function):
+        """Returns what a function of the number of a model and `inputs` computes for each model.
 
         Args:
-            inputs: inputs of a `readers.Batch`; with `frame_indices`, parts take the place of
-                samplings.
-            functions: functions of a chunk of `inputs`, `num_samplings` and `seed`.
-            shapes: shape of the result of each function for a video.
-            finish: function of the number of a model and the values of its function for all videos,
-                which returns the result.
+            inputs: inputs of a `readers.Batch`, to which inverse norms of frames are added; or a
+                list.
+            function: function of the number of a model and of the inputs.
         """
-        # Some of TensorFlow's kernels crash on empty tensors, even while it optimizes a graph.
-        first = tf.nest.flatten(inputs)[0]
-        nothing = [tf.zeros([0, *shape]) for shape in shapes]
-        if first.shape[0] == 0:
-            return nothing
-        return tf.cond(
-            tf.shape(first)[0] > 0, lambda: self._apply(functions, inputs, finish), lambda: nothing
-        )
-
-    def _apply(self, functions, inputs, finish):
-        if not self.models[0].frame_level:
-            return [function(inputs) for function in functions]
-        videos = {**inputs, "num_frames": tf.cast(inputs["num_frames"], tf.int32)}
-        norms = {}
-        outputs = []
-        for number, (model, function) in enumerate(zip(self.models, functions, strict=True)):
-            values = (model.normalize_frames, model.frame_format)
+        norms, outputs = {}, []
+        for number, model in enumerate(self.models):
             # One model after another, so that only one needs memory at a time.
             with tf.control_dependencies(outputs[-1:]):
-                if values not in norms:
-                    norms[values] = _inverse_norms(model, videos)
-                inputs = {**videos, "inverse_norms": norms[values]}
-                output = self._apply_in_chunks(function, number, inputs)
-                outputs.append(finish(number, output) if finish else output)
+                if isinstance(inputs, dict):
+                    inputs = self._with_norms(model, inputs, norms)
+                outputs.append(function(number, inputs))
         return outputs
 
-    def _apply_in_chunks(self, function, number, videos):
-        options = {"num_samplings": self.num_samplings[number], "seed": (self.seed, number)}
-        length = tf.shape(videos["frames"])[1]
-        count = max(self.num_samplings[number], 1)
-        floats = self.models[number].floats_per_video(length, count)
-        if "frame_indices" in videos:
-            _, count, size = tf.unstack(tf.shape(videos["frame_indices"]))
-            # What depends on a frame, and then the parts.
-            floats = self.models[number].floats_per_video(length, 1)
-            floats += self.models[number].floats_per_video(size, count)
-        return in_chunks(lambda chunk: function(chunk, **options), videos, floats, self.max_floats)
+    def _in_chunks(self, function, inputs, shape, floats_per_video=1):
+        return in_chunks(function, inputs, shape, floats_per_video, self.max_floats)
+
+    def _with_norms(self, model, inputs, norms):
+        """Returns inputs with the inverse norms of frames, which models that agree share."""
+        videos = {**inputs, "num_frames": tf.cast(inputs["num_frames"], tf.int32)}
+        values = (model.normalize_frames, model.frame_format)
+        if values not in norms:
+            norms[values] = _inverse_norms(model, videos)
+        return {**videos, "inverse_norms": norms[values]}
 
 
-def _for_samplings(predict_parts):
-    """Returns a function with the arguments of one that draws samplings, and ignores them."""
-    return lambda inputs, **_: predict_parts(inputs)
+def _check_embeddings(model):
+    if model.embedding_size is None:
+        model.embed(None)  # Raises an error that explains it.
 
 
 def _inverse_norms(model, videos):
     count, length, size = tf.unstack(tf.shape(videos["frames"]))
-    norms = in_chunks(
-        lambda chunk: model.inverse_norms(chunk["frames"]),
-        videos,
-        2 * length * size,
-        _MAX_FLOATS_OF_NORMS,
-    )
+
+    def inverse_norms(chunk):
+        return tf.reshape(model.inverse_norms(chunk["frames"]), [-1])
+
+    norms = in_chunks(inverse_norms, videos, [], 2 * length * size, _MAX_FLOATS_OF_NORMS)
     return tf.reshape(norms, [count, length])
 
 
 def in_chunks(
-    function: Callable[[dict], tf.Tensor],
-    inputs: dict[str, tf.Tensor],
-    floats_per_video: tf.Tensor,
+    function: Callable[[Any], tf.Tensor],
+    inputs: Any,
+    shape: Sequence[int],
+    floats_per_video: tf.Tensor | int,
     max_floats: int,
 ) -> tf.Tensor:
     """Applies a function to chunks of a batch, and concatenates the results.
 
+    An empty batch has no chunks. Some of TensorFlow's kernels crash on empty tensors.
+
     Args:
-        function: from inputs to a float32 tensor.
-        inputs: tensors with one row per video.
-        floats_per_video: int tensor, the number of floats that the function holds per video.
+        function: from inputs to float32 `[rows, *shape]`.
+        inputs: tensor, or dict of tensors, with one row per video.
+        shape: shape of a row of the results.
+        floats_per_video: the number of floats that the function holds per video.
         max_floats: number of floats that it may hold, which limits a chunk.
     """
-    count = tf.shape(next(iter(inputs.values())))[0]
+    first = tf.nest.flatten(inputs)[0]
+    # Even while TensorFlow optimizes a graph.
+    if first.shape[0] == 0:
+        return tf.zeros([0, *shape])
+    count = tf.shape(first)[0]
     size = tf.maximum(max_floats // floats_per_video, 1)
     num_chunks = (count + size - 1) // size
-    size = (count + num_chunks - 1) // num_chunks
-    results = tf.TensorArray(tf.float32, num_chunks, infer_shape=False)
+    size = (count + num_chunks - 1) // tf.maximum(num_chunks, 1)
+    results = tf.TensorArray(
+        tf.float32, num_chunks, infer_shape=False, element_shape=[None, *shape]
+    )
 
     def add_chunk(number, results):
         start = number * size
-        chunk = {name: tensor[start : start + size] for name, tensor in inputs.items()}
+        chunk = tf.nest.map_structure(lambda tensor: tensor[start : start + size], inputs)
         return number + 1, results.write(number, function(chunk))
 
-    _, results = tf.while_loop(
-        lambda number, _: number < num_chunks, add_chunk, (0, results), parallel_iterations=1
-    )
-    return results.concat()
+    with casts_outside_loops():
+        _, results = tf.while_loop(
+            lambda number, _: number < num_chunks, add_chunk, (0, results), parallel_iterations=1
+        )
+    return tf.ensure_shape(results.concat(), [None, *shape])
+
+
+def casts_outside_loops() -> contextlib.AbstractContextManager:
+    """Casts the matrices of the frames once, before the outermost loop, not in each chunk."""
+    if tf.executing_eagerly() or stored_matrix.is_casting_elsewhere():
+        return contextlib.nullcontext()
+    graph = tf.compat.v1.get_default_graph()
+
+    def cast(function):
+        with graph.as_default():
+            return function()
+
+    return stored_matrix.casting_by(cast)
 
 
 def normalized_weights(

@@ -167,8 +167,8 @@ class FrameLevelModel(registry.Model):
         encoding = self._encode_samplings(inputs, False, num_samplings, seed)
         return mean_of_samplings(ops.cast(encoding, "float32"), num_samplings)
 
-    def encode_samplings(self, inputs, num_samplings=None, seed=0):
-        """Returns the encodings that `classify_samplings` takes, float32 `[B, max(N, 1), size]`.
+    def pool_samplings(self, inputs, num_samplings=None, seed=0):
+        """Returns what `project_samplings` takes, float32 `[B, max(N, 1), size]`.
 
         Args:
             inputs: dict, as described above.
@@ -177,23 +177,31 @@ class FrameLevelModel(registry.Model):
         """
         inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
         num_samplings = self.resolve_samplings(num_samplings)
-        encoding = ops.cast(self._encode_samplings(inputs, False, num_samplings, seed), "float32")
-        return ops.reshape(encoding, (-1, max(num_samplings, 1), self.embedding_size))
+        selected = self._select_frames(inputs, self._samplings(num_samplings, seed))
+        pooled = ops.cast(self.pool(*selected), "float32")
+        return ops.reshape(pooled, (-1, max(num_samplings, 1), pooled.shape[-1]))
+
+    def project_samplings(self, pooled):
+        """Returns the encodings of `pool_samplings`, float32 `[B, N, embedding_size]`."""
+        _, num_samplings, size = pooled.shape
+        encodings = ops.cast(self.project(ops.reshape(pooled, (-1, size))), "float32")
+        return ops.reshape(encodings, (-1, num_samplings, self.embedding_size))
 
     def classify_samplings(self, encodings):
-        """Returns the probabilities of `call` for encodings `[B, N, size]`, `[B, C]`."""
+        """Returns the probabilities of `call` for encodings `[B, N, embedding_size]`, `[B, C]`."""
         _, num_samplings, size = encodings.shape
         predictions = self.classifier(ops.reshape(encodings, (-1, size)), training=False)
         return mean_of_samplings(predictions, num_samplings)
 
     def _encode_samplings(self, inputs, training, num_samplings, seed):
         """Returns the encodings of all samplings, `[B * N, size]`, one video after another."""
-        return self._encode_inputs(
-            inputs,
-            training,
-            lambda frames, num_frames: self.draw_frame_indices(
-                frames, num_frames, num_samplings, None if training else seed
-            ),
+        samplings = self._samplings(num_samplings, None if training else seed)
+        return self._encode_inputs(inputs, training, samplings)
+
+    def _samplings(self, num_samplings, seed):
+        """Returns the function of `_select_frames` that draws samplings."""
+        return lambda frames, num_frames: self.draw_frame_indices(
+            frames, num_frames, num_samplings, seed
         )
 
     def _encode_inputs(self, inputs, training, choose_frames, as_parts=False):
@@ -202,6 +210,19 @@ class FrameLevelModel(registry.Model):
         Args:
             inputs: dict, as described above.
             training: bool.
+            choose_frames: as for `_select_frames`, and so is `as_parts`.
+            as_parts: bool.
+        """
+        selected = self._select_frames(inputs, choose_frames, as_parts)
+        encoding = self.encode(*selected, training)
+        self.embedding_size = encoding.shape[-1]
+        return encoding
+
+    def _select_frames(self, inputs, choose_frames, as_parts=False):
+        """Returns the frames and frame weights that `encode` takes.
+
+        Args:
+            inputs: dict, as described above.
             choose_frames: function from frames and `num_frames` to the indices of the frames of
                 each selection, int32 `[B, N, S]`, or None for every frame once.
             as_parts: bool. As for `sample`.
@@ -222,11 +243,7 @@ class FrameLevelModel(registry.Model):
             inverse_norms, _ = self.sample(inverse_norms, num_frames, frame_indices)
         frames, frame_weights = self.sample(frames, num_frames, frame_indices, as_parts)
         frames = self.stored_frames(frames, frame_weights, inverse_norms)
-        if not self.takes_stored_frames:
-            frames = frames.to_float()
-        encoding = self.encode(frames, frame_weights, training)
-        self.embedding_size = encoding.shape[-1]
-        return encoding
+        return frames if self.takes_stored_frames else frames.to_float(), frame_weights
 
     def _check_frames(self, frames):
         if self.frame_format.is_quantized:
@@ -288,6 +305,30 @@ class FrameLevelModel(registry.Model):
             Float vectors of any size, `[B, size]`; `[B * N, size]` for samplings or parts.
         """
         raise NotImplementedError
+
+    def pool(self, frames, frame_weights):
+        """Computes the first part of `encode` in prediction; `project` computes the rest.
+
+        A batch is pooled in chunks that fit into memory. A model may leave products with large
+        matrices to `project`, which runs once for many chunks.
+
+        Args:
+            frames: as for `encode`, and so is `frame_weights`.
+            frame_weights: float32.
+
+        Returns:
+            Float vectors `[B * N, pooled_size]`; those of `encode` without a `pooled_size`.
+        """
+        return self.encode(frames, frame_weights, training=False)
+
+    def project(self, pooled):
+        """Returns what `encode` does, `[B * N, size]`, from what `pool` returned."""
+        return pooled
+
+    @property
+    def pooled_size(self):
+        """Size of the vectors of `pool`; None if nothing is left to `project`."""
+        return None
 
     def resolve_samplings(self, num_samplings=None):
         """Returns how many samplings prediction averages over; 0 stands for every frame once."""
@@ -519,16 +560,48 @@ class StreamEncoder(layers.Float32Layer):
 
     def call(self, frames, frame_weights, training=False):
         """Returns the hidden vector, `[B, hidden_size]` or `[B * N, hidden_size]`."""
+        return self.project(self.pool(frames, frame_weights, training), training)
+
+    def pool(self, frames, frame_weights, training=False):
+        """Returns the pooled streams side by side, `[B, size]` or `[B * N, size]`."""
         frames = self.input_norm(frames, frame_weights, training=training)
         pooled, start = [], 0
         for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
             stream = frames.entries(start, size)
             pooled.append(pooling(stream, frame_weights, training=training))
             start += size
-        hidden = self.hidden(ops.concatenate(pooled, axis=-1))
+        return ops.concatenate(pooled, axis=-1)
+
+    def project(self, pooled, training=False):
+        """Returns the hidden vector of pooled streams."""
+        hidden = self.hidden(pooled)
         if self.hidden_gating is None:
             return hidden
         return self.hidden_gating(hidden, training=training)
+
+
+class StreamEncoderModel(FrameLevelModel):
+    """Base of the models whose attribute `encoder` is a `StreamEncoder`."""
+
+    takes_stored_frames = True
+    sample_by_count = True
+
+    def encode(self, frames, frame_weights, training):
+        """Returns the hidden vector, `[B, hidden_size]` or `[B * N, hidden_size]`."""
+        return self.encoder(frames, frame_weights, training=training)
+
+    def pool(self, frames, frame_weights):
+        """Returns the pooled streams side by side."""
+        return self.encoder.pool(frames, frame_weights)
+
+    def project(self, pooled):
+        """Returns the hidden vector of pooled streams."""
+        return self.encoder.project(pooled)
+
+    @property
+    def pooled_size(self):
+        """Size of all pooled streams."""
+        return self.encoder.hidden.kernel.shape[0]
 
 
 def per_stream(model, stream_sizes, **texts):
@@ -757,7 +830,7 @@ class GruModel(FrameLevelModel):
 
 
 @registry.register
-class SoftBoFModel(FrameLevelModel):
+class SoftBoFModel(StreamEncoderModel):
     """Soft bag of features: a histogram of soft assignments to many clusters, per feature.
 
     The default of 4000 and 500 clusters is the paper's Soft-BoF-4k; its Soft-BoF-8k has
@@ -774,9 +847,6 @@ class SoftBoFModel(FrameLevelModel):
 
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
-
-    takes_stored_frames = True
-    sample_by_count = True
 
     def __init__(
         self,
@@ -804,17 +874,13 @@ class SoftBoFModel(FrameLevelModel):
             gating=gating,
         )
 
-    def encode(self, frames, frame_weights, training):
-        """Returns the hidden layer over the histograms, `[B, soft_bof_hidden_size]`."""
-        return self.encoder(frames, frame_weights, training=training)
-
     def floats_per_video(self, num_frames, num_samplings):
         """Counts a few copies of the frames' assignments; further samplings add little."""
         return 3 * num_frames * max(self.clusters)
 
 
 @registry.register
-class LFNLNetVLADModel(FrameLevelModel):
+class LFNLNetVLADModel(StreamEncoderModel):
     """Late-fusion non-local NetVLAD, the best single model of its paper.
 
     Each feature has a NetVLAD with a non-local block. A hidden layer with context gating follows,
@@ -853,9 +919,6 @@ class LFNLNetVLADModel(FrameLevelModel):
 
     Reference: [Tang et al., 2018](https://arxiv.org/abs/1810.00207).
     """
-
-    takes_stored_frames = True
-    sample_by_count = True
 
     def __init__(
         self,
@@ -930,10 +993,6 @@ class LFNLNetVLADModel(FrameLevelModel):
             hidden_fan_in=clusters[0],
             gating=gating,
         )
-
-    def encode(self, frames, frame_weights, training):
-        """Returns the hidden layer over the VLAD, `[B, netvlad_hidden_size]`."""
-        return self.encoder(frames, frame_weights, training=training)
 
     def floats_per_video(self, num_frames, num_samplings):
         """Counts the frames, and a few copies of each sampling's assignments and VLAD."""

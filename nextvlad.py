@@ -216,13 +216,20 @@ class Encoder(layers.Float32Layer):
 
     def call(self, frames, frame_weights, training=False):
         """Returns hidden vectors, `[B, H]` or `[B * N, H]`."""
+        return self.project(self.pool(frames, frame_weights, training), training)
+
+    def pool(self, frames, frame_weights, training=False):
+        """Returns the v of all streams side by side, `[B, size]` or `[B * N, size]`."""
         pooled, start = [], 0
         for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
             stream = frames.entries(start, size)
             pooled.append(pooling(stream, frame_weights, training=training))
             start += size
-        x = self.vlad_norm(ops.concatenate(pooled, axis=-1), training=training)
-        x = self.dropout(x, training=training)
+        return ops.concatenate(pooled, axis=-1)
+
+    def project(self, pooled, training=False):
+        """Returns the hidden vectors of what `pool` returned."""
+        x = self.dropout(self.vlad_norm(pooled, training=training), training=training)
         return self.gating(self.hidden(x, training=training), training=training)
 
 

@@ -99,6 +99,11 @@ class NeXtVLADBase(FrameLevelModel):
         """Returns a list of `Encoder`s with the hyperparameters."""
         return [self._make_encoder(name=f"encoder_{number}") for number in range(count)]
 
+    @property
+    def pooled_size(self):
+        """Size of the VLADs of all encoders."""
+        return sum(encoder.hidden.kernel.shape[0] for encoder in self.encoders)
+
     def floats_per_video(self, num_frames, num_samplings):
         """Counts copies of the expanded frames, and of their assignments for each sampling."""
         assignments = (1 + 2 * num_samplings) * self.assignments_per_frame
@@ -124,6 +129,16 @@ class NeXtVLADModel(NeXtVLADBase):
         """Returns the hidden vector, `[B, nextvlad_hidden_size]`."""
         (encoder,) = self.encoders
         return encoder(frames, frame_weights, training=training)
+
+    def pool(self, frames, frame_weights):
+        """Returns the VLAD."""
+        (encoder,) = self.encoders
+        return encoder.pool(frames, frame_weights)
+
+    def project(self, pooled):
+        """Returns the hidden vector of a VLAD."""
+        (encoder,) = self.encoders
+        return encoder.project(pooled)
 
 
 @registry.register
@@ -185,6 +200,23 @@ class MixNeXtVLADModel(NeXtVLADBase):
             ],
             axis=-1,
         )
+
+    def pool(self, frames, frame_weights):
+        """Returns the weights of the branches and their VLAD."""
+        pooled = [encoder.pool(frames, frame_weights) for encoder in self.encoders]
+        return ops.concatenate([self.gate(frames, frame_weights), *pooled], axis=-1)
+
+    def project(self, pooled):
+        """Returns the weights of the branches and their hidden vectors."""
+        count = len(self.encoders)
+        vlads = ops.split(pooled[:, count:], count, axis=-1)
+        hidden = [encoder.project(vlad) for encoder, vlad in zip(self.encoders, vlads, strict=True)]
+        return ops.concatenate([pooled[:, :count], *hidden], axis=-1)
+
+    @property
+    def pooled_size(self):
+        """Number of branches, and size of their VLADs."""
+        return len(self.encoders) + super().pooled_size
 
     def auxiliary_loss(self, label_loss):
         """Returns the losses of the branches, from the logits of the last call in training."""

@@ -58,7 +58,15 @@ def make_module(
 
         return tf.function(serve, autograph=False).get_concrete_function(**input_specs(data))
 
-    predict = signature("predictions", ensemble)
+    if data.frame_level:
+        # The graph has these operations once, for all signatures.
+        encode = tf.function(lambda **inputs: ensemble.encodings(inputs), autograph=False)
+        encode = encode.get_concrete_function(**input_specs(data))
+        predict = signature(
+            "predictions", lambda inputs: ensemble.mean(ensemble.classify(encode(**inputs)))
+        )
+    else:
+        predict = signature("predictions", ensemble)
 
     def serve_records(example_bytes):
         video_ids, inputs = parse(example_bytes, data)
@@ -72,7 +80,7 @@ def make_module(
     if data.frame_level:
         served["predict_floats"] = _predict_floats(predict, data)
     if ensemble.has_embeddings:
-        served["embed"] = signature("embeddings", ensemble.embeddings)
+        served["embed"] = signature("embeddings", lambda inputs: ensemble.embed(encode(**inputs)))
     models = ensemble.models
     if segment_ensemble is not None:
         served["segments"] = signature("predictions", segment_ensemble)

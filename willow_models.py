@@ -12,7 +12,7 @@ import layers
 import nonlocal_vlad
 import registry
 import utils
-from frame_level_models import FrameLevelModel, StreamEncoder, per_stream
+from frame_level_models import StreamEncoder, StreamEncoderModel, per_stream
 
 # --- Fisher vectors -------------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ class NetFV(layers.MatmulLayer):
 
 
 @registry.register
-class NetFVModel(FrameLevelModel):
+class NetFVModel(StreamEncoderModel):
     """Gated NetFV: a Fisher vector per feature, a hidden layer with context gating, and experts.
 
     The order of the frames has no effect.
@@ -111,9 +111,6 @@ class NetFVModel(FrameLevelModel):
 
     Reference: [Miech et al., 2017](https://arxiv.org/abs/1706.06905).
     """
-
-    takes_stored_frames = True
-    sample_by_count = True
 
     def __init__(
         self,
@@ -144,10 +141,6 @@ class NetFVModel(FrameLevelModel):
             hidden_fan_in=self.clusters[0],
             gating=gating,
         )
-
-    def encode(self, frames, frame_weights, training):
-        """Returns the hidden layer over the Fisher vectors, `[B, fv_hidden_size]`."""
-        return self.encoder(frames, frame_weights, training=training)
 
     def floats_per_video(self, num_frames, num_samplings):
         """Counts the frames and their squares, and each sampling's assignments and vectors."""
@@ -204,7 +197,7 @@ class GatedBagOfFeatures(nonlocal_vlad.SoftBagOfFeatures):
 
 
 @registry.register
-class GatedDbofModel(FrameLevelModel):
+class GatedDbofModel(StreamEncoderModel):
     """Gated deep bag of frames: soft histograms, the first of them with gated clusters.
 
     The order of the frames has no effect.
@@ -221,9 +214,6 @@ class GatedDbofModel(FrameLevelModel):
 
     Reference: code of [Miech et al., 2017](https://arxiv.org/abs/1706.06905).
     """
-
-    takes_stored_frames = True
-    sample_by_count = True
 
     def __init__(
         self,
@@ -253,10 +243,6 @@ class GatedDbofModel(FrameLevelModel):
             hidden_fan_in=self.clusters[0],
             gating=gating,
         )
-
-    def encode(self, frames, frame_weights, training):
-        """Returns the hidden layer over the histograms, `[B, gated_dbof_hidden_size]`."""
-        return self.encoder(frames, frame_weights, training=training)
 
     def floats_per_video(self, num_frames, num_samplings):
         """Counts copies of the frames' assignments, one more for each sampling's maximum."""

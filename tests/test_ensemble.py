@@ -163,6 +163,20 @@ def test_a_graph_predicts_chunks_as_the_whole(models):
     assert function(empty).shape == (0, NUM_CLASSES)
 
 
+def test_matrices_of_the_frames_are_cast_once_for_all_chunks():
+    given = {"num_classes": NUM_CLASSES, "feature_sizes": FEATURE_SIZES}
+    config = RunConfig("SoftBoFModel", hyperparameters=small_models.SMALL["SoftBoFModel"], **given)
+    frozen = ensemble.frozen_model(config, "int8")
+    predict = tf.function(Ensemble([frozen], max_floats=1), autograph=False)
+    graph = predict.get_concrete_function(make_inputs()).graph
+    casts = [
+        operation
+        for operation in graph.get_operations()
+        if operation.type == "Cast" and operation.inputs[0].dtype == tf.int8
+    ]
+    assert len(casts) == len(frozen.encoder.poolings)
+
+
 def test_an_empty_batch_gives_no_predictions(models):
     empty = tf.nest.map_structure(lambda values: values[:0], make_inputs())
     assert predict(list(models.values()), empty, num_samplings=3).shape == (0, NUM_CLASSES)

@@ -285,6 +285,29 @@ def test_the_prediction_for_a_video_does_not_depend_on_its_batch(name, variant, 
 
 
 @EVERY_FRAME_LEVEL_MODEL
+@VARIANTS
+@pytest.mark.parametrize("num_samplings", [0, 3])
+def test_pooling_and_projecting_one_after_the_other_encodes_and_classifies(
+    name, variant, num_samplings
+):
+    model = shared(name, variant, iterations=4)
+    inputs = make_inputs(name, [3, 5])
+    pooled = model.pool_samplings(inputs, num_samplings, seed=2)
+    size = model.pooled_size or model.embedding_size
+    assert pooled.shape == (2, max(num_samplings, 1), size)
+    encodings = model.project_samplings(pooled)
+    embeddings = np.mean(encodings, axis=1)
+    np.testing.assert_allclose(
+        embeddings, model.embed(inputs, num_samplings, seed=2), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        model.classify_samplings(encodings),
+        model(inputs, num_samplings=num_samplings, seed=2),
+        rtol=1e-5,
+    )
+
+
+@EVERY_FRAME_LEVEL_MODEL
 def test_a_prediction_uses_every_frame_once_unless_the_model_is_worse_then(name, monkeypatch):
     model, inputs = shared(name, iterations=4), make_inputs(name, (6, 7, 2))
     default, once = (predict(model, inputs, num_samplings=number) for number in (None, 0))
