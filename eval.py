@@ -28,8 +28,8 @@ from evaluation import evaluate, evaluation_reader, format_summary, new_writer, 
 from options import option, same_option
 from predictor import PredictorOptions, load_class_names, load_predictor
 from run_config import TrainOptions
-from segment_config import SegmentConfig
-from segment_predictor import check_segments, load_segment_predictor
+from segments.config import SegmentConfig
+from segments.predictor import check_segments, load_segment_predictor
 from utils import InputError, csv_line
 
 

@@ -17,13 +17,13 @@ import tensorflow as tf
 import checkpoints
 import eval_util
 import files
-import segments
 from predictor import ExportedPredictor, Predictor, predict_videos
 from readers import Batch, RecordReader
 from run_config import DataConfig, ReadOptions
-from segment_config import SegmentConfig
-from segment_predictor import ExportedSegmentPredictor, SegmentPredictor, predict_segments
-from segment_reader import RatedVideoReader
+from segments.config import SegmentConfig
+from segments.predictor import ExportedSegmentPredictor, SegmentPredictor, predict_segments
+from segments.ranking import MAX_PREDICTIONS, UNRATED, SegmentMetrics
+from segments.reader import RatedVideoReader
 from utils import InputError
 
 
@@ -143,7 +143,7 @@ class SegmentRanking:
 
     def __init__(self, predictor: SegmentPredictor | ExportedSegmentPredictor):
         self._predictor = predictor
-        self._metrics = segments.SegmentMetrics(predictor.data.num_classes)
+        self._metrics = SegmentMetrics(predictor.data.num_classes)
         self._num_segments = self._num_rated = 0
 
     def accumulate(self, batch: Batch, num_videos: int) -> None:
@@ -156,12 +156,12 @@ class SegmentRanking:
         pairs = zip(found, batch.ratings or (), strict=True)
         for (num_frames, predictions), ratings in itertools.islice(pairs, num_videos):
             predictions = predictions[: num_frames // self._predictor.settings.size]
-            scores = np.full(predictions.shape, segments.UNRATED, np.int8)
+            scores = np.full(predictions.shape, UNRATED, np.int8)
             if ratings is not None:
                 numbers = ratings.starts // self._predictor.settings.size
                 scores[numbers, ratings.classes] = ratings.scores
             self._num_segments += len(scores)
-            self._num_rated += np.count_nonzero(scores != segments.UNRATED)
+            self._num_rated += np.count_nonzero(scores != UNRATED)
             self._metrics.accumulate(predictions, scores)
 
     def summary(self) -> dict[str, Any]:
@@ -178,7 +178,7 @@ class SegmentRanking:
             )
         return {
             "segment_map": float(np.nanmean(average_precisions)),
-            "segment_top_n": segments.MAX_PREDICTIONS,
+            "segment_top_n": MAX_PREDICTIONS,
             "num_segments": self._num_segments,
             "num_rated_pairs": int(self._num_rated),
         }

@@ -53,8 +53,8 @@ from predictor import (
 )
 from readers import RecordReader
 from run_config import ReadOptions
-from segment_ensemble import SegmentEnsemble
-from segment_predictor import SegmentOptions, check_segments, segment_settings, video_checkpoint
+from segments.ensemble import SegmentEnsemble
+from segments.predictor import SegmentOptions, check_segments, segment_settings, video_checkpoint
 from serving import MANIFEST, SAVED_MODEL
 from utils import InputError, comma_separated
 

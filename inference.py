@@ -30,7 +30,6 @@ from absl import logging
 import embedding_file
 import files
 import prediction_file
-import segment_file
 from options import option, same_option
 from prediction_file import FileFormat, FileKind, check_format, format_lines, prediction_parts
 from predictor import (
@@ -43,8 +42,7 @@ from predictor import (
     predict_videos,
 )
 from readers import RecordReader
-from segment_file import Submission, SubmissionOptions, Timeline, TimelineOptions
-from segment_predictor import (
+from segments.predictor import (
     ExportedSegmentPredictor,
     SegmentOptions,
     SegmentPredictor,
@@ -52,13 +50,15 @@ from segment_predictor import (
     load_segment_predictor,
     predict_segments,
 )
+from segments.submission import Submission, SubmissionOptions
+from segments.timeline import Timeline, TimelineOptions
 from utils import InputError, comma_separated, one_ahead
 
 # By output and name; the first format of each is its default.
 FORMATS: dict[str, Mapping[str, FileKind]] = {
     "predictions": prediction_file.FORMATS,
     "embeddings": embedding_file.FORMATS,
-    "segments": segment_file.KINDS,
+    "segments": {kind.name: kind for kind in (Submission.kind, Timeline.kind)},
 }
 
 

@@ -26,8 +26,8 @@ from google.protobuf.message import DecodeError
 
 import files
 import records
-import segments
 from quantization import DTYPES, FrameFormat, FrameStorage
+from segments.ratings import Ratings, features_in
 from utils import InputError, comma_separated, one_ahead
 
 # Records that show whether the data fit the settings at all, and videos of which one must have a
@@ -81,7 +81,7 @@ class Batch(NamedTuple):
     inputs: dict[str, np.ndarray] | np.ndarray
     labels: np.ndarray
     pair_weights: np.ndarray | None = None
-    ratings: list[segments.Ratings | None] | None = None
+    ratings: list[Ratings | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -553,7 +553,7 @@ class RecordReader:
                 f"{self.num_classes - 1}. Use data that fit the model, or train with another "
                 "--num_classes."
             )
-        ratings = segments.features_in(context)
+        ratings = features_in(context)
         if ratings and not self.reads_ratings:
             self._warn_once(
                 "the ratings of segments are not used, only the labels of whole videos. Not used: "
@@ -845,7 +845,7 @@ class YT8MAggregatedFeatureReader(RecordReader):
             return None
         try:
             first, _ = records.parse_record(payloads[0])
-            if not all(map(records.is_example, payloads)) or segments.features_in(first):
+            if not all(map(records.is_example, payloads)) or features_in(first):
                 return None
             parsed = self._parse_examples(tf.constant(payloads))
         except (DecodeError, UnicodeDecodeError, tf.errors.InvalidArgumentError):

@@ -16,7 +16,7 @@ from checkpoints import Best
 from evaluation import evaluate, evaluation_reader, format_summary, new_writer, save_summary
 from predictor import Predictor, PredictorOptions
 from run_config import RunConfig, TrainOptions
-from segment_predictor import load_segment_predictor
+from segments.predictor import load_segment_predictor
 from utils import InputError
 
 # Like eval.py without flags, so that both give equal numbers for a checkpoint.

@@ -26,7 +26,7 @@ import samplings
 from ensemble import Ensemble, frozen_model
 from options import option, same_option
 from predictor import compiled
-from segment_ensemble import SegmentEnsemble, SegmentSettings
+from segments.ensemble import SegmentEnsemble, SegmentSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,13 @@ import inference
 import programs
 import saved_runs
 import segment_eval_inference
-import segment_file
 import vocabulary
 from predictor import Predictor
 from run_config import RunConfig
-from segment_ensemble import SegmentSettings
-from segment_predictor import SegmentPredictor, predict_segments
+from segments.ensemble import SegmentSettings
+from segments.predictor import SegmentPredictor, predict_segments
+from segments.submission import Submission, SubmissionOptions
+from segments.timeline import Timeline, TimelineOptions, median_filtered, occurrences
 from utils import InputError
 
 SIZES = {"num_classes": 10, "feature_sizes": (8, 4)}
@@ -220,16 +221,16 @@ def test_an_interrupted_submission_resumes_with_the_same_result(
 
 def test_occurrences_are_runs_of_segments_above_the_threshold():
     scores = np.array([[0.9, 0.1], [0.7, 0.5], [0.2, 0.5], [0.6, 0.4]])
-    found = segment_file.occurrences(scores, 0.5)
+    found = occurrences(scores, 0.5)
     assert [run[:3] for run in found] == [(0, 2, 0), (1, 3, 1), (3, 4, 0)]
     assert [run[3] for run in found] == pytest.approx([0.8, 0.5, 0.6])
 
 
 def test_the_median_fills_gaps_and_removes_peaks():
     scores = np.array([0.9, 0.1, 0.8, 0.2, 0.3, 0.7, 0.1])[:, None]
-    found = segment_file.median_filtered(scores, 3)[:, 0]
+    found = median_filtered(scores, 3)[:, 0]
     assert found.tolist() == [0.9, 0.8, 0.2, 0.3, 0.3, 0.3, 0.1]
-    np.testing.assert_array_equal(segment_file.median_filtered(scores, 1), scores)
+    np.testing.assert_array_equal(median_filtered(scores, 1), scores)
 
 
 def timeline_rows(path):
@@ -274,7 +275,7 @@ def test_a_timeline_states_when_classes_occur(saved_run, rated_data, pattern, tm
 
 def test_without_a_frame_rate_there_are_no_seconds(tmp_path):
     assert dataset_info.frames_per_second([str(tmp_path / "a.tfrecord")]) is None
-    format_ = segment_file.Timeline(segment_file.TimelineOptions(), SegmentSettings(), [])
+    format_ = Timeline(TimelineOptions(), SegmentSettings(), [])
     assert format_.lines(["a"], [(3, np.array([[0.75]]))]) == "a,0,3,,,0,,0.75\n"
 
 
@@ -429,7 +430,7 @@ def test_classes_are_read_from_a_vocabulary_too(tmp_path):
 
 
 def test_an_id_that_a_list_cannot_hold_is_named():
-    options = segment_file.SubmissionOptions()
-    submission = segment_file.Submission(options, SegmentSettings(), 2)
+    options = SubmissionOptions()
+    submission = Submission(options, SegmentSettings(), 2)
     with pytest.raises(InputError, match="the id 'a b' has a character that separates"):
         submission.lines(["a b"], [(5, np.ones([1, 2]))])

@@ -19,7 +19,7 @@ from metric_references import segment_average_precisions
 from programs import evaluate, metrics_of, train_mean, weights_of
 from records import parse_record
 from run_config import RunConfig
-from segments import parse_ratings
+from segments.ratings import parse_ratings
 from utils import InputError
 
 SEGMENTS = ("--segment_labels", "--batch_size=8", "--export_model_steps=100")

@@ -12,8 +12,8 @@ import numpy as np
 import checkpoints
 from options import Options, option
 from predictor import ExportedPredictor, Predictor, check_finite, compiled, load_configs
-from segment_ensemble import SegmentEnsemble, SegmentSettings
-from segments import SEGMENT_SIZE
+from segments.config import SEGMENT_SIZE
+from segments.ensemble import SegmentEnsemble, SegmentSettings
 from utils import InputError, comma_separated
 
 # --- Options --------------------------------------------------------------------------------------
