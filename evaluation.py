@@ -109,6 +109,7 @@ def evaluate(
         "loss": values["avg_loss"],
         "class_prior_gap": eval_util.class_prior_gap(metrics.positives, metrics.num_videos, top_k),
         "num_videos": metrics.num_videos,
+        "num_labels": int(metrics.positives.sum()),
         "videos_per_second": metrics.num_videos / seconds,
         "num_skipped": reader.corrupt_records.count,
         "top_k": top_k,
@@ -187,6 +188,15 @@ class SegmentRanking:
 # --- Saving ---------------------------------------------------------------------------------------
 
 
+def is_of_same_videos(entry: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Returns whether two summaries are of the same videos, by the numbers of videos and labels.
+
+    Summaries of earlier versions lack a number, which then counts as equal.
+    """
+    names = [name for name in ("num_videos", "num_labels") if name in entry and name in other]
+    return all(entry[name] == other[name] for name in names)
+
+
 def new_writer(
     train_dir: str, kind: str, tensorboard_dir: str | None = None
 ) -> tf.summary.SummaryWriter:
@@ -205,7 +215,8 @@ def save_summary(
 ) -> None:
     """Saves a summary to metrics.json, replacing that of the same step, and to TensorBoard.
 
-    The curves have the names of those of training, so that both share a chart.
+    A number that only the replaced summary has, such as `segment_map`, is kept if both summaries
+    are of the same videos. The curves have the names of those of training, so that both share a chart.
 
     Args:
         summary: numbers from `evaluate`.
@@ -216,9 +227,11 @@ def save_summary(
     path = checkpoints.metrics_path(train_dir, kind)
     # Several evaluations of one run may end at the same time.
     with files.lock(f"{path}.lock", wait=True):
-        history = checkpoints.read_evaluations(path)
-        history = [entry for entry in history if entry["step"] != summary["step"]]
-        files.write_json(path, sorted([*history, summary], key=lambda entry: entry["step"]))
+        history = {entry["step"]: entry for entry in checkpoints.read_evaluations(path)}
+        replaced = history.get(summary["step"], {})
+        kept = replaced if is_of_same_videos(replaced, summary) else {}
+        history[summary["step"]] = {**kept, **summary}
+        files.write_json(path, [history[step] for step in sorted(history)])
     with writer.as_default():
         for name, tag in eval_util.METRICS.items():
             if name in summary:
