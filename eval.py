@@ -36,7 +36,7 @@ from options import option, same_option
 from predictor import PredictorOptions, load_class_names, load_predictor
 from run_config import TrainOptions
 from segments.config import SegmentConfig
-from segments.predictor import check_segments, load_segment_predictor
+from segments.predictor import load_segment_configs, load_segment_predictor
 from utils import InputError, csv_line
 
 
@@ -101,9 +101,7 @@ class EvalOptions(PredictorOptions):
         return bool(self.train_dir) and not ends
 
 
-def separate_kind(
-    train_dir: str, kind: str, summary: dict[str, Any], paths: Sequence[str]
-) -> str:
+def separate_kind(train_dir: str, kind: str, summary: dict[str, Any], paths: Sequence[str]) -> str:
     """Returns the name of the directory for an evaluation, which holds none of other videos.
 
     So a curve is one of the same videos. It is `kind`, or else has the split in its name, such as
@@ -207,12 +205,13 @@ def main(options: EvalOptions) -> None:
         check_can_save(options.train_dir, kind)
         if options.tensorboard_dir:
             files.check_writable(os.path.join(options.tensorboard_dir, kind, "events"))
+    configs = None
     if options.segment_labels and options.run_dirs:
-        check_segments(options.run_dirs)
-    predictor = load_predictor(options)
+        configs, _ = load_segment_configs(options.run_dirs)
+    predictor = load_predictor(options, configs)
     segment_config, segment_predictor = None, None
     if options.segment_labels:
-        segment_predictor = load_segment_predictor(predictor, options.run_dirs)
+        segment_predictor = load_segment_predictor(predictor)
         segment_config = SegmentConfig(
             segment_labels=True, segment_size=segment_predictor.settings.size
         )

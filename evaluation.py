@@ -216,7 +216,8 @@ def save_summary(
     """Saves a summary to metrics.json, replacing that of the same step, and to TensorBoard.
 
     A number that only the replaced summary has, such as `segment_map`, is kept if both summaries
-    are of the same videos. The curves have the names of those of training, so that both share a chart.
+    are of the same videos. The curves have the names of those of training, so that both share a
+    chart.
 
     Args:
         summary: numbers from `evaluate`.

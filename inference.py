@@ -46,7 +46,7 @@ from segments.predictor import (
     ExportedSegmentPredictor,
     SegmentOptions,
     SegmentPredictor,
-    check_segments,
+    load_segment_configs,
     load_segment_predictor,
     predict_segments,
 )
@@ -399,13 +399,16 @@ def main(options: InferenceOptions) -> None:
     paths = files.expand_patterns(options.input_data_pattern)
     for path in options.output_files:
         files.check_not_input(path, paths)
+    configs, video_configs = None, None
     if options.segment_labels and options.run_dirs:
-        check_segments(options.run_dirs, options.segment_video_dirs or ())
-    predictor: Any = load_predictor(options)
+        configs, video_configs = load_segment_configs(
+            options.run_dirs, options.segment_video_dirs or ()
+        )
+    predictor: Any = load_predictor(options, configs)
     class_names = find_class_names(options, predictor)
     output_format: Any = options.file_format.name
     if options.segment_labels:
-        predictor = load_segment_predictor(predictor, options.run_dirs, options)
+        predictor = load_segment_predictor(predictor, options, video_configs)
         output_format = make_segment_format(options, predictor, paths, class_names)
         write: Callable = write_segments
     elif options.output == "embeddings":

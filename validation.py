@@ -106,9 +106,7 @@ class Validation:
                 [options.train_dir], use_ema=self._use_ema, compute_dtype=options.compute_dtype
             )
             if self._segments:
-                self._segment_predictor = load_segment_predictor(
-                    self._predictor, [options.train_dir]
-                )
+                self._segment_predictor = load_segment_predictor(self._predictor)
         self._predictor.restore(str(step))
         summary, _ = evaluate(
             self._predictor,

@@ -125,6 +125,18 @@ def test_a_two_stage_score_multiplies_segment_and_video(saved_run, rated_data, o
     np.testing.assert_allclose(two.predict(batch.inputs), expected, atol=1e-6)
 
 
+def test_the_config_of_a_run_is_read_once(saved_run, rated_data, pattern, tmp_path, monkeypatch):
+    runs = [saved_run("SoftBoFModel", seed) for seed in (0, 1)]
+    read, load = [], RunConfig.load
+    monkeypatch.setattr(RunConfig, "load", lambda path: read.append(path) or load(path))
+    output, videos = tmp_path / "s.csv", f"--segment_video_dirs={runs[1]},{runs[0]}"
+    predicted(runs[0], f"{rated_data}/test*.tfrecord", output, "--segment_labels", videos)
+    assert read == runs
+    runs_given = f"--train_dirs={runs[0]},{runs[1]}"
+    programs.evaluate(runs_given, f"--eval_data_pattern={pattern}", "--segment_labels")
+    assert read == 2 * runs
+
+
 def test_segments_beyond_the_end_of_a_video_have_probability_0(saved_run, rated_data):
     predictor = restored(saved_run("SoftBoFModel"), SegmentSettings(5, 0, 3))
     batch = batch_of(predictor, rated_data)
