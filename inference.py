@@ -31,7 +31,7 @@ import embedding_file
 import files
 import prediction_file
 from options import option, same_option
-from prediction_file import FileFormat, FileKind, check_format, format_lines, prediction_parts
+from prediction_file import FileKind, check_format, format_lines, prediction_parts
 from predictor import (
     ExportedPredictor,
     Predictor,
@@ -284,15 +284,11 @@ def write_segments(
     Raises:
         InputError: as `write_predictions`, or if a list cannot hold the id of a video.
     """
-    kind = output_format.kind
     settings = {**predictor.identity(), **output_format.identity()}
-    lines = output_format.lines
-    file_format = FileFormat(
-        kind.name, kind.ending, kind.part_ending, lines=lines, join=output_format.join
-    )
+    file_format = output_format.file_format
     predict = functools.partial(predict_segments, predictor)
     return _write_file(
-        reader, output_file, file_format, settings, predict, lines, batch_size, resume
+        reader, output_file, file_format, settings, predict, file_format.lines, batch_size, resume
     )
 
 

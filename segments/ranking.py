@@ -3,7 +3,7 @@
 S is the number of segments, C the classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -48,6 +48,15 @@ class RankedSegments:
         step = self._max_columns - self._max_segments
         for start in range(0, len(scores), step):
             self._add(scores[start : start + step].T, values[start : start + step].T)
+
+    def restore(self, lists: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Adds the segments in `lists` of another ranking of the same classes; call it first."""
+        for row, (values, scores) in enumerate(lists):
+            if row == 0:
+                self._grow(min(self._max_columns, 2 * len(scores)))
+                self._num_columns = len(scores)
+            self._scores[row, : self._num_columns] = scores
+            self._values[row, : self._num_columns] = values
 
     def lists(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields for every class the values and the scores of its best segments, best first."""

@@ -5,8 +5,10 @@ segments of a video, C that of classes.
 """
 
 import base64
+import codecs
 import dataclasses
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,7 @@ import numpy as np
 import files
 import vocabulary
 from options import Options, option
-from prediction_file import FileKind, read_json_lines
+from prediction_file import FileFormat, FileKind, read_json_lines
 from segments.ensemble import SegmentSettings
 from segments.ranking import MAX_PREDICTIONS, RankedSegments
 from utils import InputError, shortened
@@ -24,6 +26,10 @@ from utils import InputError, shortened
 HEADER = "Class,Segments"
 # Segments at the beginning and at the end of a video that YouTube-8M never rated.
 UNRATED_FIRST, UNRATED_LAST = 6, 2
+# Of a float32 in Base64.
+_BYTES_PER_SCORE = 16 / 3
+# Parts that take less are not worth a merge.
+_MIN_MERGE_BYTES = 2**26
 # Characters that a list of segments cannot hold.
 _SEPARATORS = re.compile(r'[\s,"]')
 
@@ -56,8 +62,9 @@ class Submission:
     """Format of a file that lists the best segments of each class, best first.
 
     A line of a part is a JSON object with a video's id, the number of its first segment, and the
-    scores of its segments, float32 `[S, C]` in Base64. Scores take memory for the best segments
-    only; of the videos, only the ids are kept.
+    scores of its segments, float32 `[S, C]` in Base64. Parts are merged before they take much more
+    space than the best segments. Scores take memory for the best segments only; of the videos, only
+    the ids are kept.
 
     Args:
         options: the classes and how many segments to list.
@@ -81,7 +88,24 @@ class Submission:
 
     def identity(self) -> dict:
         """Returns what the parts depend on."""
-        return {"classes": self.classes, "skipped_segments": self._skip}
+        return {
+            "classes": self.classes,
+            "skipped_segments": self._skip,
+            "max_segments": self._max_segments,
+        }
+
+    @property
+    def file_format(self) -> FileFormat:
+        """The format of the file and of its parts."""
+        # As many scores as a merged part has.
+        size = _BYTES_PER_SCORE * len(self.classes) * self._max_segments
+        return FileFormat(
+            **vars(self.kind),
+            lines=self.lines,
+            join=self.join,
+            merge=self.merge,
+            merge_bytes=max(int(size), _MIN_MERGE_BYTES),
+        )
 
     def lines(self, video_ids: Sequence[str], predictions: Sequence[tuple[int, np.ndarray]]) -> str:
         """Returns the lines of a part for videos.
@@ -108,32 +132,74 @@ class Submission:
             )
         first, last = self._skip
         whole = scores[first : max(num_frames // self._size - last, 0), self.classes]
-        content = base64.b64encode(whole.astype("<f4").tobytes()).decode()
-        return json.dumps({"id": video_id, "first": first, "scores": content}) + "\n"
+        row = {"id": video_id, "first": first, "scores": _encoded(whole, "<f4")}
+        return json.dumps(row) + "\n"
 
     def join(self, parts: Sequence[str], output_file: str) -> None:
         """Writes the best segments in parts."""
-        ranked = RankedSegments(len(self.classes), self._max_segments)
-        # Of each video, its id, the number of its first segment, and the end of its segments when
-        # those of all videos are numbered.
-        ids, firsts, ends = [], [], []
-        end = 0
-        for row in read_json_lines(parts):
-            scores = np.frombuffer(base64.b64decode(row["scores"]), "<f4")
-            scores = scores.reshape(-1, len(self.classes))
-            start, end = end, end + len(scores)
-            ranked.add(scores, np.arange(start, end))
-            ids.append(row["id"])
-            firsts.append(row["first"] - start)
-            ends.append(end)
+        best = _BestSegments(len(self.classes), self._max_segments, parts)
         with files.atomic_write(output_file) as output:
             output.write(f"{HEADER}\n")
-            for label, (numbers, _) in zip(self.classes, ranked.lists(), strict=True):
-                videos = np.searchsorted(ends, numbers, side="right")
-                starts = (numbers + np.array(firsts)[videos]) * self._size
-                names = zip(videos.tolist(), starts.tolist(), strict=True)
-                listed = " ".join(f"{ids[video]}:{start}" for video, start in names)
-                output.write(f"{label},{listed}\n")
+            for label, names in zip(self.classes, best.names(self._size), strict=True):
+                output.write(f"{label},{' '.join(names)}\n")
+
+    def merge(self, parts: Sequence[str], stream: codecs.StreamWriter) -> None:
+        """Writes a part with the best segments in parts only."""
+        _BestSegments(len(self.classes), self._max_segments, parts).write(stream)
+
+
+class _BestSegments:
+    """The best segments of each class in parts, which are numbered in the order of the parts."""
+
+    def __init__(self, num_classes, max_segments, parts):
+        self._num_classes = num_classes
+        self._ranked = RankedSegments(num_classes, max_segments)
+        # Of each video, its id, what to add to the number of a segment for its number in the
+        # video, and the end of its segments.
+        self._videos = []
+        rows = read_json_lines(parts)
+        for row in rows:
+            if "videos" in row:
+                self._videos = row["videos"]
+                self._ranked.restore(map(_read_list, itertools.islice(rows, num_classes)))
+            else:
+                self._add(row["id"], row["first"], _decoded(row["scores"], "<f4"))
+
+    def _add(self, video_id, first, scores):
+        start = self._videos[-1][-1] if self._videos else 0
+        scores = scores.reshape(-1, self._num_classes)
+        end = start + len(scores)
+        self._ranked.add(scores, np.arange(start, end))
+        self._videos.append((video_id, first - start, end))
+
+    def write(self, stream):
+        """Writes a line with the videos, and one for each class with its segments, best first."""
+        stream.write(json.dumps({"videos": self._videos}) + "\n")
+        for numbers, scores in self._ranked.lists():
+            row = {"numbers": _encoded(numbers, "<i4"), "scores": _encoded(scores, "<f4")}
+            stream.write(json.dumps(row) + "\n")
+
+    def names(self, segment_size):
+        """Yields the names of the segments of each class, best first."""
+        ids, *numbers_of_videos = zip(*self._videos, strict=True)
+        offsets, ends = map(np.array, numbers_of_videos)
+        for numbers, _ in self._ranked.lists():
+            videos = np.searchsorted(ends, numbers, side="right")
+            starts = (numbers + offsets[videos]) * segment_size
+            pairs = zip(videos.tolist(), starts.tolist(), strict=True)
+            yield [f"{ids[video]}:{start}" for video, start in pairs]
+
+
+def _read_list(row):
+    return _decoded(row["numbers"], "<i4"), _decoded(row["scores"], "<f4")
+
+
+def _encoded(values, dtype):
+    return base64.b64encode(values.astype(dtype).tobytes()).decode()
+
+
+def _decoded(text, dtype):
+    return np.frombuffer(base64.b64decode(text), dtype)
 
 
 def read_submission(

@@ -11,7 +11,7 @@ import numpy as np
 
 import dataset_info
 from options import Options, option
-from prediction_file import FileKind, join_text
+from prediction_file import FileFormat, FileKind, join_text
 from segments.ensemble import SegmentSettings
 from utils import InputError, csv_line
 
@@ -87,6 +87,11 @@ class Timeline:
         names = [field.name for field in dataclasses.fields(TimelineOptions)]
         options = {name: getattr(self._options, name) for name in names}
         return {**options, "frames_per_second": self._rate, "class_names": self._names}
+
+    @property
+    def file_format(self) -> FileFormat:
+        """The format of the file and of its parts."""
+        return FileFormat(**vars(self.kind), lines=self.lines, join=self.join)
 
     def lines(self, video_ids: Sequence[str], predictions: Sequence[tuple[int, np.ndarray]]) -> str:
         """Returns the rows of videos; see `Submission.lines` for the arguments."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 import types
 
 import numpy as np
@@ -202,11 +203,16 @@ def test_a_submission_ranks_all_segments_of_each_class(trained_mean, rated_data,
     }
 
 
+@pytest.mark.parametrize("merged", [False, True])
 def test_an_interrupted_submission_resumes_with_the_same_result(
-    trained_mean, pattern, tmp_path, monkeypatch
+    trained_mean, pattern, tmp_path, monkeypatch, merged
 ):
-    flags = ("--segment_labels", "--segment_size=3")
+    flags = ("--segment_labels", "--segment_size=3", *["--segment_max_pred=3"] * merged)
     predicted(trained_mean, pattern, tmp_path / "whole.csv", *flags)
+    merges, merge = [], Submission.merge
+    if merged:
+        monkeypatch.setattr("segments.submission._MIN_MERGE_BYTES", 1)
+        monkeypatch.setattr(Submission, "merge", lambda *args: merges.append(1) or merge(*args))
     videos, interrupted = [], tmp_path / "resumed.csv"
 
     def predict(predictor, video_ids, inputs):
@@ -220,12 +226,42 @@ def test_an_interrupted_submission_resumes_with_the_same_result(
         predicted(trained_mean, pattern, interrupted, *flags)
     assert not interrupted.exists()
     with pytest.raises(InputError, match="another value of segments"):
-        predicted(trained_mean, pattern, interrupted, "--segment_labels")
+        predicted(trained_mean, pattern, interrupted, flags[0], *flags[2:])
     videos.append([])
     predicted(trained_mean, pattern, interrupted, *flags)
     assert interrupted.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert [len(ids) for ids in videos] == [12, 0, 12]
+    assert len(merges) == merged
     assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.parametrize("max_segments", [1, 4, 1000])
+def test_merging_parts_changes_no_list(tmp_path, monkeypatch, max_segments):
+    rng = np.random.default_rng(max_segments)
+    options = SubmissionOptions(segment_max_pred=max_segments)
+    format_ = Submission(options, SegmentSettings(), 3)
+    paths, expected = [], {label: [] for label in range(3)}
+    for number in range(6):
+        counts = [] if number == 2 else rng.integers(0, 5, 4)
+        scores = [rng.integers(0, 4, (count, 3)) / 4 for count in counts]  # With many ties.
+        ids = [f"{number}-{video}" for video in range(len(scores))]
+        videos = [(5 * len(of_video) + 2, of_video) for of_video in scores]
+        paths.append(str(tmp_path / f"{number}.jsonl"))
+        pathlib.Path(paths[-1]).write_text(format_.lines(ids, videos))
+        for label, listed in expected.items():
+            for video_id, of_video in zip(ids, scores, strict=True):
+                pairs = enumerate(of_video[:, label])
+                listed += ((score, f"{video_id}:{5 * number}") for number, score in pairs)
+    for count in (3, 2):  # The first three, then the merged one with the next.
+        merged = tmp_path / f"{count} of {len(paths)}.jsonl"
+        with merged.open("w") as stream:
+            format_.merge(paths[:count], stream)
+        paths[:count] = [str(merged)]
+    format_.join(paths, str(tmp_path / "found.csv"))
+    assert submission(tmp_path / "found.csv") == {
+        label: [name for _, name in sorted(pairs, key=lambda pair: -pair[0])[:max_segments]]
+        for label, pairs in expected.items()
+    }
 
 
 # --- Timelines ------------------------------------------------------------------------------------
