@@ -385,7 +385,7 @@ def make_segment_format(
     """
     if options.file_format is Timeline.kind:
         return Timeline(options, predictor.settings, paths, class_names)
-    return Submission(options, predictor.settings, predictor.data.num_classes)
+    return Submission(options, predictor.settings, predictor.data.num_classes, predictor.classes)
 
 
 def main(options: InferenceOptions) -> None:
@@ -395,12 +395,13 @@ def main(options: InferenceOptions) -> None:
     paths = files.expand_patterns(options.input_data_pattern)
     for path in options.output_files:
         files.check_not_input(path, paths)
-    configs, video_configs = None, None
+    configs, video_configs, classes = None, None, None
     if options.segment_labels and options.run_dirs:
         configs, video_configs = load_segment_configs(
             options.run_dirs, options.segment_video_dirs or ()
         )
-    predictor: Any = load_predictor(options, configs)
+        classes = options.listed_classes(configs[0].num_classes)
+    predictor: Any = load_predictor(options, configs, classes)
     class_names = find_class_names(options, predictor)
     output_format: Any = options.file_format.name
     if options.segment_labels:

@@ -143,6 +143,7 @@ class Predictor:
             one dtype of `layers.STORAGE_DTYPES` per run.
         bfloat16_layers: layers or matrices that are bfloat16 in runs with int8.
         configs: the configs of the runs, if they are loaded already.
+        classes: numbers of the classes to predict, ascending; None for all.
 
     Attributes:
         configs: configs of the runs, without those of weight 0.
@@ -168,6 +169,7 @@ class Predictor:
         compute_dtype: str | Sequence[str] | None = None,
         bfloat16_layers: Sequence[str] = layers.BFLOAT16_LAYERS,
         configs: Sequence[RunConfig] | None = None,
+        classes: Sequence[int] | None = None,
     ):
         if compute_dtype is None or isinstance(compute_dtype, str):
             compute_dtype = [layers.resolve_compute_dtype(compute_dtype)] * len(train_dirs)
@@ -183,12 +185,15 @@ class Predictor:
         self.steps: list[int] = []
         self.ensemble = Ensemble(
             [
-                frozen_model(config, compute_dtype[number], bfloat16_layers=bfloat16_layers)
+                frozen_model(
+                    config, compute_dtype[number], bfloat16_layers=bfloat16_layers, classes=classes
+                )
                 for number, config in zip(kept, self.configs, strict=True)
             ],
             weights=weights,
             num_samplings=num_samplings,
             seed=seed,
+            classes=classes,
         )
         self.predict = compiled(self.ensemble)
         self.embed = compiled(self.ensemble.embeddings)
@@ -202,7 +207,13 @@ class Predictor:
         for model, config, train_dir in zip(
             self.ensemble.models, self.configs, self._train_dirs, strict=True
         ):
-            restore = functools.partial(restore_frozen, model, config, use_ema=self._use_ema)
+            restore = functools.partial(
+                restore_frozen,
+                model,
+                config,
+                use_ema=self._use_ema,
+                classes=self.ensemble.classes,
+            )
             path = checkpoints.restore(train_dir, checkpoint, restore)
             self.steps.append(checkpoints.step_of(path))
 
@@ -352,13 +363,17 @@ class ExportedPredictor:
 
 
 def load_predictor(
-    options: PredictorOptions, configs: Sequence[RunConfig] | None = None
+    options: PredictorOptions,
+    configs: Sequence[RunConfig] | None = None,
+    classes: Sequence[int] | None = None,
 ) -> Predictor | ExportedPredictor:
     """Returns the predictor that the options name; its checkpoints are not restored yet.
 
     Args:
         options: options.
         configs: the configs of the runs, if they are loaded already.
+        classes: numbers of the classes that runs predict, ascending; None for all. An exported
+            model always predicts all.
     """
     if options.exported_model:
         return ExportedPredictor(options.exported_model, verify_digest=options.verify_digest)
@@ -370,6 +385,7 @@ def load_predictor(
         use_ema=options.use_ema,
         compute_dtype=options.compute_dtype,
         configs=configs,
+        classes=classes,
     )
 
 

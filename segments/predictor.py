@@ -81,7 +81,10 @@ class SegmentPredictor:
     Attributes:
         settings: the segments.
         data: `DataConfig` of the models.
+        classes: numbers of the predicted classes, C; None for all.
     """
+
+    classes: Sequence[int] | None
 
     def __init__(
         self,
@@ -91,6 +94,7 @@ class SegmentPredictor:
     ):
         self.settings = settings
         self.data = predictor.data
+        self.classes = predictor.ensemble.classes
         self._predictor = predictor
         self._video_predictor = video_predictor
         video_ensemble = None if video_predictor is None else video_predictor.ensemble
@@ -129,6 +133,8 @@ class ExportedSegmentPredictor:
     Raises:
         InputError: if it has no signature for segments.
     """
+
+    classes = None
 
     def __init__(self, predictor: ExportedPredictor):
         self.settings = SegmentSettings(**predictor.segment_settings)
@@ -247,6 +253,7 @@ def _video_predictor(
         use_ema=options.use_ema,
         compute_dtype=options.compute_dtype,
         configs=configs,
+        classes=predictor.ensemble.classes,
     )
 
 

@@ -57,6 +57,15 @@ class SubmissionOptions(Options):
         group="segments",
     )
 
+    def listed_classes(self, num_classes: int) -> list[int] | None:
+        """Returns the classes in `segment_label_ids_file`, ascending; None for all.
+
+        Raises:
+            InputError: if the file does not fit a model of C classes.
+        """
+        path = self.segment_label_ids_file
+        return vocabulary.read_classes(path, num_classes) if path else None
+
 
 class Submission:
     """Format of a file that lists the best segments of each class, best first.
@@ -70,6 +79,7 @@ class Submission:
         options: the classes and how many segments to list.
         settings: the segments.
         num_classes: number of classes of the model.
+        predicted_classes: the classes that predictions have; None for all.
 
     Raises:
         InputError: if the file of classes does not fit the model.
@@ -77,11 +87,18 @@ class Submission:
 
     kind = FileKind("kaggle", ".csv", ".jsonl")
 
-    def __init__(self, options: SubmissionOptions, settings: SegmentSettings, num_classes: int):
-        path = options.segment_label_ids_file
-        self.classes = (
-            vocabulary.read_classes(path, num_classes) if path else list(range(num_classes))
-        )
+    def __init__(
+        self,
+        options: SubmissionOptions,
+        settings: SegmentSettings,
+        num_classes: int,
+        predicted_classes: Sequence[int] | None = None,
+    ):
+        all_classes = range(num_classes)
+        self.classes = list(options.listed_classes(num_classes) or all_classes)
+        if predicted_classes is None:
+            predicted_classes = all_classes
+        self._columns = np.searchsorted(predicted_classes, self.classes)
         self._max_segments = options.segment_max_pred
         self._skip = (UNRATED_FIRST, UNRATED_LAST) if options.skip_unrated_borders else (0, 0)
         self._size = settings.size
@@ -131,7 +148,7 @@ class Submission:
                 "Choose --output_format=timeline."
             )
         first, last = self._skip
-        whole = scores[first : max(num_frames // self._size - last, 0), self.classes]
+        whole = scores[first : max(num_frames // self._size - last, 0), self._columns]
         row = {"id": video_id, "first": first, "scores": _encoded(whole, "<f4")}
         return json.dumps(row) + "\n"
 

@@ -15,10 +15,10 @@ import programs
 import saved_runs
 import segment_eval_inference
 import vocabulary
-from predictor import Predictor
+from predictor import Predictor, load_predictor
 from run_config import RunConfig
 from segments.ensemble import SegmentSettings
-from segments.predictor import SegmentPredictor, predict_segments
+from segments.predictor import SegmentPredictor, load_segment_predictor, predict_segments
 from segments.submission import Submission, SubmissionOptions
 from segments.timeline import Timeline, TimelineOptions, median_filtered, occurrences
 from utils import InputError
@@ -126,6 +126,22 @@ def test_a_two_stage_score_multiplies_segment_and_video(saved_run, rated_data, o
     np.testing.assert_allclose(two.predict(batch.inputs), expected, atol=1e-6)
 
 
+def test_listed_classes_have_the_scores_that_they_have_among_all(saved_run, rated_data):
+    run, video_run = saved_run("SoftBoFModel"), saved_run("GruModel")
+    files = {"input_data_pattern": "input", "output_file": "output.csv"}
+    options = inference.InferenceOptions(
+        train_dir=run, segment_labels=True, segment_video_dirs=(video_run,), **files
+    )
+    inputs = batch_of(restored(run), rated_data).inputs
+    predictors = [
+        load_segment_predictor(load_predictor(options, classes=classes), options)
+        for classes in (None, [2, 7])
+    ]
+    every, some = (predictor.restore() or predictor.predict(inputs) for predictor in predictors)
+    assert some.shape == (*every.shape[:2], 2)
+    np.testing.assert_allclose(some, every[..., [2, 7]], atol=1e-6)
+
+
 def test_the_config_of_a_run_is_read_once(saved_run, rated_data, pattern, tmp_path, monkeypatch):
     runs = [saved_run("SoftBoFModel", seed) for seed in (0, 1)]
     read, load = [], RunConfig.load
@@ -175,7 +191,15 @@ def brute_force(run, data_files, size, skip=(0, 0)):
     return {label: sorted(pairs, key=lambda pair: -pair[0]) for label, pairs in ranked.items()}
 
 
-def test_a_submission_ranks_all_segments_of_each_class(trained_mean, rated_data, pattern, tmp_path):
+def predict_two_classes(predictor, video_ids, inputs):
+    found = predict_segments(predictor, video_ids, inputs)
+    assert all(scores.shape[1] == 2 for _, scores in found)
+    return found
+
+
+def test_a_submission_ranks_all_segments_of_each_class(
+    trained_mean, rated_data, pattern, tmp_path, monkeypatch
+):
     files = sorted([*rated_data.glob("validate*"), *rated_data.glob("test*")])
     output = tmp_path / "s.csv"
     flags = ("--segment_labels", "--num_samplings=0", "--batch_size=50")
@@ -196,6 +220,7 @@ def test_a_submission_ranks_all_segments_of_each_class(trained_mean, rated_data,
     ids = tmp_path / "ids.csv"
     ids.write_text("Index\n7\n2\n7\n")
     more = (f"--segment_label_ids_file={ids}", "--segment_max_pred=3", "--skip_unrated_borders")
+    monkeypatch.setattr(inference, "predict_segments", predict_two_classes)
     predicted(trained_mean, pattern, output, *flags, "--segment_size=2", *more)
     expected = brute_force(str(trained_mean), files, 2, skip=(6, 2))
     assert submission(output) == {
