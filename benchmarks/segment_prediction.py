@@ -4,8 +4,8 @@
     python benchmarks/segment_prediction.py --recipes=soft_bof_4k --batch_size=16 --dtype=bfloat16
 
 Prints the speed of predicting all segments of 300-frame videos, for all classes and for 1000,
-relative to predicting each segment as a video of its own, next to one pass over the video and as many
-samplings of its frames.
+relative to predicting each segment as a video of its own, next to one pass over the video and as
+many samplings of its frames.
 benchmarks/README.md explains the output.
 """
 
