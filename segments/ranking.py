@@ -60,6 +60,9 @@ class RankedSegments:
 
     def lists(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields for every class the values and the scores of its best segments, best first."""
+        if not self._num_columns:
+            yield from zip(self._values, self._scores, strict=True)
+            return
         for scores, values in self._blocks():
             columns, best = eval_util.top_k_predictions(scores, self._max_segments)
             yield from zip(np.take_along_axis(values, columns, axis=1), best, strict=True)

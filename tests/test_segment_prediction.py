@@ -289,6 +289,20 @@ def test_merging_parts_changes_no_list(tmp_path, monkeypatch, max_segments):
     }
 
 
+def test_videos_without_a_whole_segment_have_empty_lists_also_once_merged(tmp_path):
+    format_ = Submission(SubmissionOptions(), SegmentSettings(), 2)
+    part, merged, output = (tmp_path / name for name in ("part", "merged", "output"))
+    part.write_text(format_.lines(["a"], [(3, np.ones([1, 2]))]))
+    with merged.open("w") as stream:
+        format_.merge([str(part)], stream)
+    for path in (part, merged):
+        format_.join([str(path)], str(output))
+        assert submission(output) == {0: [], 1: []}
+    part.write_text(format_.lines(["b"], [(8, np.ones([2, 2]))]))
+    format_.join([str(merged), str(part)], str(output))
+    assert submission(output) == {0: ["b:0"], 1: ["b:0"]}
+
+
 # --- Timelines ------------------------------------------------------------------------------------
 
 
