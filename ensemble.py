@@ -4,6 +4,7 @@ Evaluation, inference and exported graphs all predict through `Ensemble`, with o
 """
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import math
@@ -23,6 +24,7 @@ import stored_matrix
 from run_config import RunConfig
 from stored_matrix import Int8Matrix, TransposedMatrix, stored_matrices
 from utils import InputError
+from video_level_models import class_positions
 
 # Norms of frames are computed in small chunks, which stay in the processor's cache.
 _MAX_FLOATS_OF_NORMS = 2**20
@@ -40,6 +42,7 @@ def frozen_model(
     dtype: str,
     name: str | None = None,
     bfloat16_layers: Sequence[str] = layers.BFLOAT16_LAYERS,
+    classes: Sequence[int] | None = None,
 ) -> keras.Model:
     """Builds a frozen model, whose weights `restore_frozen` sets.
 
@@ -49,7 +52,14 @@ def frozen_model(
             multiplied in it, those in int8 in bfloat16.
         name: prefix of the names of all nodes in its graph.
         bfloat16_layers: layers or matrices that are bfloat16 with `dtype="int8"`.
+        classes: numbers of the classes to predict, ascending; None for all. If they depend on
+            others, the model predicts all.
     """
+    if classes is not None and len(classes) < config.num_classes:
+        smaller = dataclasses.replace(config, num_classes=len(classes))
+        model = frozen_model(smaller, dtype, name, bfloat16_layers)
+        if model.has_separate_classes:
+            return model
     with contextlib.ExitStack() as stack:
         stack.enter_context(tf.variable_creator_scope(_not_trainable))
         stack.enter_context(private_api.zero_weights())
@@ -62,10 +72,24 @@ def frozen_model(
 
 
 def restore_frozen(
-    frozen: keras.Model, config: RunConfig, path: str, use_ema: bool = False
+    frozen: keras.Model,
+    config: RunConfig,
+    path: str,
+    use_ema: bool = False,
+    classes: Sequence[int] | None = None,
 ) -> None:
-    """Sets the weights of a frozen model from a checkpoint; see `checkpoints.restore_weights`."""
-    if frozen.name == config.model and {w.dtype for w in frozen.weights} == {"float32"}:
+    """Sets the weights of a frozen model from a checkpoint; see `checkpoints.restore_weights`.
+
+    Args:
+        frozen: model of `frozen_model`.
+        config: config of the run.
+        path: path prefix of the checkpoint.
+        use_ema: whether to take the moving averages of the weights.
+        classes: as for `frozen_model`.
+    """
+    has_all_classes = frozen.num_classes == config.num_classes
+    is_float32 = {weight.dtype for weight in frozen.weights} == {"float32"}
+    if has_all_classes and is_float32 and frozen.name == config.model:
         checkpoints.restore_weights(frozen, path, use_ema)
         _fold(frozen)
         return
@@ -75,7 +99,12 @@ def restore_frozen(
     checkpoints.restore_weights(trained, path, use_ema)
     _fold(trained)
     for source, target in zip(trained.weights, trained_weights(frozen).values(), strict=True):
-        target.assign(source.value)
+        value = source.value
+        if not has_all_classes and tuple(value.shape) != tuple(target.shape):
+            # Only the classifier has classes, as the last axis.
+            positions = class_positions(value.shape[-1], config.num_classes, classes)
+            value = tf.gather(value, positions, axis=-1)
+        target.assign(value)
     # Keras models are part of reference cycles and hold up to 0.6 GiB until Python collects them.
     del trained, source
     gc.collect()
@@ -132,6 +161,8 @@ class Ensemble:
         max_floats: limit on the activations of a model, about 768 MiB by default. A batch is split
             into chunks that respect it; each chunk reads the weights again. The classifier has
             chunks of its own, of more videos.
+        classes: numbers of the classes to predict, which models of fewer classes predict only;
+            None for those of the models.
 
     Raises:
         InputError: if the weights do not fit.
@@ -145,14 +176,21 @@ class Ensemble:
         num_samplings: int | None = None,
         seed: int = 0,
         max_floats: int = 192 * 2**20,
+        classes: Sequence[int] | None = None,
     ):
         self.models = models
+        self.classes = classes
         self.weights = normalized_weights(weights, len(models))
         self.num_samplings = [
             model.resolve_samplings(num_samplings) if model.frame_level else 0 for model in models
         ]
         self.seed = seed
         self.max_floats = max_floats
+
+    @property
+    def num_classes(self) -> int:
+        """Number of the predicted classes, C."""
+        return self.models[0].num_classes if self.classes is None else len(self.classes)
 
     def __call__(self, inputs: dict | tf.Tensor) -> tf.Tensor:
         """Returns probabilities, float32 `[B, C]`, for the inputs of a `readers.Batch`."""
@@ -166,21 +204,20 @@ class Ensemble:
                 `FrameLevelModel.predict_parts`.
         """
         _, num_parts, size = tf.unstack(tf.shape(inputs["frame_indices"]))
-        num_classes = self.models[0].num_classes
 
         def predict(number, videos):
             model = self.models[number]
 
             def predict_chunk(chunk):
-                return tf.reshape(model.predict_parts(chunk), [-1, num_classes])
+                return tf.reshape(model.predict_parts(chunk), [-1, model.num_classes])
 
             # What depends on a frame, and then the parts.
             floats = model.floats_per_video(tf.shape(videos["frames"])[1], 1)
             floats += model.floats_per_video(size, num_parts)
-            return self._in_chunks(predict_chunk, videos, [num_classes], floats)
+            return self._in_chunks(predict_chunk, videos, [model.num_classes], floats)
 
         predictions = self.mean(self._for_each_model(inputs, predict))
-        shape = [-1, inputs["frame_indices"].shape[1] or num_parts, num_classes]
+        shape = [-1, inputs["frame_indices"].shape[1] or num_parts, self.num_classes]
         return tf.reshape(predictions, shape)
 
     def predict_whole_batch(self, inputs: dict | tf.Tensor) -> tf.Tensor:
@@ -194,9 +231,16 @@ class Ensemble:
         return self.mean(predictions)
 
     def mean(self, predictions: list[tf.Tensor]) -> tf.Tensor:
-        """Returns the weighted mean of the predictions of the models."""
-        pairs = zip(self.weights, predictions, strict=True)
+        """Returns the weighted mean of the predictions of the models for `classes`."""
+        selected = map(self._selected, self.models, predictions)
+        pairs = zip(self.weights, selected, strict=True)
         return tf.add_n([weight * probabilities for weight, probabilities in pairs])
+
+    def _selected(self, model, predictions):
+        """Returns the predictions of `classes`, from those of a model for these or for all."""
+        if model.num_classes == self.num_classes:
+            return predictions
+        return tf.gather(predictions, self.classes, axis=-1)
 
     def member_predictions(self, inputs: dict | tf.Tensor) -> list[tf.Tensor]:
         """Returns the probabilities of each model, float32 `[B, C]`."""

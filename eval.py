@@ -24,12 +24,19 @@ from absl import logging
 import checkpoints
 import files
 import record_writer
-from evaluation import evaluate, evaluation_reader, format_summary, new_writer, save_summary
+from evaluation import (
+    evaluate,
+    evaluation_reader,
+    format_summary,
+    is_of_same_videos,
+    new_writer,
+    save_summary,
+)
 from options import option, same_option
 from predictor import PredictorOptions, load_class_names, load_predictor
 from run_config import TrainOptions
-from segment_config import SegmentConfig
-from segment_predictor import check_segments, load_segment_predictor
+from segments.config import SegmentConfig
+from segments.predictor import load_segment_configs, load_segment_predictor
 from utils import InputError, csv_line
 
 
@@ -94,7 +101,7 @@ class EvalOptions(PredictorOptions):
         return bool(self.train_dir) and not ends
 
 
-def separate_kind(train_dir: str, kind: str, num_videos: int, paths: Sequence[str]) -> str:
+def separate_kind(train_dir: str, kind: str, summary: dict[str, Any], paths: Sequence[str]) -> str:
     """Returns the name of the directory for an evaluation, which holds none of other videos.
 
     So a curve is one of the same videos. It is `kind`, or else has the split in its name, such as
@@ -103,14 +110,14 @@ def separate_kind(train_dir: str, kind: str, num_videos: int, paths: Sequence[st
     Args:
         train_dir: directory of the run.
         kind: name for a run that was not evaluated on other videos.
-        num_videos: number of evaluated videos, by which others are recognized.
+        summary: numbers from `evaluate`.
         paths: the record files.
     """
     split = re.sub(r"\W", "", record_writer.split_name(os.path.basename(paths[0])))
-    names = (kind, f"{kind}_{split}", f"{kind}_{split}_{num_videos}")
+    names = (kind, f"{kind}_{split}", f"{kind}_{split}_{summary['num_videos']}")
     for name in names:
         history = checkpoints.read_evaluations(checkpoints.metrics_path(train_dir, name))
-        if all(entry.get("num_videos", num_videos) == num_videos for entry in history):
+        if all(is_of_same_videos(entry, summary) for entry in history):
             break
     if name != kind:
         logging.info(
@@ -198,12 +205,13 @@ def main(options: EvalOptions) -> None:
         check_can_save(options.train_dir, kind)
         if options.tensorboard_dir:
             files.check_writable(os.path.join(options.tensorboard_dir, kind, "events"))
+    configs = None
     if options.segment_labels and options.run_dirs:
-        check_segments(options.run_dirs)
-    predictor = load_predictor(options)
+        configs, _ = load_segment_configs(options.run_dirs)
+    predictor = load_predictor(options, configs)
     segment_config, segment_predictor = None, None
     if options.segment_labels:
-        segment_predictor = load_segment_predictor(predictor, options.run_dirs)
+        segment_predictor = load_segment_predictor(predictor)
         segment_config = SegmentConfig(
             segment_labels=True, segment_size=segment_predictor.settings.size
         )
@@ -231,7 +239,7 @@ def main(options: EvalOptions) -> None:
         logging.info("%s | %s", predictor.describe(), format_summary(summary))
         if options.train_dir:
             if writer is None:
-                kind = separate_kind(options.train_dir, kind, summary["num_videos"], paths)
+                kind = separate_kind(options.train_dir, kind, summary, paths)
                 writer = new_writer(options.train_dir, kind, options.tensorboard_dir)
             save_summary(summary, options.train_dir, kind, writer)
         if options.metrics_json:

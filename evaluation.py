@@ -17,13 +17,13 @@ import tensorflow as tf
 import checkpoints
 import eval_util
 import files
-import segments
 from predictor import ExportedPredictor, Predictor, predict_videos
 from readers import Batch, RecordReader
 from run_config import DataConfig, ReadOptions
-from segment_config import SegmentConfig
-from segment_predictor import ExportedSegmentPredictor, SegmentPredictor, predict_segments
-from segment_reader import RatedVideoReader
+from segments.config import SegmentConfig
+from segments.predictor import ExportedSegmentPredictor, SegmentPredictor, predict_segments
+from segments.ranking import MAX_PREDICTIONS, UNRATED, SegmentMetrics
+from segments.reader import RatedVideoReader
 from utils import InputError
 
 
@@ -109,6 +109,7 @@ def evaluate(
         "loss": values["avg_loss"],
         "class_prior_gap": eval_util.class_prior_gap(metrics.positives, metrics.num_videos, top_k),
         "num_videos": metrics.num_videos,
+        "num_labels": int(metrics.positives.sum()),
         "videos_per_second": metrics.num_videos / seconds,
         "num_skipped": reader.corrupt_records.count,
         "top_k": top_k,
@@ -143,7 +144,7 @@ class SegmentRanking:
 
     def __init__(self, predictor: SegmentPredictor | ExportedSegmentPredictor):
         self._predictor = predictor
-        self._metrics = segments.SegmentMetrics(predictor.data.num_classes)
+        self._metrics = SegmentMetrics(predictor.data.num_classes)
         self._num_segments = self._num_rated = 0
 
     def accumulate(self, batch: Batch, num_videos: int) -> None:
@@ -156,12 +157,12 @@ class SegmentRanking:
         pairs = zip(found, batch.ratings or (), strict=True)
         for (num_frames, predictions), ratings in itertools.islice(pairs, num_videos):
             predictions = predictions[: num_frames // self._predictor.settings.size]
-            scores = np.full(predictions.shape, segments.UNRATED, np.int8)
+            scores = np.full(predictions.shape, UNRATED, np.int8)
             if ratings is not None:
                 numbers = ratings.starts // self._predictor.settings.size
                 scores[numbers, ratings.classes] = ratings.scores
             self._num_segments += len(scores)
-            self._num_rated += np.count_nonzero(scores != segments.UNRATED)
+            self._num_rated += np.count_nonzero(scores != UNRATED)
             self._metrics.accumulate(predictions, scores)
 
     def summary(self) -> dict[str, Any]:
@@ -178,13 +179,22 @@ class SegmentRanking:
             )
         return {
             "segment_map": float(np.nanmean(average_precisions)),
-            "segment_top_n": segments.MAX_PREDICTIONS,
+            "segment_top_n": MAX_PREDICTIONS,
             "num_segments": self._num_segments,
             "num_rated_pairs": int(self._num_rated),
         }
 
 
 # --- Saving ---------------------------------------------------------------------------------------
+
+
+def is_of_same_videos(entry: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Returns whether two summaries are of the same videos, by the numbers of videos and labels.
+
+    Summaries of earlier versions lack a number, which then counts as equal.
+    """
+    names = [name for name in ("num_videos", "num_labels") if name in entry and name in other]
+    return all(entry[name] == other[name] for name in names)
 
 
 def new_writer(
@@ -205,7 +215,9 @@ def save_summary(
 ) -> None:
     """Saves a summary to metrics.json, replacing that of the same step, and to TensorBoard.
 
-    The curves have the names of those of training, so that both share a chart.
+    A number that only the replaced summary has, such as `segment_map`, is kept if both summaries
+    are of the same videos. The curves have the names of those of training, so that both share a
+    chart.
 
     Args:
         summary: numbers from `evaluate`.
@@ -216,9 +228,11 @@ def save_summary(
     path = checkpoints.metrics_path(train_dir, kind)
     # Several evaluations of one run may end at the same time.
     with files.lock(f"{path}.lock", wait=True):
-        history = checkpoints.read_evaluations(path)
-        history = [entry for entry in history if entry["step"] != summary["step"]]
-        files.write_json(path, sorted([*history, summary], key=lambda entry: entry["step"]))
+        history = {entry["step"]: entry for entry in checkpoints.read_evaluations(path)}
+        replaced = history.get(summary["step"], {})
+        kept = replaced if is_of_same_videos(replaced, summary) else {}
+        history[summary["step"]] = {**kept, **summary}
+        files.write_json(path, [history[step] for step in sorted(history)])
     with writer.as_default():
         for name, tag in eval_util.METRICS.items():
             if name in summary:

@@ -53,8 +53,13 @@ from predictor import (
 )
 from readers import RecordReader
 from run_config import ReadOptions
-from segment_ensemble import SegmentEnsemble
-from segment_predictor import SegmentOptions, check_segments, segment_settings, video_checkpoint
+from segments.ensemble import SegmentEnsemble
+from segments.predictor import (
+    SegmentOptions,
+    load_segment_configs,
+    segment_settings,
+    video_checkpoint,
+)
 from serving import MANIFEST, SAVED_MODEL
 from utils import InputError, comma_separated
 
@@ -193,7 +198,8 @@ def export(options: ExportOptions) -> dict:
     Raises:
         InputError: if the runs do not fit together, or the directory cannot be written.
     """
-    data = load_configs(options.run_dirs)[0].data
+    configs, video_configs = _load_configs(options)
+    data = configs[0].data
     if options.mediapipe and not data.frame_level:
         raise InputError("--mediapipe is for frame-level models, but the run has another.")
     names_of_runs = find_vocabulary(options.run_dirs)  # Also checks that they agree.
@@ -206,14 +212,14 @@ def export(options: ExportOptions) -> dict:
     train_dirs, dtypes = (
         [values[number] for number in kept] for values in (options.run_dirs, options.dtypes)
     )
-    if options.segment_labels:
-        check_segments(options.run_dirs, options.segment_video_dirs or ())
-    config = load_configs(train_dirs)[0]
+    configs = [configs[number] for number in kept]
     for train_dir in train_dirs:
         checkpoints.find(train_dir, options.checkpoint)  # Fails before models are built.
     with files.atomic_directory(options.output_dir) as partial:
-        ensemble, described = _restored_ensemble(options, train_dirs, dtypes, weights, "m")
-        segment_ensemble, segments = _segment_ensemble(options, ensemble, described)
+        ensemble, described = _restored_ensemble(options, train_dirs, configs, dtypes, weights, "m")
+        segment_ensemble, segments = _segment_ensemble(
+            options, ensemble, described, configs, video_configs
+        )
         models = ensemble.models if segment_ensemble is None else segment_ensemble.models
         _check_layers(models, options.bfloat16_layers)
         num_weights = sum(map(count_parameters, models))
@@ -229,8 +235,8 @@ def export(options: ExportOptions) -> dict:
             "models": described,
             **({"segments": segments} if segments else {}),
             "data": dataclasses.asdict(data),
-            "label_loss": config.label_loss,
-            "loss_hyperparameters": config.loss_hyperparameters,
+            "label_loss": configs[0].label_loss,
+            "loss_hyperparameters": configs[0].loss_hyperparameters,
             "bfloat16_layers": list(options.bfloat16_layers),
             "use_ema": options.use_ema,
             "seed": options.seed,
@@ -242,6 +248,13 @@ def export(options: ExportOptions) -> dict:
         manifest["digest"] = serving.digest(partial, manifest)
         files.write_json(os.path.join(partial, MANIFEST), manifest)
     return manifest
+
+
+def _load_configs(options):
+    """Returns the configs of the runs, and those of the runs that predict whole videos."""
+    if options.segment_labels:
+        return load_segment_configs(options.run_dirs, options.segment_video_dirs or ())
+    return load_configs(options.run_dirs), []
 
 
 def _write_saved_model(options, ensemble, data, class_names, folder, segment_ensemble):
@@ -256,12 +269,13 @@ def _write_saved_model(options, ensemble, data, class_names, folder, segment_ens
         serving.write_frozen_graph(module, os.path.join(folder, FROZEN_GRAPH))
 
 
-def _restored_ensemble(options, train_dirs, dtypes, weights, prefix):
+def _restored_ensemble(options, train_dirs, configs, dtypes, weights, prefix):
     """Restores the models of training runs.
 
     Args:
         options: `ExportOptions`.
         train_dirs: directories of the runs.
+        configs: their configs.
         dtypes: dtype of each run.
         weights: one weight per run; None for equal weights.
         prefix: beginning of the names of the models.
@@ -269,7 +283,6 @@ def _restored_ensemble(options, train_dirs, dtypes, weights, prefix):
     Returns:
         `(ensemble, described)`: their `Ensemble`, and for each a dict for the manifest.
     """
-    configs = load_configs(train_dirs)
     models, paths = [], []
     runs = zip(configs, train_dirs, dtypes, strict=True)
     for number, (config, train_dir, dtype) in enumerate(runs):
@@ -303,17 +316,19 @@ def _restored_ensemble(options, train_dirs, dtypes, weights, prefix):
     return ensemble, described
 
 
-def _segment_ensemble(options, ensemble, described):
+def _segment_ensemble(options, ensemble, described, configs, video_configs):
     """Returns the `SegmentEnsemble` of the options and a dict for the manifest, or None for both.
 
     Args:
         options: `ExportOptions`.
         ensemble: restored models of `--train_dir` or `--train_dirs`.
         described: what the manifest says of them.
+        configs: their configs.
+        video_configs: configs of the runs that predict whole videos.
     """
     if not options.segment_labels:
         return None, None
-    settings = segment_settings(options.run_dirs, options)
+    settings = segment_settings(configs, options)
     video_dirs = list(options.segment_video_dirs or ())
     video_ensemble, video_models = None, []
     if video_dirs == options.run_dirs:
@@ -323,7 +338,7 @@ def _segment_ensemble(options, ensemble, described):
             options, checkpoint=video_checkpoint(options.checkpoint)
         )
         video_ensemble, video_models = _restored_ensemble(
-            video_options, video_dirs, options.dtype * len(video_dirs), None, "v"
+            video_options, video_dirs, video_configs, options.dtype * len(video_dirs), None, "v"
         )
     segments = {"settings": dataclasses.asdict(settings), "video_models": video_models}
     return SegmentEnsemble(ensemble, settings, video_ensemble), segments

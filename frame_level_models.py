@@ -104,6 +104,11 @@ class FrameLevelModel(registry.Model):
         if classifier_dropout:
             self.classifier_dropout = layers.Dropout(classifier_dropout, name="classifier_dropout")
 
+    @property
+    def has_separate_classes(self):
+        """Whether a class depends on no other, see `registry.Model`; `encode` knows no classes."""
+        return getattr(self.classifier, "has_separate_classes", False)
+
     def build(self, *_):
         """Creates the weights by one symbolic call, where Keras would make two."""
         if not self.built:

@@ -30,9 +30,8 @@ from absl import logging
 import embedding_file
 import files
 import prediction_file
-import segment_file
 from options import option, same_option
-from prediction_file import FileFormat, FileKind, check_format, format_lines, prediction_parts
+from prediction_file import FileKind, check_format, format_lines, prediction_parts
 from predictor import (
     ExportedPredictor,
     Predictor,
@@ -43,22 +42,23 @@ from predictor import (
     predict_videos,
 )
 from readers import RecordReader
-from segment_file import Submission, SubmissionOptions, Timeline, TimelineOptions
-from segment_predictor import (
+from segments.predictor import (
     ExportedSegmentPredictor,
     SegmentOptions,
     SegmentPredictor,
-    check_segments,
+    load_segment_configs,
     load_segment_predictor,
     predict_segments,
 )
+from segments.submission import Submission, SubmissionOptions
+from segments.timeline import Timeline, TimelineOptions
 from utils import InputError, comma_separated, one_ahead
 
 # By output and name; the first format of each is its default.
 FORMATS: dict[str, Mapping[str, FileKind]] = {
     "predictions": prediction_file.FORMATS,
     "embeddings": embedding_file.FORMATS,
-    "segments": segment_file.KINDS,
+    "segments": {kind.name: kind for kind in (Submission.kind, Timeline.kind)},
 }
 
 
@@ -284,15 +284,11 @@ def write_segments(
     Raises:
         InputError: as `write_predictions`, or if a list cannot hold the id of a video.
     """
-    kind = output_format.kind
     settings = {**predictor.identity(), **output_format.identity()}
-    lines = output_format.lines
-    file_format = FileFormat(
-        kind.name, kind.ending, kind.part_ending, lines=lines, join=output_format.join
-    )
+    file_format = output_format.file_format
     predict = functools.partial(predict_segments, predictor)
     return _write_file(
-        reader, output_file, file_format, settings, predict, lines, batch_size, resume
+        reader, output_file, file_format, settings, predict, file_format.lines, batch_size, resume
     )
 
 
@@ -389,7 +385,7 @@ def make_segment_format(
     """
     if options.file_format is Timeline.kind:
         return Timeline(options, predictor.settings, paths, class_names)
-    return Submission(options, predictor.settings, predictor.data.num_classes)
+    return Submission(options, predictor.settings, predictor.data.num_classes, predictor.classes)
 
 
 def main(options: InferenceOptions) -> None:
@@ -399,13 +395,17 @@ def main(options: InferenceOptions) -> None:
     paths = files.expand_patterns(options.input_data_pattern)
     for path in options.output_files:
         files.check_not_input(path, paths)
+    configs, video_configs, classes = None, None, None
     if options.segment_labels and options.run_dirs:
-        check_segments(options.run_dirs, options.segment_video_dirs or ())
-    predictor: Any = load_predictor(options)
+        configs, video_configs = load_segment_configs(
+            options.run_dirs, options.segment_video_dirs or ()
+        )
+        classes = options.listed_classes(configs[0].num_classes)
+    predictor: Any = load_predictor(options, configs, classes)
     class_names = find_class_names(options, predictor)
     output_format: Any = options.file_format.name
     if options.segment_labels:
-        predictor = load_segment_predictor(predictor, options.run_dirs, options)
+        predictor = load_segment_predictor(predictor, options, video_configs)
         output_format = make_segment_format(options, predictor, paths, class_names)
         write: Callable = write_segments
     elif options.output == "embeddings":

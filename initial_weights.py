@@ -23,6 +23,7 @@ import vocabulary
 from own_data import label_table
 from run_config import RunConfig, TrainOptions
 from utils import InputError, aligned_table, comma_separated, examples, shortened
+from video_level_models import class_positions
 
 # Settings that decide what the values mean that a model gets, however they are stored.
 _INPUT_SETTINGS = ("feature_names", "feature_sizes", "feature_scale", "normalize_frames")
@@ -361,7 +362,7 @@ def _places(shape, axes, count, classes):
     """Returns an index for the entries of some of `count` classes, in their order."""
     places = [np.arange(size) for size in shape]
     for axis in axes:
-        places[axis] = places[axis].reshape(-1, count)[:, classes].ravel()
+        places[axis] = class_positions(shape[axis], count, classes)
     return np.ix_(*places)
 
 

@@ -28,7 +28,7 @@ from options import Options, option, same_option
 from record_writer import command, record_name, serialize_frames, set_context
 from run_config import RunConfig
 from sample_world import FACTORS, WORLDS, Generator, World
-from segment_config import SEGMENT_SIZE
+from segments.config import SEGMENT_SIZE
 from utils import InputError, comma_separated
 
 PROGRAM = "make_sample_data.py"

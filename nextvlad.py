@@ -275,6 +275,8 @@ class Logistic(layers.Linear):
     Input shape: `[B, H]`. Output shape: `[B, C]`.
     """
 
+    has_separate_classes = True
+
     def __init__(self, num_classes, regularizer, **kwargs):
         super().__init__(
             num_classes,
@@ -309,6 +311,8 @@ class LogisticMixture(layers.Float32Layer):
 
     Input shape: the a_m, then the h_m, `[B, M + M * H]`. Output shape: `[B, C]`.
     """
+
+    has_separate_classes = True
 
     def __init__(self, num_branches, num_classes, regularizer, **kwargs):
         super().__init__(**kwargs)

@@ -155,6 +155,9 @@ class MixNeXtVLADModel(NeXtVLADBase):
 
         loss = L(p) + sum_m L(sigmoid(z_m)) + lambda * sum_m KL(s(z / T) || s(z_m / T))
 
+    Weights of classes, videos or pairs are part of L. The distillation has no weights, because it
+    uses no labels: it also draws branches together in classes that are not rated.
+
     The embedding of a video has the a_m, then the hidden vectors of the branches.
 
     Args:

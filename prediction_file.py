@@ -169,10 +169,15 @@ class FileFormat(FileKind):
     Attributes:
         lines: function that returns the lines of a part for some videos.
         join: function that joins the parts at some paths into a file.
+        merge: function that writes, to a stream, one part that `join` and `merge` take in place of
+            those at some paths, the first of the file; None if that saves no space.
+        merge_bytes: bytes of finished parts from which they are merged.
     """
 
     lines: Callable[..., str]
     join: Callable[[Sequence[str], str], None]
+    merge: Callable[[Sequence[str], codecs.StreamWriter], None] | None = None
+    merge_bytes: int = 0
 
 
 # `lines` takes an id, its best classes, their scores (float32) and names by class.
@@ -223,9 +228,11 @@ def check_format(file_format: FileKind, output_file: str) -> None:
 # --- Parts ----------------------------------------------------------------------------------------
 
 _SETTINGS = "settings.json"
+_MERGED = "merged.json"
 _LOCK = "lock"
 _OWN_FILE = re.compile(
-    rf"({re.escape(_SETTINGS)}|\d{{5,}}\.(csv|jsonl|json))(\..+\.partial)?|{_LOCK}"
+    rf"({re.escape(_SETTINGS)}|({re.escape(_MERGED)}|(merged-)?\d{{5,}}\.(csv|jsonl|json)))"
+    rf"(\..+\.partial)?|{_LOCK}"
 )
 
 
@@ -283,6 +290,10 @@ class PredictionParts:
     `settings.json` is written first and removed first, so parts without it are never used. If a
     run is killed, the next run reuses the finished parts that are whole and whose input files are
     unchanged. See `prediction_parts`.
+
+    With a format that merges, `merged-NUMBER.csv` or `.jsonl` takes the place of the first NUMBER
+    parts, once `merged.json` has their metadata. If one of their input files changes, they are all
+    predicted again.
     """
 
     def __init__(
@@ -300,6 +311,7 @@ class PredictionParts:
         self._input_files = input_files
         self._fingerprints: dict[int, dict] = {}
         self._finished: dict[int, dict[str, Any]] = {}
+        self._num_merged = 0
         found = _own_files(self._folder)
         settings = {**settings, "output_format": file_format.name, "input_files": input_files}
         settings = json.loads(json.dumps(settings))
@@ -323,12 +335,13 @@ class PredictionParts:
 
     def _restore(self, found):
         """Reads the metadata of the finished parts of another run."""
-        for number, path in enumerate(self._input_files):
+        self._restore_merged(found)
+        for number, path in list(enumerate(self._input_files))[self._num_merged :]:
             name = _part_name(number, ".json")
             if name not in found:
                 continue
             metadata = self._read_metadata(name)
-            if metadata.get("num_bytes", -1) != self._size(number):
+            if metadata.get("num_bytes", -1) != _size(self._lines_path(number)):
                 logging.info("the part of %s is damaged, so it is predicted again", path)
             elif metadata["input"] != files.fingerprint(path):
                 logging.info("%s has changed since it was predicted and is predicted again", path)
@@ -336,6 +349,29 @@ class PredictionParts:
                 self._finished[number] = metadata
                 continue
             files.remove(os.path.join(self._folder, name))
+
+    def _restore_merged(self, found):
+        if _MERGED in found:
+            metadata = self._read_metadata(_MERGED)
+            parts = metadata.get("parts", [])
+            fault = self._fault_of_merged(parts, metadata.get("num_bytes", -1))
+            if fault is None:
+                self._num_merged = len(parts)
+                self._finished.update(enumerate(parts))
+            else:
+                logging.info("%s, so %d input files are predicted again", fault, len(parts))
+                files.remove(os.path.join(self._folder, _MERGED))
+        self._remove_merged_parts(found)
+
+    def _fault_of_merged(self, parts, num_bytes):
+        """Returns why merged parts cannot be used, or None."""
+        path = self._merged_path(len(parts))
+        if num_bytes != _size(path):
+            return f"{path} is damaged"
+        for path, part in zip(self._input_files, parts, strict=False):
+            if part["input"] != files.fingerprint(path):
+                return f"{path} has changed since it was predicted"
+        return None
 
     def is_finished(self, number: int) -> bool:
         """Returns whether the part of an input file, numbered from 0, is finished."""
@@ -348,9 +384,8 @@ class PredictionParts:
     @contextlib.contextmanager
     def open(self, number: int) -> Iterator[codecs.StreamWriter]:
         """Opens the text file of a part for writing."""
-        path = self._lines_path(number)
-        with files.named_errors(path), files.open_binary(path, "wb") as file:
-            yield codecs.getwriter("utf-8")(file)
+        with _open_text(self._lines_path(number)) as file:
+            yield file
 
     def finish(self, number: int, num_videos: int, corrupt_log: CorruptRecordLog) -> None:
         """Marks a part as finished once its lines are written.
@@ -367,11 +402,39 @@ class PredictionParts:
         metadata = {
             "input": self._fingerprints[number],
             "num_videos": num_videos,
-            "num_bytes": self._size(number),
+            "num_bytes": _size(self._lines_path(number)),
             "corrupt_records": corrupt_records,
         }
         files.write_json(self._path(number, ".json"), metadata)
         self._finished[number] = metadata
+        if self._format.merge is not None:
+            self._merge(self._format.merge)
+
+    def _merge(self, merge):
+        """Merges the finished parts before the first one that is not, if they are large."""
+        end = self._num_merged
+        while end in self._finished:
+            end += 1
+        size = sum(self._finished[number]["num_bytes"] for number in range(self._num_merged, end))
+        if size < self._format.merge_bytes or end == len(self._input_files):
+            return
+        path = self._merged_path(end)
+        with _open_text(path) as file:
+            merge(self._parts(end), file)
+        parts = [self._finished[number] for number in range(end)]
+        metadata = {"parts": parts, "num_bytes": _size(path)}
+        files.write_json(os.path.join(self._folder, _MERGED), metadata)
+        self._num_merged = end
+        self._remove_merged_parts(_own_files(self._folder))
+
+    def _remove_merged_parts(self, found):
+        """Removes the parts that were merged, and what other merges have left."""
+        kept = os.path.basename(self._merged_path(self._num_merged))
+        for name in found:
+            number, _, _ = name.partition(".")
+            is_merged = number.isdecimal() and int(number) < self._num_merged
+            if is_merged or (number.startswith("merged-") and name != kept):
+                files.remove(os.path.join(self._folder, name))
 
     def restore_corrupt_records(self, corrupt_log: CorruptRecordLog) -> None:
         """Adds the corrupt records of the finished parts to a log.
@@ -404,8 +467,7 @@ class PredictionParts:
 
     def join(self) -> None:
         """Joins all parts into the output file, and removes them."""
-        paths = [self._lines_path(number) for number in range(len(self._input_files))]
-        self._format.join(paths, self._output_file)
+        self._format.join(self._parts(len(self._input_files)), self._output_file)
         self._remove()
 
     def _remove(self):
@@ -420,16 +482,31 @@ class PredictionParts:
         except InputError:  # Empty, for example, after a power failure.
             return {}
 
-    def _size(self, number):
-        """Returns the size of the lines of a part in bytes, or None without lines."""
-        path = self._lines_path(number)
-        return files.file_size(path) if files.gfile.exists(path) else None
+    def _parts(self, end):
+        """Returns the paths of the lines of the first parts, in order."""
+        merged = [self._merged_path(self._num_merged)] if self._num_merged else []
+        return merged + [self._lines_path(number) for number in range(self._num_merged, end)]
+
+    def _merged_path(self, count):
+        name = f"merged-{_part_name(count, self._format.part_ending)}"
+        return os.path.join(self._folder, name)
 
     def _lines_path(self, number):
         return self._path(number, self._format.part_ending)
 
     def _path(self, number, ending):
         return os.path.join(self._folder, _part_name(number, ending))
+
+
+@contextlib.contextmanager
+def _open_text(path):
+    with files.named_errors(path), files.open_binary(path, "wb") as file:
+        yield codecs.getwriter("utf-8")(file)
+
+
+def _size(path):
+    """Returns the size of a file in bytes, or None if there is none."""
+    return files.file_size(path) if files.gfile.exists(path) else None
 
 
 def _part_name(number, ending):

@@ -142,8 +142,11 @@ class Predictor:
         compute_dtype: dtype of matrices and their products, see `layers.resolve_compute_dtype`; or
             one dtype of `layers.STORAGE_DTYPES` per run.
         bfloat16_layers: layers or matrices that are bfloat16 in runs with int8.
+        configs: the configs of the runs, if they are loaded already.
+        classes: numbers of the classes to predict, ascending; None for all.
 
     Attributes:
+        configs: configs of the runs, without those of weight 0.
         data: `DataConfig` of the models.
         label_loss: loss that evaluation reports: that of training, without class weights and
             smoothing of labels.
@@ -165,24 +168,32 @@ class Predictor:
         use_ema: bool = False,
         compute_dtype: str | Sequence[str] | None = None,
         bfloat16_layers: Sequence[str] = layers.BFLOAT16_LAYERS,
+        configs: Sequence[RunConfig] | None = None,
+        classes: Sequence[int] | None = None,
     ):
         if compute_dtype is None or isinstance(compute_dtype, str):
             compute_dtype = [layers.resolve_compute_dtype(compute_dtype)] * len(train_dirs)
         kept, weights = with_weight(train_dirs, weights)
         train_dirs = [train_dirs[number] for number in kept]
-        self._configs = load_configs(train_dirs)
-        self.data = self._configs[0].data
-        first = self._configs[0]
+        if configs is None:
+            self.configs = load_configs(train_dirs)
+        else:
+            self.configs = [configs[number] for number in kept]
+        first = self.configs[0]
+        self.data = first.data
         self.label_loss = evaluation_loss(first.label_loss, first.loss_hyperparameters)
         self.steps: list[int] = []
         self.ensemble = Ensemble(
             [
-                frozen_model(config, compute_dtype[number], bfloat16_layers=bfloat16_layers)
-                for number, config in zip(kept, self._configs, strict=True)
+                frozen_model(
+                    config, compute_dtype[number], bfloat16_layers=bfloat16_layers, classes=classes
+                )
+                for number, config in zip(kept, self.configs, strict=True)
             ],
             weights=weights,
             num_samplings=num_samplings,
             seed=seed,
+            classes=classes,
         )
         self.predict = compiled(self.ensemble)
         self.embed = compiled(self.ensemble.embeddings)
@@ -194,9 +205,15 @@ class Predictor:
         """Restores a checkpoint as in `checkpoints.find`; by default the newest of every run."""
         self.steps = []
         for model, config, train_dir in zip(
-            self.ensemble.models, self._configs, self._train_dirs, strict=True
+            self.ensemble.models, self.configs, self._train_dirs, strict=True
         ):
-            restore = functools.partial(restore_frozen, model, config, use_ema=self._use_ema)
+            restore = functools.partial(
+                restore_frozen,
+                model,
+                config,
+                use_ema=self._use_ema,
+                classes=self.ensemble.classes,
+            )
             path = checkpoints.restore(train_dir, checkpoint, restore)
             self.steps.append(checkpoints.step_of(path))
 
@@ -217,7 +234,7 @@ class Predictor:
             for weight in model.weights
         }
         return {
-            "models": [dataclasses.asdict(config) for config in self._configs],
+            "models": [dataclasses.asdict(config) for config in self.configs],
             "checkpoint_steps": self.steps,
             "model_weights": checkpoints.digest(weights),
             "weights": self.ensemble.weights,
@@ -345,8 +362,19 @@ class ExportedPredictor:
         return self._name
 
 
-def load_predictor(options: PredictorOptions) -> Predictor | ExportedPredictor:
-    """Returns the predictor that the options name; its checkpoints are not restored yet."""
+def load_predictor(
+    options: PredictorOptions,
+    configs: Sequence[RunConfig] | None = None,
+    classes: Sequence[int] | None = None,
+) -> Predictor | ExportedPredictor:
+    """Returns the predictor that the options name; its checkpoints are not restored yet.
+
+    Args:
+        options: options.
+        configs: the configs of the runs, if they are loaded already.
+        classes: numbers of the classes that runs predict, ascending; None for all. An exported
+            model always predicts all.
+    """
     if options.exported_model:
         return ExportedPredictor(options.exported_model, verify_digest=options.verify_digest)
     return Predictor(
@@ -356,6 +384,8 @@ def load_predictor(options: PredictorOptions) -> Predictor | ExportedPredictor:
         seed=options.seed,
         use_ema=options.use_ema,
         compute_dtype=options.compute_dtype,
+        configs=configs,
+        classes=classes,
     )
 
 
@@ -438,7 +468,8 @@ def load_configs(train_dirs: Sequence[str]) -> list[RunConfig]:
     Raises:
         InputError: naming the directories that do not fit together, and how they differ.
     """
-    configs = [RunConfig.load(train_dir) for train_dir in train_dirs]
+    loaded = {train_dir: RunConfig.load(train_dir) for train_dir in dict.fromkeys(train_dirs)}
+    configs = [loaded[train_dir] for train_dir in train_dirs]
     for train_dir, config in zip(train_dirs, configs, strict=True):
         differences = configs[0].data.differences(config.data)
         if differences:

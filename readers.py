@@ -26,8 +26,8 @@ from google.protobuf.message import DecodeError
 
 import files
 import records
-import segments
 from quantization import DTYPES, FrameFormat, FrameStorage
+from segments.ratings import Ratings, features_in
 from utils import InputError, comma_separated, one_ahead
 
 # Records that show whether the data fit the settings at all, and videos of which one must have a
@@ -81,7 +81,7 @@ class Batch(NamedTuple):
     inputs: dict[str, np.ndarray] | np.ndarray
     labels: np.ndarray
     pair_weights: np.ndarray | None = None
-    ratings: list[segments.Ratings | None] | None = None
+    ratings: list[Ratings | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -553,7 +553,7 @@ class RecordReader:
                 f"{self.num_classes - 1}. Use data that fit the model, or train with another "
                 "--num_classes."
             )
-        ratings = segments.features_in(context)
+        ratings = features_in(context)
         if ratings and not self.reads_ratings:
             self._warn_once(
                 "the ratings of segments are not used, only the labels of whole videos. Not used: "
@@ -827,14 +827,6 @@ class YT8MFrameFeatureReader(RecordReader):
 class YT8MAggregatedFeatureReader(RecordReader):
     """Reads video-level records: Examples with one float vector per feature."""
 
-    def __init__(self, paths: Sequence[str], **options: Any):
-        super().__init__(paths, **options)
-        # Traced once, for the copies of this reader, too. A concrete function, because TensorFlow
-        # warns of tracing when a program makes several readers.
-        self._parse_examples = tf.function(
-            self._parse_on_cpu, autograph=False
-        ).get_concrete_function(tf.TensorSpec([None], tf.string))
-
     def parse_together(self, payloads: Sequence[bytes]) -> list[Video] | None:
         """Parses several records with TensorFlow; see `RecordReader.parse_together`.
 
@@ -845,9 +837,10 @@ class YT8MAggregatedFeatureReader(RecordReader):
             return None
         try:
             first, _ = records.parse_record(payloads[0])
-            if not all(map(records.is_example, payloads)) or segments.features_in(first):
+            if not all(map(records.is_example, payloads)) or features_in(first):
                 return None
-            parsed = self._parse_examples(tf.constant(payloads))
+            sizes = tuple(zip(self.feature_names, self.feature_sizes, strict=True))
+            parsed = _example_parser(sizes, self.with_labels)(tf.constant(payloads))
         except (DecodeError, UnicodeDecodeError, tf.errors.InvalidArgumentError):
             return None  # TensorFlow's message quotes the record, which may not be UTF-8.
         lists, vectors = tf.nest.map_structure(lambda tensor: tensor.numpy(), parsed)
@@ -868,27 +861,6 @@ class YT8MAggregatedFeatureReader(RecordReader):
         if (np.diff(starts) == 0).any() or labels.min() < 0 or labels.max() >= self.num_classes:
             return None
         return [labels[start:end] for start, end in itertools.pairwise(starts.tolist())]
-
-    def _parse_on_cpu(self, payloads):
-        """Parses serialized Examples `[B]`.
-
-        Returns:
-            Values and row starts of both names of ids and of the labels, and a list of vectors
-            `[B, size]`.
-        """
-        lists = [*records.ID_NAMES, *(["labels"] if self.with_labels else [])]
-        features: dict[str, Any] = {
-            name: tf.io.RaggedFeature(tf.string if name in records.ID_NAMES else tf.int64)
-            for name in lists
-        }
-        for name, size in zip(self.feature_names, self.feature_sizes, strict=True):
-            features[name] = tf.io.FixedLenFeature([size], tf.float32)
-        with tf.device("CPU"):
-            parsed = tf.io.parse_example(payloads, features)
-        return (
-            [(parsed[name].values, parsed[name].row_splits) for name in lists],
-            [parsed[name] for name in self.feature_names],
-        )
 
     def _parse(self, location, context, feature_lists):
         if feature_lists:
@@ -943,6 +915,38 @@ class YT8MAggregatedFeatureReader(RecordReader):
     def _input_signature(self, batch_dim, num_frames):
         del num_frames
         return tf.TensorSpec([batch_dim, sum(self.feature_sizes)], tf.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _example_parser(sizes, with_labels):
+    """Returns a function that parses serialized Examples `[B]`, traced once for all readers.
+
+    It returns values and row starts of both names of ids and of the labels, and a list of vectors
+    `[B, size]`.
+
+    Args:
+        sizes: pairs of the name and the size of a feature.
+        with_labels: whether to parse labels.
+    """
+    lists = [*records.ID_NAMES, *(["labels"] if with_labels else [])]
+    features: dict[str, Any] = {
+        name: tf.io.RaggedFeature(tf.string if name in records.ID_NAMES else tf.int64)
+        for name in lists
+    }
+    for name, size in sizes:
+        features[name] = tf.io.FixedLenFeature([size], tf.float32)
+
+    def parse(payloads):
+        with tf.device("CPU"):
+            parsed = tf.io.parse_example(payloads, features)
+        return (
+            [(parsed[name].values, parsed[name].row_splits) for name in lists],
+            [parsed[name] for name, _ in sizes],
+        )
+
+    # A concrete function, because TensorFlow warns of tracing when a program makes several.
+    function = tf.function(parse, autograph=False)
+    return function.get_concrete_function(tf.TensorSpec([None], tf.string))
 
 
 # --- First records --------------------------------------------------------------------------------

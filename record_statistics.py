@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 from tensorflow.train import Feature, FeatureList
 
 import records
-import segments
 from readers import stored_float_type
+from segments.ratings import FEATURES, parse_ratings
 
 _KINDS = {"bytes_list": "strings", "float_list": "floats", "int64_list": "integers"}
 _LABEL_NAME = re.compile("label|class|target|categor|annotation|tag", re.IGNORECASE)
@@ -217,7 +217,7 @@ class RecordStatistics:
 
     def _add_ratings(self, location, context):
         try:
-            ratings = segments.parse_ratings(context)
+            ratings = parse_ratings(context)
         except ValueError as error:
             self._ratings["faulty_records"] += 1
             self._first_faulty_rating = self._first_faulty_rating or f"{location}: {error}"
@@ -289,7 +289,7 @@ class RecordStatistics:
             "other_label_names": sorted(
                 name
                 for name, _ in self.features
-                if _LABEL_NAME.search(name) and name not in {"labels", *segments.FEATURES}
+                if _LABEL_NAME.search(name) and name not in {"labels", *FEATURES}
             ),
             "num_classes": max([-1, *self._labels, *names]) + 1,
             "classes_with_videos": len(classes),

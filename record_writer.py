@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-import segment_config
-import segments
+from segments.config import SEGMENT_SIZE
+from segments.ratings import ENDS, LABELS, SCORES, STARTS, Ratings
 
 
 def record_name(split: str, number: int) -> str:
@@ -36,7 +36,7 @@ def serialize_frames(
     video_id: str,
     labels: Iterable[int],
     features: Mapping[str, np.ndarray],
-    ratings: segments.Ratings | None = None,
+    ratings: Ratings | None = None,
 ) -> bytes:
     """Returns a serialized `SequenceExample` with one byte string per frame and feature.
 
@@ -65,10 +65,10 @@ def set_context(features: Any, video_id: str, labels: Iterable[int]) -> None:
 
 def _set_ratings(features, ratings):
     values = {
-        segments.LABELS: ratings.classes,
-        segments.STARTS: ratings.starts,
-        segments.ENDS: ratings.starts + segment_config.SEGMENT_SIZE,
+        LABELS: ratings.classes,
+        STARTS: ratings.starts,
+        ENDS: ratings.starts + SEGMENT_SIZE,
     }
     for name, numbers in values.items():
         features.feature[name].int64_list.value.extend(numbers)
-    features.feature[segments.SCORES].float_list.value.extend(ratings.scores)
+    features.feature[SCORES].float_list.value.extend(ratings.scores)

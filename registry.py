@@ -107,10 +107,13 @@ class Model(private_api.NoSaveSignature, keras.Model):
             None for a model without embeddings.
         fixed_arguments: tuple of str. Arguments of base constructors that the class sets itself;
             they are not among its hyperparameters.
+        has_separate_classes: whether a model of some of the classes, with the entries of the
+            weights that belong to them, gives these classes the same probabilities.
     """
 
     embedding_size: int | None = None
     fixed_arguments: tuple[str, ...] = ()
+    has_separate_classes: bool = False
 
     def __new__(cls, *args: Any, **arguments: Any) -> "Model":
         """Keeps the arguments for `get_config`."""

@@ -34,7 +34,7 @@ from quantization import (
     FrameStorage,
     Quantization,
 )
-from segment_config import SegmentConfig
+from segments.config import SegmentConfig
 from utils import InputError, comma_separated
 
 if TYPE_CHECKING:
@@ -532,11 +532,11 @@ class RunConfig(SegmentConfig):
         self, paths: str | Sequence[str], options: ReadOptions
     ) -> "readers.RecordReader":
         """Returns a reader of the examples that the run learns from; see `DataConfig.reader`."""
-        import segment_reader
+        from segments.reader import SegmentReader
 
         frame_reader = None
         if self.segment_labels:
-            frame_reader = functools.partial(segment_reader.SegmentReader, settings=self)
+            frame_reader = functools.partial(SegmentReader, settings=self)
         return self.data.reader(
             paths, options, label_weights=self.label_weights, frame_reader=frame_reader
         )

@@ -34,10 +34,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import quantization
-from segment_config import SEGMENT_SIZE
+from segments.config import SEGMENT_SIZE
 
 if TYPE_CHECKING:
-    from segments import Ratings
+    from segments.ratings import Ratings
 
 SPLITS = ("train", "validate", "test")
 
@@ -126,7 +126,7 @@ class Video:
         labels: list of int, ascending.
         features: dict from the name of each feature to its uint8 array `[T, D]`.
         shown: class that each frame shows, int array `[T]`; `num_classes` for the background.
-        ratings: `segments.Ratings`, or None.
+        ratings: `segments.ratings.Ratings`, or None.
     """
 
     id: str
@@ -301,10 +301,10 @@ def _sample_ratings(world, rng, shown):
         shown: class that each frame shows, `[T]`.
 
     Returns:
-        `segments.Ratings`.
+        `segments.ratings.Ratings`.
     """
     # Imported here because segments needs TensorFlow, and videos without ratings do not.
-    from segments import Ratings
+    from segments.ratings import Ratings
 
     segments = shown[: len(shown) // SEGMENT_SIZE * SEGMENT_SIZE].reshape(-1, SEGMENT_SIZE)
     count = min(SEGMENTS_PER_VIDEO, len(segments))

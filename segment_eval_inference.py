@@ -21,8 +21,10 @@ from absl import logging
 import eval_util
 import files
 import records
-import segments
 from options import Options, option
+from segments.ranking import MAX_PREDICTIONS
+from segments.ratings import FEATURES, Ratings, parse_ratings
+from segments.submission import read_submission
 from utils import InputError, comma_separated
 
 _COLUMNS = ("id", "start", "class", "score")
@@ -47,7 +49,7 @@ class SegmentEvalOptions(Options):
         group="data",
     )
     top_n: int = option(
-        segments.MAX_PREDICTIONS,
+        MAX_PREDICTIONS,
         "Segments of a class that count, the best ones: K of mAP@K.",
         group="data",
         above=0,
@@ -85,18 +87,18 @@ def read_ratings(paths: Sequence[str]) -> pd.DataFrame:
     if not rows:
         raise InputError(
             f"no record of {len(paths)} files, such as {paths[0]}, has ratings: "
-            f"{comma_separated(segments.FEATURES)}."
+            f"{comma_separated(FEATURES)}."
         )
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _read_file(path: str) -> Iterator[tuple[str, segments.Ratings]]:
+def _read_file(path: str) -> Iterator[tuple[str, Ratings]]:
     with records.TFRecordFile(path, records.CorruptRecordLog()) as file:
         while (found := file.read()) is not None:
             location, payload = found
             context, _ = records.parse_record(payload)
             try:
-                ratings = segments.parse_ratings(context)
+                ratings = parse_ratings(context)
             except ValueError as error:
                 raise InputError(f"{location}: {error}.") from error
             if ratings is None:
@@ -143,7 +145,7 @@ def _read_cache(path):
 
 
 def evaluate(
-    submission_file: str, ratings: pd.DataFrame, top_n: int = segments.MAX_PREDICTIONS
+    submission_file: str, ratings: pd.DataFrame, top_n: int = MAX_PREDICTIONS
 ) -> pd.DataFrame:
     """Returns the average precision of every class with a rating.
 
@@ -167,7 +169,7 @@ def evaluate(
     known = set(ratings["id"])
     hits: dict[Any, np.ndarray] = {}
     num_listed, num_unknown, example = 0, 0, ""
-    for number, listed in segments.read_submission(submission_file, top_n):
+    for number, listed in read_submission(submission_file, top_n):
         unknown = [name for name in listed if name.rpartition(":")[0] not in known]
         num_listed += len(listed)
         num_unknown += len(unknown)

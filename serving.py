@@ -14,7 +14,7 @@ import files
 import private_api
 from ensemble import Ensemble
 from run_config import DataConfig
-from segment_ensemble import SegmentEnsemble
+from segments.ensemble import SegmentEnsemble
 from utils import InputError, comma_separated
 
 # The file in which an exported model states its origin and its input.

@@ -16,7 +16,7 @@ from checkpoints import Best
 from evaluation import evaluate, evaluation_reader, format_summary, new_writer, save_summary
 from predictor import Predictor, PredictorOptions
 from run_config import RunConfig, TrainOptions
-from segment_predictor import load_segment_predictor
+from segments.predictor import load_segment_predictor
 from utils import InputError
 
 # Like eval.py without flags, so that both give equal numbers for a checkpoint.
@@ -106,9 +106,7 @@ class Validation:
                 [options.train_dir], use_ema=self._use_ema, compute_dtype=options.compute_dtype
             )
             if self._segments:
-                self._segment_predictor = load_segment_predictor(
-                    self._predictor, [options.train_dir]
-                )
+                self._segment_predictor = load_segment_predictor(self._predictor)
         self._predictor.restore(str(step))
         summary, _ = evaluate(
             self._predictor,

@@ -5,6 +5,7 @@ models, which first encode the frames into one vector.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 import layers
@@ -73,6 +74,8 @@ class LogisticModel(VideoLevelModel):
         l2_penalty: float. Weight of the L2 penalty, half the sum of squares of W; 0 turns it off.
     """
 
+    has_separate_classes = True
+
     def __init__(self, *, l2_penalty=1e-8, **kwargs):
         super().__init__(**kwargs)
         self.logistic = layers.Linear(
@@ -123,6 +126,11 @@ class MoeModel(VideoLevelModel):
         )
         self.prob_gating = layers.ContextGating(name="prob_gating") if moe_prob_gating else None
 
+    @property
+    def has_separate_classes(self):
+        """Whether a class depends on no other; see `registry.Model`."""
+        return self.prob_gating is None
+
     def classify(self, x, training):
         """Returns the probabilities `[B, C]` of vectors `[B, D]`."""
         gate_logits = ops.reshape(self.gates(x), (-1, self.num_mixtures + 1, self.num_classes))
@@ -137,6 +145,18 @@ class MoeModel(VideoLevelModel):
         if self.prob_gating is None:
             return probabilities
         return self.prob_gating(probabilities, training=training)
+
+
+def class_positions(size, num_classes, classes):
+    """Returns the positions of some classes along an axis of a weight, in their order.
+
+    Args:
+        size: int. Size of the axis, which may hold several entries per class, such as those of the
+            experts of `MoeModel`: one for each class, then the next for each class, and so on.
+        num_classes: int. C.
+        classes: sequence of int. Numbers of the classes.
+    """
+    return np.arange(size).reshape(-1, num_classes)[:, classes].ravel()
 
 
 def half_l2(name, weight):

@@ -3,8 +3,9 @@
     python benchmarks/segment_prediction.py
     python benchmarks/segment_prediction.py --recipes=soft_bof_4k --batch_size=16 --dtype=bfloat16
 
-Prints the speed of predicting all segments of 300-frame videos relative to predicting each segment
-as a video of its own, next to one pass over the video and as many samplings of its frames.
+Prints the speed of predicting all segments of 300-frame videos, for all classes and for 1000,
+relative to predicting each segment as a video of its own, next to one pass over the video and as
+many samplings of its frames.
 benchmarks/README.md explains the output.
 """
 
@@ -26,7 +27,7 @@ import samplings
 from ensemble import Ensemble, frozen_model
 from options import option, same_option
 from predictor import compiled
-from segment_ensemble import SegmentEnsemble, SegmentSettings
+from segments.ensemble import SegmentEnsemble, SegmentSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,9 @@ class SegmentBenchmarkOptions(comparison.ComparisonOptions):
     segment_context: int = option(0, "Context of a segment.", group="prediction", at_least=0)
     segment_shift_samplings: int = option(
         1, "Shifted copies of a segment.", group="prediction", above=0
+    )
+    listed_classes: int = option(
+        1000, "Also predict only this many of the classes.", group="prediction", above=0
     )
     batch_size: int = same_option(samplings.SamplingsOptions, "batch_size", default=16)
     dtype: str = same_option(samplings.SamplingsOptions, "dtype")
@@ -75,10 +79,14 @@ def main(options: SegmentBenchmarkOptions):
         inputs, _ = full_size.random_batch(config)
         model = frozen_model(config, options.dtype)
         every_frame = compiled(Ensemble([model], num_samplings=0))
+        listed_classes = min(options.listed_classes, config.num_classes)
+        classes = np.linspace(0, config.num_classes - 1, listed_classes).astype(int)
+        listed = Ensemble([frozen_model(config, options.dtype, classes=classes)], classes=classes)
         count = settings.count(config.max_frames)
         ways = {
             "each segment as a video": as_videos(every_frame, settings.size),
             "all segments": compiled(SegmentEnsemble(Ensemble([model]), settings)),
+            f"all segments, {len(classes)} classes": compiled(SegmentEnsemble(listed, settings)),
             "one pass over the video": every_frame,
             f"{count} samplings": compiled(Ensemble([model], num_samplings=count)),
         }

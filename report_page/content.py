@@ -12,7 +12,7 @@ from report_page import failures, figures, history, label_errors, learning
 from report_page.attention import frame_assignments
 from report_page.evaluation import Evaluation
 from report_page.history import Run
-from segment_ensemble import SegmentEnsemble, SegmentSettings
+from segments.ensemble import SegmentEnsemble, SegmentSettings
 from utils import comma_separated
 
 # Best and worst classes in tables.

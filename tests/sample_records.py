@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-import segments
+from segments.ratings import ENDS, LABELS, SCORES, STARTS
 
 NUM_CLASSES = 10
 
@@ -45,10 +45,10 @@ def with_ratings(record, ratings, size=5):
     record = tf.train.SequenceExample.FromString(record)
     starts, labels, scores = zip(*ratings, strict=True) if ratings else ((), (), ())
     for name, feature in {
-        segments.LABELS: int64_feature(labels),
-        segments.STARTS: int64_feature(starts),
-        segments.ENDS: int64_feature([start + size for start in starts]),
-        segments.SCORES: float_feature(scores),
+        LABELS: int64_feature(labels),
+        STARTS: int64_feature(starts),
+        ENDS: int64_feature([start + size for start in starts]),
+        SCORES: float_feature(scores),
     }.items():
         record.context.feature[name].CopyFrom(feature)
     return record.SerializeToString(deterministic=True)

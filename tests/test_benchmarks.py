@@ -143,9 +143,10 @@ def test_ways_to_predict_segments_are_compared(run_benchmark, benchmark_module, 
     )
     monkeypatch.setattr(benchmark_module("full_size"), "config_of_recipe", lambda *_: config)
     given = ("--recipes=any", "--batch_size=4", "--rounds=1", "--format=json")
-    found = ratios(run_benchmark("segment_prediction", *given))
+    found = ratios(run_benchmark("segment_prediction", *given, "--listed_classes=4"))
     assert [*found] == [
-        *("each segment as a video", "all segments", "one pass over the video", "3 samplings")
+        *("each segment as a video", "all segments", "all segments, 4 classes"),
+        *("one pass over the video", "3 samplings"),
     ]
 
 

@@ -264,7 +264,7 @@ def run_command(*command, **options):
 def build_archive(folder):
     """Builds the archive of the project, as docs/cloud.md does, and returns its path."""
     source = folder / "source"
-    for name in ("requirements", "own_data", "report_page"):
+    for name in ("requirements", "own_data", "report_page", "segments"):
         shutil.copytree(programs.ROOT / name, source / name)
     for pattern in ("*.py", "*.toml", "requirements.txt", "README.md", "LICENSE"):
         for path in programs.ROOT.glob(pattern):

@@ -22,7 +22,7 @@ import train
 COMMANDS = [
     (path.name, command) for path in documents.SOURCES for command in documents.commands(path)
 ]
-GROUPS = ["Programs", "Models", "Data", "Numbers", "A run", "Prediction", "Segments", "Base"]
+GROUPS = ["Programs", "Models", "Data", "Numbers", "A run", "Prediction", "Base"]
 FLAG_DOCUMENTS = [
     "distribution",
     "export",
@@ -170,7 +170,8 @@ def test_the_readme_model_in_a_new_file_is_a_model_with_flags_in_all_programs(tm
     project.mkdir()
     for source in [*documents.ROOT.glob("*.py"), documents.ROOT / "pyproject.toml"]:
         (project / source.name).write_bytes(source.read_bytes())
-    shutil.copytree(documents.ROOT / "own_data", project / "own_data")
+    for package in ("own_data", "segments"):
+        shutil.copytree(documents.ROOT / package, project / package)
     code = documents.readme_python("class AttentionModel")
     assert len(code.splitlines()) <= 28
     (project / "my_models.py").write_text(code)

@@ -54,6 +54,74 @@ def test_a_frozen_model_predicts_as_the_trained_one(name, dtype, tolerance, monk
     assert kernels == {dtype} or name == "LstmModel"
 
 
+def small_config(name, **hyperparameters):
+    given = {"num_classes": NUM_CLASSES, "feature_sizes": FEATURE_SIZES}
+    hyperparameters = {**small_models.SMALL[name], **hyperparameters}
+    return RunConfig(name, hyperparameters=hyperparameters, **given)
+
+
+MIXES_CLASSES = {"LFNLNetVLADModel", "LFNLNetRVLADModel", "EFNLNetVLADModel", "NetFVModel"}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *(("SoftBoFModel", dtype) for dtype in ("bfloat16", "int8")),
+        *(("MixNeXtVLADModel", "float32"), ("LFNLNetVLADModel", "float32")),
+        *(
+            pytest.param(name, "float32", marks=pytest.mark.slow)
+            for name in small_models.SMALL
+            if name not in ("MixNeXtVLADModel", "LFNLNetVLADModel")
+        ),
+    ],
+)
+def test_some_classes_are_predicted_as_among_all(name, dtype, monkeypatch):
+    config, classes = small_config(name), [1, 3]
+    trained, inputs = config.build_model(), small_models.make_inputs(name, (9, 2))
+    layer_references.randomize(trained)
+    monkeypatch.setattr(
+        ensemble.checkpoints,
+        "restore_weights",
+        lambda model, *_: model.set_weights(trained.get_weights()),
+    )
+    full, some = (ensemble.frozen_model(config, dtype, classes=given) for given in (None, classes))
+    ensemble.restore_frozen(full, config, "checkpoint")
+    ensemble.restore_frozen(some, config, "checkpoint", classes=classes)
+    assert some.num_classes == (NUM_CLASSES if name in MIXES_CLASSES else 2)
+    expected = Ensemble([full])(inputs).numpy()[:, classes]
+    np.testing.assert_allclose(Ensemble([some], classes=classes)(inputs), expected, atol=1e-6)
+
+
+def test_an_ensemble_predicts_some_classes_by_models_of_these_and_of_all_classes(monkeypatch):
+    configs = [small_config("SoftBoFModel", moe_prob_gating=mixes) for mixes in (False, True)]
+    trained, inputs = [], small_models.make_inputs("SoftBoFModel", (9, 2))
+    for config in configs:
+        trained.append(config.build_model())
+        layer_references.randomize(trained[-1])
+    monkeypatch.setattr(
+        ensemble.checkpoints,
+        "restore_weights",
+        lambda model, number, *_: model.set_weights(trained[number].get_weights()),
+    )
+
+    def make(classes):
+        models = [ensemble.frozen_model(config, "float32", classes=classes) for config in configs]
+        for number, (model, config) in enumerate(zip(models, configs, strict=True)):
+            ensemble.restore_frozen(model, config, number, classes=classes)
+        return Ensemble(models, classes=classes, weights=[2, 1])
+
+    some, every = make([0, 2]), make(None)
+    assert [model.num_classes for model in some.models] == [2, NUM_CLASSES]
+    indices = np.arange(6, dtype=np.int32).reshape(3, 2)
+    parts = {**inputs, "frame_indices": np.stack([indices, indices])}
+    for found, expected in (
+        (some(inputs), every(inputs)),
+        (some.predict_parts(parts), every.predict_parts(parts)),
+    ):
+        assert found.shape == (*expected.shape[:-1], 2)
+        np.testing.assert_allclose(found, expected.numpy()[..., [0, 2]], atol=1e-6)
+
+
 def test_named_layers_stay_bfloat16_beside_others_in_int8():
     given = {"num_classes": NUM_CLASSES, "feature_sizes": FEATURE_SIZES}
     config = RunConfig("MoeModel", hyperparameters=small_models.SMALL["MoeModel"], **given)

@@ -206,14 +206,35 @@ def test_a_train_directory_that_cannot_be_written_is_rejected_before_work(train_
 
 
 def test_evaluations_of_other_videos_are_saved_apart(tmp_path):
-    def kind(num_videos, path):
-        return separate_kind(str(tmp_path), "eval", num_videos, [path])
+    def kind(num_videos, path, num_labels=70):
+        summary = {"num_videos": num_videos, "num_labels": num_labels}
+        return separate_kind(str(tmp_path), "eval", summary, [path])
 
     assert kind(20, "data/validate00000.tfrecord") == "eval"
-    for name in ("eval", "eval_test"):
+    # Earlier versions saved no number of labels.
+    for name, more in (("eval", '"num_labels": 70'), ("eval_test", '"loss": 1.0')):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "metrics.json").write_text('[{"step": 1, "gap": 0.5, "num_videos": 20}]')
+        entry = f'{{"step": 1, "gap": 0.5, "num_videos": 20, {more}}}'
+        (folder / "metrics.json").write_text(f"[{entry}]")
     assert kind(20, "data/validate00000.tfrecord") == "eval"
+    assert kind(20, "data/test00000.tfrecord", num_labels=71) == "eval_test"
     assert kind(30, "data/validate00000.tfrecord") == "eval_validate"
     assert kind(30, "data/test00000.tfrecord") == "eval_test_30"
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        ({"num_videos": 20, "num_labels": 70}, {"gap": 0.6, "segment_map": 0.4}),
+        ({"num_videos": 20, "num_labels": 71}, {"gap": 0.6}),
+        ({"num_videos": 21, "num_labels": 70}, {"gap": 0.6}),
+    ],
+    ids=["same videos", "other labels", "other videos"],
+)
+def test_an_evaluation_keeps_what_only_another_of_the_same_videos_has(tmp_path, later, expected):
+    first = {"num_videos": 20, "num_labels": 70, "gap": 0.5, "segment_map": 0.4}
+    for step, summary in ((3, first), (4, first), (3, {**later, "gap": 0.6})):
+        writer = new_writer(str(tmp_path), "eval")
+        save_summary({"step": step, **summary}, str(tmp_path), "eval", writer)
+    assert metrics_of(tmp_path) == [{"step": 3, **later, **expected}, {"step": 4, **first}]

@@ -19,27 +19,48 @@ WITHOUT_TENSORFLOW = {
     "recurrent",
     "registry",
     "run_config",
-    "segment_config",
     "quantization",
+    "segments",
+    "segments.config",
     "stored_matrix",
     "utils",
     *(path.stem for path in ROOT.glob("*_models.py")),
 }
-OWN_MODULES = {path.stem for path in ROOT.glob("*.py")}
+PACKAGES = ("own_data", "report_page", "segments")
+
+
+def module_name(path):
+    """Returns the name by which a file is imported, such as `segments.config`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+OWN_MODULES = {
+    module_name(path): path
+    for pattern in ("*.py", *(f"{package}/*.py" for package in PACKAGES))
+    for path in ROOT.glob(pattern)
+}
 
 
 def imported_modules(path):
-    """Returns the top-level packages that a module imports when it is imported itself."""
+    """Returns the packages and modules that a file imports when it is imported itself."""
     found, pending = set(), list(ast.parse(path.read_text()).body)
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            found |= {name for alias in node.names for name in with_packages(alias.name)}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module.partition(".")[0])
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for imported in names for name in with_packages(imported)}
         elif not runs_later(node):
             pending += ast.iter_child_nodes(node)
     return found
+
+
+def with_packages(name):
+    """Returns a dotted name and those of the packages that it is in."""
+    parts = name.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
 
 
 def runs_later(node):
@@ -51,9 +72,9 @@ def runs_later(node):
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_TENSORFLOW))
 def test_a_module_of_models_imports_neither_tensorflow_nor_a_module_that_may(name):
-    imported = imported_modules(ROOT / f"{name}.py")
+    imported = imported_modules(OWN_MODULES[name])
     assert "tensorflow" not in imported
-    assert imported & OWN_MODULES <= WITHOUT_TENSORFLOW
+    assert imported & OWN_MODULES.keys() <= WITHOUT_TENSORFLOW
 
 
 @pytest.mark.slow

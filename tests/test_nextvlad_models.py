@@ -257,6 +257,23 @@ def test_the_losses_of_a_mixture_equal_their_formula(weight, temperature):
     assert_close(actual, expected)
 
 
+def test_weights_of_pairs_are_for_the_losses_of_the_branches_and_not_for_the_distillation():
+    model = build("MixNeXtVLADModel")
+    (inputs, videos), labels = make_videos(), small_models.make_labels(4)
+    rated = np.random.default_rng(3).random(labels.shape) < 0.3
+    mixed, branches = references.mixture(model, videos, training=True)
+    divergence = references.distillation(mixed, branches, model.distillation_temperature)
+    for weights in (rated, np.zeros_like(rated)):
+        right = np.where(labels == 1, 1.0, -1.0)[:, None] * branches  # Its sigmoid: p of the truth.
+        per_branch = -np.log(1 / (1 + np.exp(-right)) + 1e-5).sum(axis=1)
+        expected = (weights * per_branch).sum() / 4 + model.distillation_weight * divergence
+        model(inputs, training=True)
+        loss = functools.partial(
+            losses.CrossEntropyLoss(), labels, sample_weight=weights.astype(np.float32)
+        )
+        assert_close(model.auxiliary_loss(loss), expected)
+
+
 def test_the_gradient_of_the_distillation_flows_through_teacher_and_students():
     rng = np.random.default_rng(2)
     teacher, students = rng.normal(size=(3, 5)), rng.normal(size=(3, 2, 5))

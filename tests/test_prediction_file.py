@@ -1,5 +1,6 @@
 """A prediction file of an interrupted run is completed by the next run."""
 
+import dataclasses
 import itertools
 import os
 import pathlib
@@ -332,17 +333,80 @@ def killed_and_resumed(output, inputs, operation, output_format, resume):
     return killed
 
 
-@pytest.mark.parametrize("output_format", ["kaggle", "parquet"])
+@pytest.fixture
+def merged_format(monkeypatch):
+    """Adds a format whose parts are merged; returns the names of the parts of each merge."""
+    merged = []
+
+    def merge(paths, stream):
+        merged.append([os.path.basename(path) for path in paths])
+        stream.write("".join(pathlib.Path(path).read_text() for path in paths))
+
+    plain = prediction_file.FORMATS["kaggle"]
+    added = dataclasses.replace(plain, name="merged", merge=merge, merge_bytes=1)
+    monkeypatch.setitem(prediction_file.FORMATS, "merged", added)
+    return merged
+
+
+@pytest.mark.parametrize("output_format", ["kaggle", "merged", "parquet"])
 @pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.usefixtures("merged_format")
 def test_a_kill_at_any_moment_never_mixes_the_lines_of_two_models(tmp_path, resume, output_format):
     if output_format == "parquet":
         pytest.importorskip("pyarrow", reason="needs requirements/parquet.txt")
-    inputs = [sample_records.write_records(tmp_path / name, []) for name in ("a", "b")]
+    names = "abc" if output_format == "merged" else "ab"
+    inputs = [sample_records.write_records(tmp_path / name, []) for name in names]
     operations = itertools.count()
     while killed_and_resumed(tmp_path / "out", inputs, next(operations), output_format, resume):
         (tmp_path / "out").unlink()
     assert next(operations) > 20
-    assert sorted(os.listdir(tmp_path)) == ["a", "b", "out", "unbroken"]
+    assert sorted(os.listdir(tmp_path)) == [*names, "out", "unbroken"]
+
+
+def test_merged_parts_take_the_place_of_the_first_ones_until_an_input_changes(
+    tmp_path, merged_format, monkeypatch
+):
+    inputs = [sample_records.write_records(tmp_path / name, []) for name in "abcd"]
+    output, folder, logged = tmp_path / "out", tmp_path / "out.parts", []
+    monkeypatch.setattr(
+        prediction_file.logging, "info", lambda text, *values: logged.append(text % values)
+    )
+
+    def write(model="model"):
+        write_parts(output, model, inputs, "merged")
+
+    def interrupt():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prediction_file.PredictionParts, "join", fail)
+            with pytest.raises(KeyboardInterrupt):
+                write()
+        assert sorted(os.listdir(folder)) == [
+            *("00003.csv", "00003.json", "merged-00003.csv", "merged.json", "settings.json")
+        ]
+
+    def fail(_):
+        raise KeyboardInterrupt
+
+    interrupt()
+    assert merged_format == [
+        *(["00000.csv"], ["merged-00001.csv", "00001.csv"], ["merged-00002.csv", "00002.csv"])
+    ]
+    merged_format.clear()
+    write()
+    whole = output.read_bytes()
+    assert merged_format == []
+    interrupt()
+    os.utime(inputs[1], ns=(0, 0))
+    merged_format.clear()
+    write()
+    assert any("b has changed since it was predicted, so 3 input" in text for text in logged)
+    assert [names[-1] for names in merged_format] == ["00000.csv", "00001.csv"]
+    interrupt()
+    (folder / "merged-00003.csv").write_text("cut")
+    write()
+    assert any("merged-00003.csv is damaged, so 3 input" in text for text in logged)
+    assert output.read_bytes() == whole
+    assert not folder.exists()
 
 
 def test_an_empty_file_is_allowed_but_not_as_the_only_one(tmp_path, trained_moe, video_data):

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from record_readers import (
     NUM_CLASSES,
@@ -48,6 +49,19 @@ def test_video_level_batches_hold_exactly_the_records(tmp_path):
     assert inputs.dtype == np.float32
     np.testing.assert_array_equal(inputs, np.concatenate([rgb, audio], axis=1).astype(np.float32))
     np.testing.assert_array_equal(second.labels, np.eye(5, NUM_CLASSES)[3:])
+
+
+def test_the_parser_of_vectors_is_traced_for_the_first_reader_that_reads(tmp_path, monkeypatch):
+    traced, parse_example = [], tf.io.parse_example
+    monkeypatch.setattr(
+        tf.io, "parse_example", lambda *args: traced.append(1) or parse_example(*args)
+    )
+    path = one_record(tmp_path, video_record("a", [1], mean_traced_once=[0.5, 2.0]))
+    one, other = (video_reader(path, {"mean_traced_once": 2}) for _ in range(2))
+    assert traced == []
+    for reader in (one, other, one):
+        assert read_ids(reader) == ["a"]
+        assert traced == [1]
 
 
 @pytest.mark.parametrize("name", ["id", "video_id"])

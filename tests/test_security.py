@@ -30,7 +30,11 @@ ALLOWED = {
     "array_sources.py": {"tarfile", "zipfile"},
     "search.py": {"subprocess"},
 }
-PROGRAMS = sorted([*documents.ROOT.glob("*.py"), *documents.ROOT.glob("own_data/*.py")])
+PROGRAMS = sorted(
+    path
+    for pattern in ("*.py", "own_data/*.py", "segments/*.py")
+    for path in documents.ROOT.glob(pattern)
+)
 
 
 def imported(tree):

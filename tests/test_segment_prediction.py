@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 import types
 
 import numpy as np
@@ -13,12 +14,13 @@ import inference
 import programs
 import saved_runs
 import segment_eval_inference
-import segment_file
 import vocabulary
-from predictor import Predictor
+from predictor import Predictor, load_predictor
 from run_config import RunConfig
-from segment_ensemble import SegmentSettings
-from segment_predictor import SegmentPredictor, predict_segments
+from segments.ensemble import SegmentSettings
+from segments.predictor import SegmentPredictor, load_segment_predictor, predict_segments
+from segments.submission import Submission, SubmissionOptions
+from segments.timeline import Timeline, TimelineOptions, median_filtered, occurrences
 from utils import InputError
 
 SIZES = {"num_classes": 10, "feature_sizes": (8, 4)}
@@ -124,6 +126,34 @@ def test_a_two_stage_score_multiplies_segment_and_video(saved_run, rated_data, o
     np.testing.assert_allclose(two.predict(batch.inputs), expected, atol=1e-6)
 
 
+def test_listed_classes_have_the_scores_that_they_have_among_all(saved_run, rated_data):
+    run, video_run = saved_run("SoftBoFModel"), saved_run("GruModel")
+    files = {"input_data_pattern": "input", "output_file": "output.csv"}
+    options = inference.InferenceOptions(
+        train_dir=run, segment_labels=True, segment_video_dirs=(video_run,), **files
+    )
+    inputs = batch_of(restored(run), rated_data).inputs
+    predictors = [
+        load_segment_predictor(load_predictor(options, classes=classes), options)
+        for classes in (None, [2, 7])
+    ]
+    every, some = (predictor.restore() or predictor.predict(inputs) for predictor in predictors)
+    assert some.shape == (*every.shape[:2], 2)
+    np.testing.assert_allclose(some, every[..., [2, 7]], atol=1e-6)
+
+
+def test_the_config_of_a_run_is_read_once(saved_run, rated_data, pattern, tmp_path, monkeypatch):
+    runs = [saved_run("SoftBoFModel", seed) for seed in (0, 1)]
+    read, load = [], RunConfig.load
+    monkeypatch.setattr(RunConfig, "load", lambda path: read.append(path) or load(path))
+    output, videos = tmp_path / "s.csv", f"--segment_video_dirs={runs[1]},{runs[0]}"
+    predicted(runs[0], f"{rated_data}/test*.tfrecord", output, "--segment_labels", videos)
+    assert read == runs
+    runs_given = f"--train_dirs={runs[0]},{runs[1]}"
+    programs.evaluate(runs_given, f"--eval_data_pattern={pattern}", "--segment_labels")
+    assert read == 2 * runs
+
+
 def test_segments_beyond_the_end_of_a_video_have_probability_0(saved_run, rated_data):
     predictor = restored(saved_run("SoftBoFModel"), SegmentSettings(5, 0, 3))
     batch = batch_of(predictor, rated_data)
@@ -161,7 +191,15 @@ def brute_force(run, data_files, size, skip=(0, 0)):
     return {label: sorted(pairs, key=lambda pair: -pair[0]) for label, pairs in ranked.items()}
 
 
-def test_a_submission_ranks_all_segments_of_each_class(trained_mean, rated_data, pattern, tmp_path):
+def predict_two_classes(predictor, video_ids, inputs):
+    found = predict_segments(predictor, video_ids, inputs)
+    assert all(scores.shape[1] == 2 for _, scores in found)
+    return found
+
+
+def test_a_submission_ranks_all_segments_of_each_class(
+    trained_mean, rated_data, pattern, tmp_path, monkeypatch
+):
     files = sorted([*rated_data.glob("validate*"), *rated_data.glob("test*")])
     output = tmp_path / "s.csv"
     flags = ("--segment_labels", "--num_samplings=0", "--batch_size=50")
@@ -182,6 +220,7 @@ def test_a_submission_ranks_all_segments_of_each_class(trained_mean, rated_data,
     ids = tmp_path / "ids.csv"
     ids.write_text("Index\n7\n2\n7\n")
     more = (f"--segment_label_ids_file={ids}", "--segment_max_pred=3", "--skip_unrated_borders")
+    monkeypatch.setattr(inference, "predict_segments", predict_two_classes)
     predicted(trained_mean, pattern, output, *flags, "--segment_size=2", *more)
     expected = brute_force(str(trained_mean), files, 2, skip=(6, 2))
     assert submission(output) == {
@@ -189,11 +228,16 @@ def test_a_submission_ranks_all_segments_of_each_class(trained_mean, rated_data,
     }
 
 
+@pytest.mark.parametrize("merged", [False, True])
 def test_an_interrupted_submission_resumes_with_the_same_result(
-    trained_mean, pattern, tmp_path, monkeypatch
+    trained_mean, pattern, tmp_path, monkeypatch, merged
 ):
-    flags = ("--segment_labels", "--segment_size=3")
+    flags = ("--segment_labels", "--segment_size=3", *["--segment_max_pred=3"] * merged)
     predicted(trained_mean, pattern, tmp_path / "whole.csv", *flags)
+    merges, merge = [], Submission.merge
+    if merged:
+        monkeypatch.setattr("segments.submission._MIN_MERGE_BYTES", 1)
+        monkeypatch.setattr(Submission, "merge", lambda *args: merges.append(1) or merge(*args))
     videos, interrupted = [], tmp_path / "resumed.csv"
 
     def predict(predictor, video_ids, inputs):
@@ -207,12 +251,56 @@ def test_an_interrupted_submission_resumes_with_the_same_result(
         predicted(trained_mean, pattern, interrupted, *flags)
     assert not interrupted.exists()
     with pytest.raises(InputError, match="another value of segments"):
-        predicted(trained_mean, pattern, interrupted, "--segment_labels")
+        predicted(trained_mean, pattern, interrupted, flags[0], *flags[2:])
     videos.append([])
     predicted(trained_mean, pattern, interrupted, *flags)
     assert interrupted.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert [len(ids) for ids in videos] == [12, 0, 12]
+    assert len(merges) == merged
     assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.parametrize("max_segments", [1, 4, 1000])
+def test_merging_parts_changes_no_list(tmp_path, monkeypatch, max_segments):
+    rng = np.random.default_rng(max_segments)
+    options = SubmissionOptions(segment_max_pred=max_segments)
+    format_ = Submission(options, SegmentSettings(), 3)
+    paths, expected = [], {label: [] for label in range(3)}
+    for number in range(6):
+        counts = [] if number == 2 else rng.integers(0, 5, 4)
+        scores = [rng.integers(0, 4, (count, 3)) / 4 for count in counts]  # With many ties.
+        ids = [f"{number}-{video}" for video in range(len(scores))]
+        videos = [(5 * len(of_video) + 2, of_video) for of_video in scores]
+        paths.append(str(tmp_path / f"{number}.jsonl"))
+        pathlib.Path(paths[-1]).write_text(format_.lines(ids, videos))
+        for label, listed in expected.items():
+            for video_id, of_video in zip(ids, scores, strict=True):
+                pairs = enumerate(of_video[:, label])
+                listed += ((score, f"{video_id}:{5 * number}") for number, score in pairs)
+    for count in (3, 2):  # The first three, then the merged one with the next.
+        merged = tmp_path / f"{count} of {len(paths)}.jsonl"
+        with merged.open("w") as stream:
+            format_.merge(paths[:count], stream)
+        paths[:count] = [str(merged)]
+    format_.join(paths, str(tmp_path / "found.csv"))
+    assert submission(tmp_path / "found.csv") == {
+        label: [name for _, name in sorted(pairs, key=lambda pair: -pair[0])[:max_segments]]
+        for label, pairs in expected.items()
+    }
+
+
+def test_videos_without_a_whole_segment_have_empty_lists_also_once_merged(tmp_path):
+    format_ = Submission(SubmissionOptions(), SegmentSettings(), 2)
+    part, merged, output = (tmp_path / name for name in ("part", "merged", "output"))
+    part.write_text(format_.lines(["a"], [(3, np.ones([1, 2]))]))
+    with merged.open("w") as stream:
+        format_.merge([str(part)], stream)
+    for path in (part, merged):
+        format_.join([str(path)], str(output))
+        assert submission(output) == {0: [], 1: []}
+    part.write_text(format_.lines(["b"], [(8, np.ones([2, 2]))]))
+    format_.join([str(merged), str(part)], str(output))
+    assert submission(output) == {0: ["b:0"], 1: ["b:0"]}
 
 
 # --- Timelines ------------------------------------------------------------------------------------
@@ -220,16 +308,16 @@ def test_an_interrupted_submission_resumes_with_the_same_result(
 
 def test_occurrences_are_runs_of_segments_above_the_threshold():
     scores = np.array([[0.9, 0.1], [0.7, 0.5], [0.2, 0.5], [0.6, 0.4]])
-    found = segment_file.occurrences(scores, 0.5)
+    found = occurrences(scores, 0.5)
     assert [run[:3] for run in found] == [(0, 2, 0), (1, 3, 1), (3, 4, 0)]
     assert [run[3] for run in found] == pytest.approx([0.8, 0.5, 0.6])
 
 
 def test_the_median_fills_gaps_and_removes_peaks():
     scores = np.array([0.9, 0.1, 0.8, 0.2, 0.3, 0.7, 0.1])[:, None]
-    found = segment_file.median_filtered(scores, 3)[:, 0]
+    found = median_filtered(scores, 3)[:, 0]
     assert found.tolist() == [0.9, 0.8, 0.2, 0.3, 0.3, 0.3, 0.1]
-    np.testing.assert_array_equal(segment_file.median_filtered(scores, 1), scores)
+    np.testing.assert_array_equal(median_filtered(scores, 1), scores)
 
 
 def timeline_rows(path):
@@ -274,7 +362,7 @@ def test_a_timeline_states_when_classes_occur(saved_run, rated_data, pattern, tm
 
 def test_without_a_frame_rate_there_are_no_seconds(tmp_path):
     assert dataset_info.frames_per_second([str(tmp_path / "a.tfrecord")]) is None
-    format_ = segment_file.Timeline(segment_file.TimelineOptions(), SegmentSettings(), [])
+    format_ = Timeline(TimelineOptions(), SegmentSettings(), [])
     assert format_.lines(["a"], [(3, np.array([[0.75]]))]) == "a,0,3,,,0,,0.75\n"
 
 
@@ -429,7 +517,7 @@ def test_classes_are_read_from_a_vocabulary_too(tmp_path):
 
 
 def test_an_id_that_a_list_cannot_hold_is_named():
-    options = segment_file.SubmissionOptions()
-    submission = segment_file.Submission(options, SegmentSettings(), 2)
+    options = SubmissionOptions()
+    submission = Submission(options, SegmentSettings(), 2)
     with pytest.raises(InputError, match="the id 'a b' has a character that separates"):
         submission.lines(["a b"], [(5, np.ones([1, 2]))])

@@ -9,10 +9,10 @@ import losses
 import readers
 import registry
 import sample_records
-import segment_reader
 from record_readers import assert_same_batches, error_of, make_reader
-from segment_config import SegmentConfig
-from segment_ensemble import SegmentEnsemble, SegmentSettings
+from segments.config import SegmentConfig
+from segments.ensemble import SegmentEnsemble, SegmentSettings
+from segments.reader import RatedVideoReader, SegmentReader
 from utils import InputError
 
 SIZES = {"rgb": 2, "audio": 1}
@@ -39,7 +39,7 @@ def write(tmp_path, contents=RECORDS, name="rated"):
     return sample_records.write_records(tmp_path / f"{name}.tfrecord", contents)
 
 
-def segment_examples(path, max_frames=20, reader=segment_reader.SegmentReader, **settings):
+def segment_examples(path, max_frames=20, reader=SegmentReader, **settings):
     skip = settings.pop("skip_corrupt_records", 0)
     config = SegmentConfig(segment_labels=True, **settings)
     return make_reader(
@@ -216,7 +216,7 @@ def test_a_model_with_a_keras_loop_learns_from_the_weights(tmp_path):
 
 
 def test_whole_videos_are_read_with_their_ratings(tmp_path):
-    reader = segment_examples(write(tmp_path), reader=segment_reader.RatedVideoReader)
+    reader = segment_examples(write(tmp_path), reader=RatedVideoReader)
     reader.check_labels()
     (batch,) = reader.batches(8)
     assert batch.video_ids == ["a", "unrated", "empty", "b"]
@@ -276,7 +276,7 @@ def test_a_rating_of_a_class_that_does_not_exist_is_never_skipped(tmp_path):
 
 def test_data_without_any_rating_are_refused(tmp_path):
     path = write(tmp_path, RECORDS[1:3])
-    for reader in (segment_reader.SegmentReader, segment_reader.RatedVideoReader):
+    for reader in (SegmentReader, RatedVideoReader):
         with pytest.raises(
             InputError, match=r"none of the first 2 videos has a rated segment\. --segment_labels"
         ):

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 
 import program
 
@@ -19,7 +20,7 @@ from metric_references import segment_average_precisions
 from programs import evaluate, metrics_of, train_mean, weights_of
 from records import parse_record
 from run_config import RunConfig
-from segments import parse_ratings
+from segments.ratings import parse_ratings
 from utils import InputError
 
 SEGMENTS = ("--segment_labels", "--batch_size=8", "--export_model_steps=100")
@@ -108,6 +109,17 @@ def test_the_best_by_segment_map_is_kept_and_is_that_of_each_segment_alone(fine_
     expected = expected_segment_map(run, data[1], context=2, checkpoint="best")
     assert best["value"] == pytest.approx(expected, abs=1e-6)
     assert "segment mAP" in programs.tensorboard_tags(run / "eval")
+
+
+def test_an_evaluation_of_videos_keeps_the_segment_metrics_of_its_step(fine_tuned, data, tmp_path):
+    run = shutil.copytree(fine_tuned[1], tmp_path / "run")
+    before = metrics_of(run)
+    programs.run("eval", f"--train_dir={run}", f"--eval_data_pattern={data[1]}", "--run_once")
+    after = metrics_of(run)
+    assert after[:-1] == before[:-1]
+    assert after[-1]["videos_per_second"] != before[-1]["videos_per_second"]
+    names = ("step", "segment_map", "segment_top_n", "num_segments", "num_rated_pairs")
+    assert [after[-1][name] for name in names] == [before[-1][name] for name in names]
 
 
 def test_eval_prints_both_metrics_in_one_run(fine_tuned, data, caplog):

@@ -12,20 +12,21 @@ import programs
 import sample_records
 import sample_world
 import segment_eval_inference
-import segments
 from metric_references import segment_average_precisions
 from records import parse_record
 from sample_records import float_feature, int64_feature
+from segments.ranking import RankedSegments, SegmentMetrics
+from segments.ratings import ENDS, LABELS, SCORES, STARTS, parse_ratings
 from utils import InputError
 
 
 def ratings_context(labels, starts, scores, size=5, **changes):
     """Returns the serialized context of a record with ratings."""
     values = {
-        segments.LABELS: int64_feature(labels),
-        segments.STARTS: int64_feature(starts),
-        segments.ENDS: int64_feature([start + size for start in starts]),
-        segments.SCORES: float_feature(scores),
+        LABELS: int64_feature(labels),
+        STARTS: int64_feature(starts),
+        ENDS: int64_feature([start + size for start in starts]),
+        SCORES: float_feature(scores),
     } | changes
     example = tf.train.SequenceExample(context=tf.train.Features(feature=values))
     return parse_record(example.SerializeToString())[0]
@@ -42,9 +43,7 @@ def rated_record(video_id, *ratings, num_frames=20):
 
 
 def test_ratings_are_sorted_and_each_pair_counts_once_present_if_any_rating_says_so():
-    ratings = segments.parse_ratings(
-        ratings_context([7, 3, 3, 7, 3], [10, 5, 5, 0, 5], [0, 0, 1, 1, 0])
-    )
+    ratings = parse_ratings(ratings_context([7, 3, 3, 7, 3], [10, 5, 5, 0, 5], [0, 0, 1, 1, 0]))
     rows = [
         (start, classes.tolist(), scores.tolist())
         for start, classes, scores in ratings.by_segment()
@@ -53,7 +52,7 @@ def test_ratings_are_sorted_and_each_pair_counts_once_present_if_any_rating_says
 
 
 def test_a_record_without_ratings_has_none():
-    assert segments.parse_ratings({"labels": b""}) is None
+    assert parse_ratings({"labels": b""}) is None
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,7 @@ def test_a_record_without_ratings_has_none():
 )
 def test_faulty_ratings_are_explained(context, fault):
     with pytest.raises(ValueError, match=fault):
-        segments.parse_ratings(context)
+        parse_ratings(context)
 
 
 # --- Generated ratings ----------------------------------------------------------------------------
@@ -122,7 +121,7 @@ def test_average_precisions_equal_brute_force(seed):
     # Few distinct scores, so that many are tied.
     predictions = (rng.integers(rng.integers(2, 500), size=(count, classes)) / 500).astype("f4")
     ratings = rng.choice([-1, 0, 1], p=[0.9, 0.07, 0.03], size=(count, classes)).astype(np.int8)
-    metrics = segments.SegmentMetrics(classes, max_segments)
+    metrics = SegmentMetrics(classes, max_segments)
     for part in np.split(np.arange(count), np.sort(rng.integers(0, count, 4))):
         metrics.accumulate(predictions[part], ratings[part])
     np.testing.assert_allclose(
@@ -134,7 +133,7 @@ def test_average_precisions_equal_brute_force(seed):
 
 
 def test_unrated_segments_take_places_of_the_list_but_are_no_misses():
-    metrics = segments.SegmentMetrics(1, max_segments=3)
+    metrics = SegmentMetrics(1, max_segments=3)
     scores = np.array([[0.9], [0.8], [0.7], [0.6]], np.float32)
     metrics.accumulate(scores, np.array([[-1], [0], [1], [1]], np.int8))
     # The fourth entry is cut off, the third is the second rated one.
@@ -142,7 +141,7 @@ def test_unrated_segments_take_places_of_the_list_but_are_no_misses():
 
 
 def test_ranked_segments_keep_the_first_of_equal_scores():
-    ranked = segments.RankedSegments(2, max_segments=3)
+    ranked = RankedSegments(2, max_segments=3)
     for start in range(0, 4000, 500):
         numbers = np.arange(start, start + 500)
         ranked.add(np.stack([np.ones(500), numbers], axis=1).astype(np.float32), numbers)

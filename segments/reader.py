@@ -11,10 +11,9 @@ import numpy as np
 from absl import logging
 
 import records
-import segments
 from readers import Batch, CorruptVideoError, Video, YT8MFrameFeatureReader
-from segment_config import SegmentConfig
-from segments import Ratings
+from segments.config import SegmentConfig
+from segments.ratings import FEATURES, Ratings, parse_ratings
 from utils import InputError, comma_separated
 
 
@@ -66,13 +65,13 @@ class _RatingReader(YT8MFrameFeatureReader):
         self._require_one(
             _is_rated,
             "has a rated segment. --segment_labels needs ratings in the context of the records: "
-            f"{comma_separated(segments.FEATURES)}.",
+            f"{comma_separated(FEATURES)}.",
         )
 
     def _parse(self, location, context, feature_lists):
         video = super()._parse(location, context, feature_lists)
         try:
-            ratings = segments.parse_ratings(context, self.settings.segment_size)
+            ratings = parse_ratings(context, self.settings.segment_size)
         except ValueError as error:
             raise CorruptVideoError(
                 f"the ratings of video {video.video_id!r} are not usable: {error}",

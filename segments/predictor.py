@@ -12,8 +12,9 @@ import numpy as np
 import checkpoints
 from options import Options, option
 from predictor import ExportedPredictor, Predictor, check_finite, compiled, load_configs
-from segment_ensemble import SegmentEnsemble, SegmentSettings
-from segments import SEGMENT_SIZE
+from run_config import RunConfig
+from segments.config import SEGMENT_SIZE
+from segments.ensemble import SegmentEnsemble, SegmentSettings
 from utils import InputError, comma_separated
 
 # --- Options --------------------------------------------------------------------------------------
@@ -80,7 +81,10 @@ class SegmentPredictor:
     Attributes:
         settings: the segments.
         data: `DataConfig` of the models.
+        classes: numbers of the predicted classes, C; None for all.
     """
+
+    classes: Sequence[int] | None
 
     def __init__(
         self,
@@ -90,6 +94,7 @@ class SegmentPredictor:
     ):
         self.settings = settings
         self.data = predictor.data
+        self.classes = predictor.ensemble.classes
         self._predictor = predictor
         self._video_predictor = video_predictor
         video_ensemble = None if video_predictor is None else video_predictor.ensemble
@@ -129,6 +134,8 @@ class ExportedSegmentPredictor:
         InputError: if it has no signature for segments.
     """
 
+    classes = None
+
     def __init__(self, predictor: ExportedPredictor):
         self.settings = SegmentSettings(**predictor.segment_settings)
         self.data = predictor.data
@@ -142,12 +149,17 @@ class ExportedSegmentPredictor:
         return self._predictor.predict_segments(inputs)
 
 
-def check_segments(train_dirs: Sequence[str], video_dirs: Sequence[str] = ()) -> None:
-    """Rejects training runs that cannot predict segments, before their models are built.
+def load_segment_configs(
+    train_dirs: Sequence[str], video_dirs: Sequence[str] = ()
+) -> tuple[list[RunConfig], list[RunConfig]]:
+    """Returns the configs of training runs that can predict segments, before models are built.
 
     Args:
         train_dirs: directories of the runs.
         video_dirs: directories of runs that predict whole videos.
+
+    Returns:
+        The configs of both.
 
     Raises:
         InputError: if they take video-level features, or runs take other data.
@@ -158,24 +170,25 @@ def check_segments(train_dirs: Sequence[str], video_dirs: Sequence[str] = ()) ->
             f"--segment_labels needs a frame-level model, but that of {train_dirs[0]} takes "
             "video-level features, which do not say when something occurs."
         )
+    return configs[: len(train_dirs)], configs[len(train_dirs) :]
 
 
 def segment_settings(
-    train_dirs: Sequence[str], options: SegmentOptions | None = None
+    configs: Sequence[RunConfig], options: SegmentOptions | None = None
 ) -> SegmentSettings:
     """Returns the segments to predict: those of options, or else those of the training runs.
 
     Runs that were trained on whole videos take the segments of the others, or else of YouTube-8M.
 
     Args:
-        train_dirs: directories of the runs.
+        configs: configs of the runs.
         options: options.
 
     Raises:
         InputError: if the runs were trained on different segments, and options do not settle it.
     """
     options = options or SegmentOptions(segment_labels=True)
-    trained = [config for config in load_configs(train_dirs) if config.segment_labels]
+    trained = [config for config in configs if config.segment_labels]
 
     def resolve(name, default):
         value = getattr(options, name)
@@ -205,26 +218,29 @@ def video_checkpoint(checkpoint: str | None) -> str | None:
 
 def load_segment_predictor(
     predictor: Predictor | ExportedPredictor,
-    train_dirs: Sequence[str] = (),
     options: Any = None,
+    video_configs: Sequence[RunConfig] | None = None,
 ) -> SegmentPredictor | ExportedSegmentPredictor:
     """Returns the predictor of segments by the models of another; they may be restored later.
 
     Args:
         predictor: predictor.
-        train_dirs: directories of its runs.
         options: `PredictorOptions` that are also `SegmentOptions`; None for the defaults.
+        video_configs: the configs of the runs that predict whole videos, if there are any.
 
     Raises:
         InputError: if an exported model has no signature for segments, or runs do not fit.
     """
     if isinstance(predictor, ExportedPredictor):
         return ExportedSegmentPredictor(predictor)
-    settings = segment_settings(train_dirs, options)
-    return SegmentPredictor(predictor, settings, _video_predictor(options, predictor))
+    settings = segment_settings(predictor.configs, options)
+    video_predictor = _video_predictor(options, predictor, video_configs)
+    return SegmentPredictor(predictor, settings, video_predictor)
 
 
-def _video_predictor(options: Any, predictor: Predictor) -> Predictor | None:
+def _video_predictor(
+    options: Any, predictor: Predictor, configs: Sequence[RunConfig] | None
+) -> Predictor | None:
     video_dirs = list(options.segment_video_dirs or ()) if options else []
     if not video_dirs:
         return None
@@ -236,6 +252,8 @@ def _video_predictor(options: Any, predictor: Predictor) -> Predictor | None:
         seed=options.seed,
         use_ema=options.use_ema,
         compute_dtype=options.compute_dtype,
+        configs=configs,
+        classes=predictor.ensemble.classes,
     )
 
 

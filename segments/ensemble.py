@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from ensemble import Ensemble
-from segments import SEGMENT_SIZE
+from segments.config import SEGMENT_SIZE
 from utils import check_at_least
 
 # An index that is beyond the end of every video.
