@@ -166,7 +166,9 @@ def test_the_example_loss_is_a_loss_with_a_flag(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_example_model_in_a_new_file_is_a_model_with_flags_in_all_programs(tmp_path, frame_data):
+def test_the_example_model_in_a_new_file_is_a_model_with_flags_in_all_programs(
+    tmp_path, frame_data
+):
     project = tmp_path / "project"
     project.mkdir()
     for source in [*documents.ROOT.glob("*.py"), documents.ROOT / "pyproject.toml"]:
