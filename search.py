@@ -15,14 +15,12 @@ table lists the trials, and the command of the best is printed.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import difflib
 import math
 import os
 import pathlib
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -61,8 +59,6 @@ _STATES = {
     "RUNNING": "running",
     "WAITING": "waiting",
 }
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -589,22 +585,13 @@ def _training(arguments, log_path):
             [sys.executable, _TRAIN, *arguments],
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=_end_with_parent,
+            preexec_fn=program.end_with_parent,
         )
     try:
         yield process
     finally:
         process.terminate()  # If it runs, it saves a checkpoint and ends.
         process.wait()
-
-
-def _end_with_parent():
-    """Makes the kernel end this process, by SIGTERM, when its parent dies in any way."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _stop(*_):
-    sys.exit("search.py: stopped by SIGTERM, and its trial with it; repeat the command to continue")
 
 
 def _check_data(config, options, given):
@@ -623,11 +610,11 @@ def main(config: RunConfig, options: SearchOptions, given: program.GivenFlags) -
         raise InputError("--sampler=grid needs choice: in every --search.")
     _check_data(config, options, given)
     search = Search(config, options, settings, train_flags(config, options, given))
-    signal.signal(signal.SIGTERM, _stop)
     search.run()
     print(f"{search.table()}\n")
     print(search.describe_best())
 
 
 if __name__ == "__main__":
+    program.end_on_sigterm()
     program.run(main)

@@ -210,4 +210,5 @@ def main(options: SegmentMeasurementOptions):
 
 if __name__ == "__main__":
     os.environ.update(schedule.ENVIRONMENT)
+    program.end_on_sigterm()
     program.run(main)

@@ -271,4 +271,5 @@ def main(options: MeasurementOptions):
 
 if __name__ == "__main__":
     os.environ.update(schedule.ENVIRONMENT)
+    program.end_on_sigterm()
     program.run(main)
