@@ -1,4 +1,4 @@
-"""How a program runs: flags, `--help`, errors, progress.
+"""How a program runs: flags, `--help`, errors, signals, progress.
 
 A program defines `main(options)`, whose parameters are annotated with dataclasses of options, and
 ends in `program.run(main)`. Each field of the dataclasses becomes a flag; a `RunConfig` adds the

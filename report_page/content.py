@@ -35,7 +35,7 @@ _METRICS = {
     "videos/s": ("videos_per_second", "{:.0f}", None),
 }
 # The metric that a page begins with, and its key: of videos with several labels or with one each.
-_FIRST = {False: ("GAP", "gap"), True: ("accuracy (Hit@1)", "hit_at_one")}
+_FIRST = {False: ("GAP", "gap"), True: ("accuracy", "hit_at_one")}
 
 
 def of_runs(runs: Sequence[Run]) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def _results(entries, prior, single_label=False):
     metrics = dict(_METRICS)
     if single_label:
         del metrics["PERR"]  # It is equal to Hit@1.
-        metrics = {_capitalized(_FIRST[True][0]): metrics.pop("Hit@1"), **metrics}
+        metrics = {"Accuracy (Hit@1)": metrics.pop("Hit@1"), **metrics}
     rows = [
         _row(title, style, [entry.get(key) for entry in entries], best, prior.get(key))
         for title, (key, style, best) in metrics.items()

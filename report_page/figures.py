@@ -140,7 +140,7 @@ def _explain_kinds(axes):
         Line2D([], [], color=COLOR["soft"], markersize=4, label=kind, **look)
         for kind, look in kinds.items()
     ]
-    axes.legend(handles=handles, loc="best", frameon=False, fontsize=9.5)
+    charts.legend_beside_title(axes, handles=handles, ncols=len(handles))
 
 
 def _cut_start(axes, curves):
@@ -235,8 +235,7 @@ def precision_by_frequency(per_class: pd.DataFrame, names: Sequence[str]) -> Mar
         order = np.argsort(table.positives.to_numpy(), kind="stable")
         look = {"color": COLOR["soft"], "linewidth": 1, "linestyle": "--"}
         axes.plot(table.positives.to_numpy()[order], trend[order], label="trend", **look)
-        # On the line of the title, where no point is.
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), frameon=False, fontsize=9.5)
+        charts.legend_beside_title(axes)
         _label_outliers(axes, table, trend, names)
 
     alt = "Average precision of each class against its number of positive videos, and their trend"

@@ -413,7 +413,7 @@ def test_a_video_with_two_labels_or_none_makes_data_multi_label(found, single_vi
 
 def test_the_page_of_videos_with_one_label_begins_with_accuracy(one_label):
     html = rendered(one_label, num_classes=3)
-    assert html.index("Accuracy (Hit@1): 0.6000") < html.index("<h2")
+    assert html.index("Accuracy: 0.6000") < html.index("<h2")
     titles = re.findall(r"<tr><td>(.*?)</td>", html.split('id="results"')[1])
     assert titles[:3] == ["Accuracy (Hit@1)", "GAP", "mAP"]
     assert "PERR" not in titles
