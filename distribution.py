@@ -351,9 +351,10 @@ def _logged(distribution):
 def termination_requests() -> Iterator[Callable[[], bool]]:
     """Catches SIGTERM, which announces that the machine will be taken away.
 
-    Yields a function that returns whether the signal has arrived. Enter it after `choose`, because
-    the runtime of several workers installs its own handler. Outside the main thread, where Python
-    cannot catch signals, it catches nothing.
+    Yields a function that returns whether the signal has arrived. At the end of the block, an
+    earlier handler in Python receives it too, so that a program that trains several models in turn
+    ends. Enter the block after `choose`, because the runtime of several workers installs its own
+    handler. Outside the main thread, where Python cannot catch signals, it catches nothing.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -365,3 +366,5 @@ def termination_requests() -> Iterator[Callable[[], bool]]:
     finally:
         # None means that the earlier handler was not installed from Python.
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    if received and callable(before):
+        before(signal.SIGTERM, None)

@@ -23,7 +23,7 @@ import dataset_info
 import files
 import records
 import vocabulary
-from options import Options, flag, option
+from options import Options, arguments, option
 from quantization import DTYPES
 from record_statistics import RecordStatistics
 from run_config import ReadOptions, RunConfig
@@ -130,17 +130,13 @@ def training(
             config.data.reader(paths, options).check_first_records()
     except InputError as error:
         return {"train_command": None, "problem": str(error), "unusable": unusable}
-    settings = {name: value for name, (value, _) in config.differences(without_flags).items()}
+    settings = {"model": config.model, "train_data_pattern": pattern}
+    settings |= {name: value for name, (value, _) in config.differences(without_flags).items()}
     for name, value in options.read_options().items():
         if value != getattr(ReadOptions, name):
             settings[name] = value
-    command = [
-        *("python", "train.py", f"--model={config.model}"),
-        *flag("train_data_pattern", pattern),
-        *(text for name, value in settings.items() for text in flag(name, value)),
-        "--train_dir=run",
-    ]
-    return {"train_command": shlex.join(command), "problem": None, "unusable": unusable}
+    command = shlex.join(["python", "train.py", *arguments(settings), "--train_dir=run"])
+    return {"train_command": command, "problem": None, "unusable": unusable}
 
 
 def _unusable(statistics, reader):

@@ -13,7 +13,7 @@ Needs neither TensorFlow nor Keras.
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from utils import InputError, check_finite, comma_separated
@@ -210,8 +210,18 @@ def _check(field, value):
         raise InputError(f"--{field.name} must be {expected}. Received: {value}")
 
 
-def flag(name: str, value: Any) -> list[str]:
-    """Returns the arguments of a command line that set an option: one for each line of a str."""
+def arguments(values: Mapping[str, Any]) -> list[str]:
+    """Returns the arguments of a command line that set options, without those that are None.
+
+    Args:
+        values: value by name. Each line of a str becomes an argument.
+    """
+    return [argument for name, value in values.items() for argument in _arguments(name, value)]
+
+
+def _arguments(name, value):
+    if value is None:
+        return []
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--{name}=false"]
     if isinstance(value, tuple):

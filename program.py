@@ -1,4 +1,4 @@
-"""How a program runs: flags, `--help`, errors, progress.
+"""How a program runs: flags, `--help`, errors, signals, progress.
 
 A program defines `main(options)`, whose parameters are annotated with dataclasses of options, and
 ends in `program.run(main)`. Each field of the dataclasses becomes a flag; a `RunConfig` adds the
@@ -10,11 +10,13 @@ hidden.
 
 import collections
 import contextlib
+import ctypes
 import difflib
 import gc
 import inspect
 import os
 import re
+import signal
 import sys
 import tempfile
 import textwrap
@@ -126,6 +128,8 @@ _REPLACED_FLAGS = {
     "TF_CONFIG.",
 }
 _HELP_FLAGS = {"help", "h", "helpshort", "helpfull"}
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 
 class GivenFlags(frozenset[str]):
@@ -154,6 +158,27 @@ def run(main: Callable, backends: Sequence[str] = ("tensorflow",)) -> None:
         lambda arguments: _run(main, arguments, backends),
         flags_parser=lambda arguments: _parse(main, arguments),
     )
+
+
+def end_on_sigterm() -> None:
+    """Makes SIGTERM end this program with one line, also one that runs several trainings in turn.
+
+    Blocks that the program is in end in order, as they do after Ctrl-C. A training in this process
+    saves a checkpoint first.
+    """
+
+    def end(*_):
+        sys.exit(f"{sys.argv[0]}: stopped by SIGTERM; repeat the command to continue")
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def end_with_parent() -> None:
+    """Makes the kernel end this process, by SIGTERM, when its parent dies in any way.
+
+    It is the argument `preexec_fn` of `subprocess.Popen`.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def call(main: Callable, arguments: Sequence[str]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from options import arguments
 from segments.config import SEGMENT_SIZE
 from segments.ratings import ENDS, LABELS, SCORES, STARTS, Ratings
 
@@ -24,12 +25,8 @@ def split_name(record_name: str) -> str:
 
 def command(program: str, values: Mapping[str, Any], omit: Collection[str]) -> str:
     """Returns a command with a flag for each value, except for the names in `omit` and None."""
-    flags = [
-        f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for name, value in values.items()
-        if name not in omit and value is not None
-    ]
-    return shlex.join(["python", program, *flags])
+    given = {name: value for name, value in values.items() if name not in omit}
+    return shlex.join(["python", program, *arguments(given)])
 
 
 def serialize_frames(

@@ -480,12 +480,16 @@ class RunConfig(SegmentConfig):
             count = storage.quantization and storage.quantization.size
             if count not in (None, size):
                 raise InputError(f"feature {name} has size {size}, but {count} ranges of bytes.")
-        count = self.feature_scale and len(FeatureScale(**self.feature_scale).factor)
-        if count not in (None, sum(self.feature_sizes)):
+        if self.feature_scale is None:
+            return
+        scale = FeatureScale(**self.feature_scale)
+        if len(scale.factor) != sum(self.feature_sizes):
             raise InputError(
                 f"--feature_scale must have one row for each of the {sum(self.feature_sizes)} "
-                f"values of a frame. Received: {count}"
+                f"values of a frame. Received: {len(scale.factor)}"
             )
+        # With tuples, also from a file, so that equal scales compare as equal.
+        object.__setattr__(self, "feature_scale", dataclasses.asdict(scale))
 
     def _check_schedule(self):
         end = self.learning_rate_decay_steps

@@ -15,14 +15,12 @@ table lists the trials, and the command of the best is printed.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import difflib
 import math
 import os
 import pathlib
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -40,7 +38,7 @@ import files
 import private_api
 import registry
 import validation
-from options import flag, option, options_of, same_option
+from options import arguments, option, options_of, same_option
 from run_config import RunConfig, TrainOptions
 from utils import InputError, aligned_table, comma_separated, import_optional
 
@@ -61,8 +59,6 @@ _STATES = {
     "RUNNING": "running",
     "WAITING": "waiting",
 }
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -314,10 +310,6 @@ def train_flags(
     }
 
 
-def _arguments(values):
-    return [argument for name, value in values.items() for argument in flag(name, value)]
-
-
 # --- The study ------------------------------------------------------------------------------------
 
 
@@ -377,7 +369,7 @@ class Search:
         except (KeyError, ValueError) as error:
             raise InputError(f"{path} is not the file of a search: {error!r}") from error
         searches = [f"--search={text}" for text in self._options.search.split("\n")]
-        own = sorted([*_arguments(self._flags), *searches])
+        own = sorted([*arguments(self._flags), *searches])
         stored = study.user_attrs.get("flags", own)
         if stored != own:
             there, now = sorted({*stored} - {*own}), sorted({*own} - {*stored})
@@ -460,7 +452,7 @@ class Search:
 
     def _run_trial(self, trial):
         values = {setting.name: setting.suggest(trial) for setting in self._settings}
-        logging.info("%s: %s", _name(trial), " ".join(_arguments(values)))
+        logging.info("%s: %s", _name(trial), " ".join(arguments(values)))
         train_dir = self._path(_name(trial))
         use_ema = changed(self._config, values).ema_decay > 0
         metrics_path = checkpoints.metrics_path(train_dir, checkpoints.evaluation_kind(use_ema))
@@ -469,7 +461,7 @@ class Search:
             pass
         flags = {**self._flags, **values, "train_dir": train_dir}
         log_path = os.path.join(train_dir, _LOG_FILE)
-        with _training(_arguments(flags), log_path) as process:
+        with _training(arguments(flags), log_path) as process:
             is_behind = False
             while process.poll() is None and not is_behind:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -562,7 +554,7 @@ class Search:
         return (
             f"{text}The best is {self._path(_name(best))}, with {self._options.metric} "
             f"{best.value:.4f}; --checkpoint=best selects its weights. To train like it again:\n"
-            + shlex.join(["python", "train.py", *_arguments(values)])
+            + shlex.join(["python", "train.py", *arguments(values)])
         )
 
 
@@ -582,29 +574,20 @@ def _last_line(path):
 
 
 @contextlib.contextmanager
-def _training(arguments, log_path):
+def _training(given, log_path):
     """Yields a process of train.py, which ends with the block."""
     with open(log_path, "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, _TRAIN, *arguments],
+            [sys.executable, _TRAIN, *given],
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=_end_with_parent,
+            preexec_fn=program.end_with_parent,
         )
     try:
         yield process
     finally:
         process.terminate()  # If it runs, it saves a checkpoint and ends.
         process.wait()
-
-
-def _end_with_parent():
-    """Makes the kernel end this process, by SIGTERM, when its parent dies in any way."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _stop(*_):
-    sys.exit("search.py: stopped by SIGTERM, and its trial with it; repeat the command to continue")
 
 
 def _check_data(config, options, given):
@@ -623,11 +606,11 @@ def main(config: RunConfig, options: SearchOptions, given: program.GivenFlags) -
         raise InputError("--sampler=grid needs choice: in every --search.")
     _check_data(config, options, given)
     search = Search(config, options, settings, train_flags(config, options, given))
-    signal.signal(signal.SIGTERM, _stop)
     search.run()
     print(f"{search.table()}\n")
     print(search.describe_best())
 
 
 if __name__ == "__main__":
+    program.end_on_sigterm()
     program.run(main)

@@ -3,11 +3,13 @@ r"""Trains and evaluates the models of one data set with one seed, all in this p
     python real_data/experiment.py --data_set=spoken_digits --records_dir=data/records \
         --feature_scale=data/scale.csv --output_dir=run
 
-real_data.py runs it several times.
+real_data.py runs it several times. An interrupted experiment resumes when it is run again: models
+that were trained are not trained again.
 """
 
 import dataclasses
 import pathlib
+import shutil
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -55,7 +57,9 @@ class ExperimentOptions(Options):
     )
     seed: int = option(0, "Seed of training.", group="training", at_least=0)
     output_dir: str = option(
-        help="New directory for the models and scores.csv.", group="output", required=True
+        help="Directory for the models and scores.csv, or that of an interrupted experiment.",
+        group="output",
+        required=True,
     )
 
 
@@ -154,12 +158,14 @@ class Experiment:
             f"--train_data_pattern={self._train_pattern}",
             f"--batch_norm_batches={recipes.BATCH_NORM_BATCHES}",
         ]
+        shutil.rmtree(folder, ignore_errors=True)  # What an interrupted experiment left.
         program.call(average_checkpoints.main, flags)
         return folder
 
     def _export(self, folders, dtype):
         folder = str(self._output / exported(dtype))
         flags = [f"--train_dirs={','.join(folders)}", f"--output_dir={folder}", f"--dtype={dtype}"]
+        shutil.rmtree(folder, ignore_errors=True)
         program.call(export_model.main, flags)
         return folder
 
@@ -191,4 +197,5 @@ def main(options: ExperimentOptions):
 
 
 if __name__ == "__main__":
+    program.end_on_sigterm()
     program.run(main)

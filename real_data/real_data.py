@@ -116,7 +116,8 @@ def plan_jobs(output_dir, options):
                 f"--seed={seed}",
                 f"--output_dir={folder}",
             )
-            jobs[name, seed] = plan.Job(f"{options.split}/{name}/seed{seed}", command, folder)
+            title = f"{options.split}/{name}/seed{seed}"
+            jobs[name, seed] = plan.Job(title, command, folder, resumes=True)
     return jobs
 
 
@@ -140,4 +141,5 @@ def main(options: RealDataOptions):
 if __name__ == "__main__":
     # The same device as in the jobs, so that the page states their matmul precision.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    program.end_on_sigterm()
     program.run(main)

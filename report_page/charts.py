@@ -8,6 +8,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -166,6 +167,17 @@ def use_log_scale(axes: Axes, name: str) -> None:
     limits = axis.get_view_interval()
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("{x:g}" if limits[1] < 100 * limits[0] else NullFormatter())
+
+
+def legend_beside_title(axes: Axes, **options: Any) -> None:
+    """Adds a legend to the right of the title, where it covers no line and no point.
+
+    Args:
+        axes: axes with a short title.
+        **options: arguments of matplotlib's `Axes.legend`.
+    """
+    look = {"frameon": False, "fontsize": 9.5, "columnspacing": 1, "handlelength": 1.5}
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, **look, **options)
 
 
 def label_ends(

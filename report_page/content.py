@@ -34,6 +34,8 @@ _METRICS = {
     "loss": ("loss", "{:.3f}", min),
     "videos/s": ("videos_per_second", "{:.0f}", None),
 }
+# The metric that a page begins with, and its key: of videos with several labels or with one each.
+_FIRST = {False: ("GAP", "gap"), True: ("accuracy", "hit_at_one")}
 
 
 def of_runs(runs: Sequence[Run]) -> dict[str, Any]:
@@ -45,19 +47,22 @@ def of_runs(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "columns": [*(run.name for run in runs), *([PRIOR] if prior else [])],
         "runs": runs,
-        "curves": figures.training_curves(runs),
+        "curves": figures.training_curves(runs, "gap", "GAP", prior.get("gap")),
         "evaluated": any(entries),
-        "size_chart": _size_chart(runs, [entry.get("gap") for entry in entries]),
+        "size_chart": _size_chart(runs, entries, "GAP", "gap"),
         "results": [
             *_results(entries, prior),
             _row("step", "{:d}", [entry.get("step") for entry in entries]),
             *_best_evaluations(runs),
-            _row(_SIZE, "{:.2f}", [run.mib for run in runs]),
+            _sizes(runs),
         ],
         "results_note": "The newest evaluation of each run, from its metrics.json."
         if any(entries)
         else "These runs have not been evaluated yet; eval.py does it.",
-        "summary": [*_best(entries, [run.name for run in runs], prior), *_states(judged)],
+        "summary": [
+            *_best(entries, [run.name for run in runs], prior, single_label=False),
+            *_states(judged),
+        ],
         "learning": judged,
         "learning_rules": learning.RULES,
         "states": learning.STATES,
@@ -92,9 +97,11 @@ def of_evaluation(
     if exported_model:
         size = _row("MiB on disk", "{:.2f}", [serving.size(exported_model) / 2**20])
     else:
-        size = _row(_SIZE, "{:.2f}", [run.mib for run in runs])
+        size = _sizes(runs)
     correlation = evaluation.correlation
     prior, suspects = evaluation.class_prior, evaluation.label_errors
+    single_label = evaluation.single_label
+    title, metric = _FIRST[single_label]
     judged = [
         learning.judge(run, run.evaluations or [{"step": predictor.steps[0], "loss": model.loss}])
         for run, predictor, model in zip(runs, predictors.values(), evaluation.models, strict=False)
@@ -102,15 +109,17 @@ def of_evaluation(
     classes = _classes(evaluation, all_names)
     return {
         "columns": [*(entry["name"] for entry in entries), PRIOR],
-        "size_chart": _size_chart(runs, [entry["gap"] for entry in entries[: len(runs)]]),
-        "results": [*_results(entries, prior), _row("step", "{}", steps), size],
+        "size_chart": _size_chart(runs, entries[: len(runs)], _capitalized(title), metric),
+        "results": [*_results(entries, prior, single_label), _row("step", "{}", steps), size],
         "results_note": f"{evaluation.num_videos:,} videos; GAP and mAP count the {top_k} best "
-        "predictions of each. Speed is that of prediction without reading.",
+        "predictions of each. "
+        + ("Bold is the best of a row. " if len(entries) > 1 else "")
+        + "Speed is that of prediction without reading.",
         "summary": [
-            *_best(entries, [entry["name"] for entry in entries], prior),
+            *_best(entries, [entry["name"] for entry in entries], prior, single_label),
             *_states(judged),
             ("classes", f"{classes['weakest']} {classes['frequency']}".rstrip()),
-            ("label-errors", _count_suspects(suspects)),
+            ("label-errors", _count_suspects(suspects, single_label)),
         ],
         "learning": judged,
         "evaluation": evaluation,
@@ -127,6 +136,11 @@ def of_evaluation(
         "wrong_share": label_errors.WRONG_SHARE,
         "known_ap": label_errors.KNOWN_AP,
         "unfinished": [one.name for one in judged if one.state == "learns"],
+        **(
+            {"curves": figures.training_curves(runs, metric, _capitalized(title))}
+            if single_label
+            else {}
+        ),
         **classes,
     }
 
@@ -195,7 +209,8 @@ def _timeline_chart(number, example, ensemble, names):
     probabilities = ensemble(example.inputs)[0].numpy()[:, labels]
     # A row per frame, because the last segment may have fewer.
     by_frame = np.repeat(probabilities, size, axis=0)[:num_frames]
-    return figures.timeline(by_frame, [names[label] for label in labels], f"timeline-{number}")
+    listed = [names[label] for label in labels]
+    return figures.timeline(by_frame, listed, len(example.labels), f"timeline-{number}")
 
 
 def class_names(names: Mapping[int, str], num_classes: int) -> list[str]:
@@ -203,11 +218,15 @@ def class_names(names: Mapping[int, str], num_classes: int) -> list[str]:
     return [names.get(label) or f"class {label}" for label in range(num_classes)]
 
 
-def _results(entries, prior):
+def _results(entries, prior, single_label=False):
     """Returns rows of metrics, with those of the class prior in the last column if known."""
+    metrics = dict(_METRICS)
+    if single_label:
+        del metrics["PERR"]  # It is equal to Hit@1.
+        metrics = {"Accuracy (Hit@1)": metrics.pop("Hit@1"), **metrics}
     rows = [
         _row(title, style, [entry.get(key) for entry in entries], best, prior.get(key))
-        for title, (key, style, best) in _METRICS.items()
+        for title, (key, style, best) in metrics.items()
     ]
     return [row for row in rows if any(cell["text"] for cell in row["cells"])]
 
@@ -238,17 +257,17 @@ def _row(name, style, values, best=None, prior=None):
     }
 
 
-def _best(entries, names, prior):
+def _best(entries, names, prior, single_label):
     """Returns the sentence about the best model: the id of its section, and the text."""
-    gaps = {
-        name: entry["gap"] for name, entry in zip(names, entries, strict=True) if "gap" in entry
-    }
-    if not gaps:
+    title, key = _FIRST[single_label]
+    found = {name: entry[key] for name, entry in zip(names, entries, strict=True) if key in entry}
+    if not found:
         return []
-    best = max(gaps, key=lambda name: gaps[name])
-    text = f"Highest GAP: {gaps[best]:.4f}, {best}" if len(gaps) > 1 else f"GAP: {gaps[best]:.4f}"
+    best = max(found, key=lambda name: found[name])
+    text = f"Highest {title}: {found[best]:.4f}, {best}"
+    text = text if len(found) > 1 else f"{_capitalized(title)}: {found[best]:.4f}"
     if prior:
-        text += f"; the class prior, which ignores the videos, reaches {prior['gap']:.4f}"
+        text += f"; the class prior, which ignores the videos, reaches {prior[key]:.4f}"
     return [("results", f"{text}.")]
 
 
@@ -256,27 +275,40 @@ def _states(judged):
     """Returns a sentence for every state in which a run is, with the id of its section."""
     names = {state: [one.name for one in judged if one.state == state] for state in learning.STATES}
     return [
-        ("learning", f"{comma_separated(found)}: {learning.STATES[state]}.")
+        ("learning", f"{comma_separated(found)} {learning.STATES[state][len(found) > 1]}.")
         for state, found in names.items()
         if found
     ]
 
 
-def _count_suspects(suspects):
-    return (
-        f"{suspects.num_missing} labels may be missing and {suspects.num_wrong} wrong in the "
-        f"{suspects.num_videos:,} videos that were searched."
-    )
+def _capitalized(text):
+    return text[0].upper() + text[1:]
 
 
-def _size_chart(runs, gaps):
+def _count_suspects(suspects, single_label):
+    found = f"{suspects.num_missing} labels may be missing and {suspects.num_wrong} wrong"
+    if single_label:
+        found = f"{suspects.num_confused} labels may be wrong"
+    return f"{found} in the {suspects.num_videos:,} videos that were searched."
+
+
+def _sizes(runs):
+    return _row(_SIZE, "{}", [None if run.mib is None else _two_digits(run.mib) for run in runs])
+
+
+def _two_digits(number):
+    """Formats a number above 0 with two decimals, or with two digits if it is below 0.1."""
+    return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"
+
+
+def _size_chart(runs, entries, title, key):
     points = [
-        (run.name, run.mib, gap)
-        for run, gap in zip(runs, gaps, strict=True)
-        if run.mib is not None and gap is not None
+        (run.name, run.mib, entry[key])
+        for run, entry in zip(runs, entries, strict=True)
+        if run.mib is not None and key in entry
     ]
     several = len({mib for _, mib, _ in points}) > 1
-    return figures.gap_and_size(points) if several else None
+    return figures.metric_and_size(points, title) if several else None
 
 
 def _classes(evaluation, names):
@@ -330,12 +362,14 @@ def _classes(evaluation, names):
 
 def _weakest(listed, names):
     """Returns a sentence that names classes and their AP."""
-    classes = [f"{names[row.Index]} {row.ap:.3f}" for row in listed.itertuples()]
+    classes = [f"{names[row.Index]} ({row.ap:.3f})" for row in listed.itertuples()]
     return f"Lowest AP: {comma_separated(classes)}."
 
 
 def _ties(ranked, listed):
     """Returns a sentence about worst classes of equal AP; empty if there is none to explain."""
+    if len(listed) == len(ranked):
+        return ""
     ap = listed.ap.iloc[-1]
     ties, shown = int((ranked.ap == ap).sum()), int((listed.ap == ap).sum())
     if ties < 2:

@@ -33,6 +33,8 @@ THRESHOLD = 0.5
 # Bins of scores are equally wide in log-odds, from -14 to 14: scores next to 0 and 1 differ too.
 NUM_BINS = 224
 _LIMIT = 14.0
+# Standard deviations on both sides of the mean that hold 95% of a normal distribution.
+_Z = 1.96
 # Pairs of classes counted at the same time; the rarest half is dropped when there are more.
 _MAX_PAIRS = 1_000_000
 
@@ -98,6 +100,29 @@ class ScoreHistogram:
         table = table[table.mean_prediction > 0.01]
         gaps = (table.mean_prediction - table.fraction_true).abs()
         return float((gaps * table["count"]).sum() / max(1, table["count"].sum()))
+
+
+def wilson_interval(
+    count: np.ndarray | int, total: np.ndarray | int
+) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """Returns the 95% interval of the probability of which `count` of `total` is a sample.
+
+    With p = count / total, n = total and z = 1.96, its ends are
+
+        (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    Reference: [Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953).
+
+    Args:
+        count: number, or array of numbers, from 0 to `total`.
+        total: number above 0, or array of the same shape.
+    """
+    share, square = count / total, _Z**2 / total
+    center = share + square / 2
+    radius = np.sqrt(square * (share * (1 - share) + square / 4))
+    # Rounding must not put an end beyond the share.
+    low = np.minimum((center - radius) / (1 + square), share)
+    return np.maximum(low, 0.0), np.maximum((center + radius) / (1 + square), share)
 
 
 def _bins(scores):
@@ -275,6 +300,7 @@ class Evaluation:
         class_prior: metrics of a predictor that knows only the frequencies of the classes; see
             `eval_util.ClassPriorMetrics`.
         num_videos: number of videos.
+        single_label: whether each of them has exactly one label.
         num_skipped: number of corrupt records that were skipped.
         correlation: correlation of the models' errors, `[M, M]`; None for one model.
         gap_without: GAP of the mean of all other models, for each model; None for fewer than three.
@@ -293,6 +319,7 @@ class Evaluation:
     models: list[ModelResult]
     class_prior: dict[str, float]
     num_videos: int
+    single_label: bool
     num_skipped: int
     correlation: np.ndarray | None
     gap_without: list[float] | None
@@ -304,6 +331,13 @@ class Evaluation:
     missed: list[Example]
     right: list[Example]
     label_errors: LabelErrors
+
+    @property
+    def confused(self) -> list[Example]:
+        """Videos whose best class is no label, of `mistakes` and `missed`, the surest first."""
+        found = {example.video_id: example for example in (*self.mistakes, *self.missed)}
+        confused = [one for one in found.values() if one.labels and one.best[0] not in one.labels]
+        return sorted(confused, key=lambda example: -example.best[0][1])
 
     @property
     def subject(self) -> ModelResult:
@@ -350,6 +384,7 @@ class _Details:
         self.histogram = ScoreHistogram(num_classes)
         self.confusions = Confusions()
         self.mistakes, self.missed, self.right = Examples(), Examples(), Examples()
+        self.single_label = True
         # Sums of the numbers of frames, of the positives of each class and of all videos.
         self._frames, self._all_frames = np.zeros(num_classes), 0.0
 
@@ -361,6 +396,7 @@ class _Details:
 
     def add(self, batch, predictions):
         labels = batch.labels > 0
+        self.single_label &= bool((labels.sum(axis=1) == 1).all())
         self.histogram.add(predictions, labels)
         if isinstance(batch.inputs, dict):
             num_frames = batch.inputs["num_frames"]
@@ -465,6 +501,7 @@ def evaluate(
         models=[model.result() for model in (*models, *([mean] if mean else []))],
         class_prior=prior.get(),
         num_videos=metrics.num_videos,
+        single_label=details.single_label,
         num_skipped=reader.corrupt_records.count,
         correlation=correlation.get() if mean else None,
         gap_without=[one.get()["gap"] for one in without] if len(models) > 2 else None,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from report_page.evaluation import Confusions, Evaluation
+from report_page.evaluation import Confusions, Evaluation, wilson_interval
 
 # Videos that a pair of confused classes must have, and how far it must exceed chance to be listed.
 _FEWEST_CONFUSIONS = 3
@@ -79,6 +79,7 @@ class Failure:
         ap: average precision.
         positives: number of videos with the class as a label.
         found: share of these videos in which the class is among the n best predictions.
+        found_interval: the ends of its 95% interval.
         frames: their mean number of frames; NaN without frames.
         instead: the pair with the largest excess over chance; None if no pair has enough videos.
         reasons: probable reasons, texts.
@@ -88,6 +89,7 @@ class Failure:
     ap: float
     positives: int
     found: float
+    found_interval: tuple[float, float]
     frames: float
     instead: Pair | None
     reasons: list[str]
@@ -132,6 +134,7 @@ class Reasons:
         """Returns a class, a row of `itertuples` of `per_class`, with its probable reasons."""
         instead = self._instead.get(row.Index)
         missed = self._evaluation.confusions.num_missed[row.Index]
+        low, high = wilson_interval(row.positives - missed, row.positives)
         reasons = []
         if row.ap < self._evaluation.subject.map:
             if row.positives <= self._rare:
@@ -148,6 +151,7 @@ class Reasons:
             ap=row.ap,
             positives=int(row.positives),
             found=1 - missed / row.positives,
+            found_interval=(float(low), float(high)),
             frames=row.frames,
             instead=instead,
             reasons=reasons,

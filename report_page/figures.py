@@ -13,11 +13,13 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+import eval_util
 from report_page import charts
 from report_page.charts import COLOR, draw, label_ends, label_points, series_style
-from report_page.evaluation import ModelResult, ScoreHistogram
+from report_page.evaluation import ModelResult, ScoreHistogram, wilson_interval
 from report_page.history import Curve, Run, thin
 
 _MAX_POINTS = 120
@@ -31,6 +33,8 @@ _NUM_CANDIDATES = 100
 _CHARACTER = 0.016
 _POINT = 0.008
 NUM_CLUSTERS = 10
+# The axis of a metric does not begin at 0 if all values are above this share of the highest.
+_TOO_HIGH = 0.75
 RELIABILITY_EDGES = np.concatenate([[0.001, 0.01, 0.05], np.linspace(0.1, 0.9, 9)])
 # Gray-blue between the colors of a light and a dark page, for images, which cannot adapt.
 _IMAGE_COLOR = "#3f87d9"
@@ -56,27 +60,28 @@ class Line:
     style: dict[str, Any]
 
 
-def training_curves(runs: Sequence[Run]) -> list[Markup]:
-    """Returns charts of loss, GAP and learning rate over the steps, those of which there are data.
+def training_curves(
+    runs: Sequence[Run], metric: str, title: str, prior: float | None = None
+) -> list[Markup]:
+    """Returns charts of loss, a metric and learning rate over the steps, where there are data.
 
     Training is a thin line, evaluation a thick one with a point per checkpoint.
+
+    Args:
+        runs: the runs.
+        metric: key of `eval_util.METRICS`.
+        title: title of the metric's chart.
+        prior: value of the metric of the class prior, for a line; None for no line.
     """
     panels = {
-        "Loss": ("loss", "loss", _cut_start),
-        "GAP": ("GAP", "gap", _begin_at_0),
-        "Learning rate": ("learning_rate", None, _show_ratios),
+        "Loss": ("loss", "loss", _cut_start, None),
+        title: (eval_util.METRICS[metric], metric, _cut_low_start, prior),
+        "Learning rate": ("learning_rate", None, _show_ratios, None),
     }
     found = {
-        title: (_run_lines(runs, tag, key), set_limits)
-        for title, (tag, key, set_limits) in panels.items()
+        name: (_run_lines(runs, tag, key), *look) for name, (tag, key, *look) in panels.items()
     }
-    newest = [run.evaluations[-1] for run in runs if run.evaluations]
-    prior = max((entry.get("class_prior_gap", 0.0) for entry in newest), default=0.0)
-    return [
-        _lines_chart(title, lines, set_limits, prior if title == "GAP" else 0.0)
-        for title, (lines, set_limits) in found.items()
-        if lines
-    ]
+    return [_lines_chart(name, *look) for name, look in found.items() if look[0]]
 
 
 def _run_lines(runs, tag, key):
@@ -108,7 +113,7 @@ def _lines_chart(title, lines, set_limits, prior):
     def paint(axes: Axes) -> None:
         for line in lines:
             axes.plot(*line.curve, **line.style)
-        axes.set(title=title, xlabel="step")
+        axes.set(title=title, xlabel="training step")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ends = [
@@ -116,14 +121,26 @@ def _lines_chart(title, lines, set_limits, prior):
             for line in lines
             if line.label
         ]
-        if prior:
+        set_limits(axes, [line.curve[1] for line in lines])
+        if prior is not None and prior >= axes.get_ylim()[0]:
             axes.axhline(prior, color=COLOR["soft"], linewidth=1, linestyle=":")
             ends.append((axes.get_xlim()[1], prior, "class prior", COLOR["soft"]))
-        set_limits(axes, [line.curve[1] for line in lines])
         label_ends(axes, ends)
+        if any("alpha" in line.style and not line.label for line in lines):
+            _explain_kinds(axes)
 
     labels = ", ".join(dict.fromkeys(line.label for line in lines if line.label))
     return draw(paint, f"curve-{title}", f"{title} over the training steps: {labels}")
+
+
+def _explain_kinds(axes):
+    """Adds a legend of the lines of training and evaluation, of whatever color."""
+    kinds = {"training": {"linewidth": 0.9, "alpha": 0.6}, "evaluation": {"marker": "o"}}
+    handles = [
+        Line2D([], [], color=COLOR["soft"], markersize=4, label=kind, **look)
+        for kind, look in kinds.items()
+    ]
+    charts.legend_beside_title(axes, handles=handles, ncols=len(handles))
 
 
 def _cut_start(axes, curves):
@@ -132,6 +149,20 @@ def _cut_start(axes, curves):
     high = max(values[len(values) // 10 :].max() for values in curves)
     if high > low:
         margin = 0.05 * (high - low)
+        axes.set_ylim(low - margin, high + margin)
+
+
+def _cut_low_start(axes, curves):
+    """Begins at 0, unless all but the first values are so high that they could not be told apart.
+
+    Then a low start leaves the chart at the bottom.
+    """
+    low = min(values[len(values) // 10 :].min() for values in curves)
+    high = max(values.max() for values in curves)
+    if low <= _TOO_HIGH * high:
+        _begin_at_0(axes, curves)
+    else:
+        margin = 0.1 * (high - low) or 0.1 * high
         axes.set_ylim(low - margin, high + margin)
 
 
@@ -148,27 +179,28 @@ def _show_ratios(axes, curves):
         _begin_at_0(axes, curves)
 
 
-def gap_and_size(points: Sequence[tuple[str, float, float]]) -> Markup:
-    """Returns a chart of GAP against the size of the weights.
+def metric_and_size(points: Sequence[tuple[str, float, float]], title: str) -> Markup:
+    """Returns a chart of a metric against the size of the weights.
 
     Args:
-        points: name, MiB and GAP of each model.
+        points: name, MiB and metric of each model.
+        title: name of the metric.
     """
 
     def paint(axes: Axes) -> None:
         ends = []
-        for number, (name, mib, gap) in enumerate(points):
+        for number, (name, mib, value) in enumerate(points):
             color = series_style(number)["color"]
-            axes.plot(mib, gap, "o", markersize=8, color=color)
-            ends.append((mib, gap, name, color))
-        axes.set(title="GAP and size", xlabel="MiB of weights in float32")
+            axes.plot(mib, value, "o", markersize=8, color=color)
+            ends.append((mib, value, name, color))
+        axes.set(title=f"{title} and size", xlabel="MiB of weights in float32", ylabel=title)
         sizes = [mib for _, mib, _ in points]
         if max(sizes) > 5 * min(sizes):
             charts.use_log_scale(axes, "x")
         axes.margins(0.15)
         label_points(axes, ends)
 
-    return draw(paint, "gap-and-size", "GAP against the size of the weights")
+    return draw(paint, "metric-and-size", f"{title} against the size of the weights")
 
 
 # --- Classes --------------------------------------------------------------------------------------
@@ -190,16 +222,20 @@ def precision_by_frequency(per_class: pd.DataFrame, names: Sequence[str]) -> Mar
             look = {"s": 22, "color": COLOR["series-0"], "alpha": 0.7, "linewidth": 0}
             axes.scatter(table.positives, table.ap, **look)
         charts.use_log_scale(axes, "x")
+        # Values of good classes could not be told apart on an axis from 0 to 1.
+        low = table.ap.min() if table.ap.min() > _TOO_HIGH * table.ap.max() else 0.0
+        margin = 0.03 * (1 - low) or 0.03
         axes.set(
             title="Average precision by class",
-            xlabel="positive videos of the class",
-            ylim=(-0.03, 1.03),
+            xlabel="videos with the class",
+            ylabel="average precision",
+            ylim=(low - margin, 1 + margin),
         )
         trend = _trend(table)
         order = np.argsort(table.positives.to_numpy(), kind="stable")
         look = {"color": COLOR["soft"], "linewidth": 1, "linestyle": "--"}
         axes.plot(table.positives.to_numpy()[order], trend[order], label="trend", **look)
-        axes.legend(loc="upper left", frameon=False, fontsize=9.5)
+        charts.legend_beside_title(axes)
         _label_outliers(axes, table, trend, names)
 
     alt = "Average precision of each class against its number of positive videos, and their trend"
@@ -291,9 +327,9 @@ def _precision_recall(histogram, label, name, row):
         axes.fill_between(
             recall, precision, step="pre", color=COLOR["series-0"], alpha=0.15, linewidth=0
         )
-        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", xticks=(0, 0.5, 1))
-        axes.set(yticks=(0, 0.5, 1))
-        axes.set_title(charts.shortened(name, 25), fontsize=10.5, pad=17)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        axes.set(xlabel="recall", ylabel="precision")
+        axes.set_title(charts.shortened(name, 22), fontsize=10.5, pad=17)
         axes.text(
             0,
             1.05,
@@ -322,6 +358,8 @@ def _reliability(number, model):
     def paint(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=COLOR["soft"], linewidth=1, linestyle=":")
         axes.plot(table.mean_prediction, table.fraction_true, color=color)
+        ends = wilson_interval(table.fraction_true * table["count"], table["count"])
+        axes.vlines(table.mean_prediction, *ends, color=color, linewidth=1, alpha=0.6)
         sizes = 8 + 14 * np.log10(table["count"])
         axes.scatter(table.mean_prediction, table.fraction_true, s=sizes, color=color, linewidth=0)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
@@ -330,7 +368,7 @@ def _reliability(number, model):
         axes.text(
             0.97,
             0.05,
-            f"error {model.histogram.calibration_error():.3f}",
+            f"calibration error {model.histogram.calibration_error():.3f}",
             ha="right",
             color=COLOR["soft"],
         )
@@ -344,6 +382,8 @@ def _reliability(number, model):
 
 def attention(assignments: np.ndarray, name: str, title: str) -> Markup:
     """Returns a chart of the soft assignment of one video's frames to its largest clusters.
+
+    Colors reach from 0 to the largest share in the chart.
 
     Args:
         assignments: `[T, K]`.
@@ -362,26 +402,29 @@ def attention(assignments: np.ndarray, name: str, title: str) -> Markup:
         name,
         alt,
         "share of the frame",
+        highest=float(assignments[:, chosen].max(initial=0.0)),
         ylabel="cluster",
         title=title,
     )
 
 
-def timeline(probabilities: np.ndarray, names: Sequence[str], name: str) -> Markup:
+def timeline(probabilities: np.ndarray, names: Sequence[str], num_labels: int, name: str) -> Markup:
     """Returns a chart of the probabilities of classes over the frames of one video.
 
     Args:
         probabilities: `[T, C]`.
         names: names of the C classes.
+        num_labels: number of the first classes that are labels of the video.
         name: unique among the charts of a page.
     """
     alt = f"Probabilities of {len(names)} classes in {len(probabilities)} frames"
     short = [charts.shortened(class_name) for class_name in names]
-    return _over_time(probabilities, short, name, alt, "probability")
+    short[:num_labels] = [f"{class_name} (label)" for class_name in short[:num_labels]]
+    return _over_time(probabilities, short, name, alt, "probability", highest=1.0)
 
 
-def _over_time(values, names, name, alt, unit, **labels):
-    """Returns a chart of values from 0 to 1 over the frames of a video.
+def _over_time(values, names, name, alt, unit, *, highest, **labels):
+    """Returns a chart of values from 0 to `highest` over the frames of a video.
 
     Args:
         values: `[T, K]`.
@@ -389,19 +432,23 @@ def _over_time(values, names, name, alt, unit, **labels):
         name: as for `draw`.
         alt: as for `draw`.
         unit: label of the color bar.
+        highest: value of the strongest color.
         **labels: arguments of matplotlib's `Axes.set`.
     """
 
     def paint(axes: Axes) -> None:
         extent = (0, len(values), len(names), 0)
-        axes.imshow(_shades(values.T), aspect="auto", interpolation="none", extent=extent)
+        shades = _shades(values.T / (highest or 1.0))
+        axes.imshow(shades, aspect="auto", interpolation="none", extent=extent)
         bar = axes.inset_axes((1.03, 0, 0.035, 1))
         ramp = _shades(np.linspace(1, 0, _NUM_COLORS)[:, np.newaxis])
         bar.imshow(ramp, aspect="auto", interpolation="none", extent=(0, 1, 0, 1))
+        ticks = (0, 0.5, 1)
         bar.grid(False)
         bar.yaxis.tick_right()
         bar.yaxis.set_label_position("right")
-        bar.set(xticks=(), yticks=(0, 0.5, 1), ylabel=unit)
+        bar.set(xticks=(), ylabel=unit)
+        bar.set_yticks(ticks, [f"{tick * highest:.2g}" for tick in ticks])
         axes.grid(False)
         axes.set_yticks(np.arange(len(names)) + 0.5, names)
         axes.tick_params(axis="y", length=0)

@@ -41,6 +41,30 @@ class Suspect:
 
 
 @dataclasses.dataclass(frozen=True)
+class ConfusedLabel:
+    """The label to check of a video with one label, and the class that it may have instead.
+
+    Attributes:
+        video_id: id of the video.
+        label: its label.
+        label_score: the highest score of the label by a model.
+        predicted: the other class.
+        predicted_score: the lowest score of that class by a model.
+        label_neighbors: number of the most similar videos that have the label; None without
+            embeddings.
+        predicted_neighbors: number of those that have the other class; None without embeddings.
+    """
+
+    video_id: str
+    label: int
+    label_score: float
+    predicted: int
+    predicted_score: float
+    label_neighbors: int | None
+    predicted_neighbors: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class LabelErrors:
     """The labels to check.
 
@@ -49,6 +73,9 @@ class LabelErrors:
         wrong: labels that may be wrong, likewise.
         num_missing: number of all that may be missing.
         num_wrong: number of all that may be wrong.
+        confused: both as one list, a video at most once, if each searched video has exactly one
+            label; at most `NUM_LISTED`, those that may lack a label first. Empty otherwise.
+        num_confused: number of all such videos.
         num_videos: number of videos searched.
         num_neighbors: similar videos compared; 0 without embeddings.
     """
@@ -57,6 +84,8 @@ class LabelErrors:
     wrong: list[Suspect]
     num_missing: int
     num_wrong: int
+    confused: list[ConfusedLabel]
+    num_confused: int
     num_videos: int
     num_neighbors: int
 
@@ -73,9 +102,11 @@ class LabelErrorSearch:
         self._num_classes, self._max_videos = num_classes, max_videos
         self._ids: list[str] = []
         self._embeddings: list[Sequence[np.ndarray]] = []
-        # Row, class and agreed score of labels, and of other classes that may be missing.
+        # Row, class and agreed score of labels, of other classes that may be missing, and of the
+        # best of the other classes of every video.
         self._labels: list[tuple[np.ndarray, ...]] = []
         self._missing: list[tuple[np.ndarray, ...]] = []
+        self._best_others: list[tuple[np.ndarray, ...]] = []
         # Sums of the highest scores in videos without the label.
         self._sums, self._counts = np.zeros(num_classes), np.zeros(num_classes)
 
@@ -109,6 +140,8 @@ class LabelErrorSearch:
         ):
             rows, classes = np.nonzero(chosen)
             found.append((first + rows, classes, scores[rows, classes]))
+        rows, classes = np.arange(len(labels)), np.where(labels, -np.inf, lowest).argmax(axis=1)
+        self._best_others.append((first + rows, classes, lowest[rows, classes]))
         self._ids += video_ids
         self._embeddings.append(embeddings)
 
@@ -144,7 +177,11 @@ class LabelErrorSearch:
             frequency = labels.mean(axis=0)
             wrong = wrong[wrong.neighbors <= count * frequency[wrong.label]]
             missing = missing[missing.neighbors >= count * (1 + frequency[missing.label]) / 2]
+        is_single = len(given) == len(self._ids) and bool(labels.any(axis=1).all())
+        confused = self._confused(given, missing, wrong) if is_single else missing[:0]
         return LabelErrors(
+            confused=self._confused_labels(confused, labels, vectors, count),
+            num_confused=len(confused),
             missing=self._suspects(missing, labels),
             wrong=self._suspects(wrong, labels),
             num_missing=len(missing),
@@ -152,6 +189,34 @@ class LabelErrorSearch:
             num_videos=len(self._ids),
             num_neighbors=count,
         )
+
+    def _confused(self, given, missing, wrong):
+        """Returns a row per video with a suspect: its label, and the class predicted instead."""
+        best = _table(self._best_others)
+        found = pd.concat([missing[best.columns], best.loc[wrong.row]]).drop_duplicates("row")
+        of_label = given.set_index("row").loc[found.row]
+        return found.assign(
+            given=of_label.label.to_numpy(), given_score=of_label.score.to_numpy()
+        ).reset_index(drop=True)
+
+    def _confused_labels(self, table, labels, vectors, count):
+        table = table[:NUM_LISTED]
+        neighbors = np.full((2, len(table)), None)
+        if count and len(table):
+            neighbors[0] = _neighbors_with(vectors, labels, table.assign(label=table.given), count)
+            neighbors[1] = _neighbors_with(vectors, labels, table, count)
+        return [
+            ConfusedLabel(
+                video_id=self._ids[row.row],
+                label=int(row.given),
+                label_score=float(row.given_score),
+                predicted=int(row.label),
+                predicted_score=float(row.score),
+                label_neighbors=of_label,
+                predicted_neighbors=of_predicted,
+            )
+            for row, of_label, of_predicted in zip(table.itertuples(), *neighbors, strict=True)
+        ]
 
     def _suspects(self, table, labels):
         return [

@@ -24,13 +24,13 @@ RULES = (
     f"losses is large from {LARGE_GAP:.0%} on. Training losses are means over a tenth of the steps "
     "of the model in training, for example with sampled frames."
 )
-# States of a run, in the order in which a page names them.
+# States of a run, in the order in which a page names them, with the verb of one run and of several.
 STATES = {
-    "worse": "gets worse",
-    "overfits": "overfits",
-    "learns": "still learns",
-    "settled": "has settled",
-    "unknown": "cannot be judged",
+    "worse": ("gets worse", "get worse"),
+    "overfits": ("overfits", "overfit"),
+    "learns": ("still learns", "still learn"),
+    "settled": ("has settled", "have settled"),
+    "unknown": ("cannot be judged", "cannot be judged"),
 }
 
 

@@ -8,6 +8,7 @@ run again. study/later_report.py writes docs/later_models.md from the numbers.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -173,7 +174,10 @@ def measure(subject, scale, output_dir):
             scores = [_scores(subject.world, of_seed, labels) for of_seed in predicted]
             results["splits"].setdefault(split, {})[name] = scores
     results["seconds"] = time.monotonic() - start
-    path.write_text(json.dumps(results))
+    # The file appears whole or not at all.
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(results))
+    partial.replace(path)
 
 
 def config_of(subject, num_steps):
@@ -278,6 +282,19 @@ def save(rows, setting, folder):
     (folder / "setting.json").write_text(json.dumps(setting, indent=2) + "\n")
 
 
+@contextlib.contextmanager
+def worker_pool(num_parallel):
+    """Yields a pool of processes, which an exception in the block, such as Ctrl-C, ends at once."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(num_parallel, context) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
 def main(options: MeasurementOptions):
     """Runs the program."""
     scale, output_dir = SCALES[options.scale], pathlib.Path(options.output_dir).absolute()
@@ -286,8 +303,7 @@ def main(options: MeasurementOptions):
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     setting = _setting(options.scale)
     report = pathlib.Path(options.report_dir or output_dir).absolute() / FOLDER
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(options.num_parallel, context) as pool:
+    with worker_pool(options.num_parallel) as pool:
         worlds = dict.fromkeys(subject.world for subject in subjects)
         made = [pool.submit(make_world, key, scale, output_dir / "data") for key in worlds]
         for future in made:
@@ -306,4 +322,5 @@ def main(options: MeasurementOptions):
 
 if __name__ == "__main__":
     standard_logging.getLogger("jax").setLevel(standard_logging.ERROR)
+    program.end_on_sigterm()
     program.run(main, backends=("jax",))

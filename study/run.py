@@ -74,4 +74,5 @@ def main(options: StudyOptions):
 if __name__ == "__main__":
     # The same device as in the jobs, so that the report states their matmul precision.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    program.end_on_sigterm()
     program.run(main)

@@ -4,13 +4,12 @@ import hashlib
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 
-from program import Progress
+import program
 
 import files
 import plan
@@ -50,24 +49,22 @@ class Runner:
         path = self._output_dir / "jobs.json"
         self._states = files.read_json(str(path)) if path.exists() else {}
         self._running = {}
-        self._stopped = False
 
     def run(self):
         """Runs the jobs that are not done.
 
-        SIGTERM is passed on, so that trainings save a checkpoint and the next run resumes them.
+        Ctrl-C and other exceptions that end the program, such as that of `program.end_on_sigterm`,
+        end the jobs by SIGTERM, so that trainings save a checkpoint and the next run resumes them.
 
         Raises:
             InputError: if a job fails; names its log. Jobs that are running finish first.
-            SystemExit: after SIGTERM.
         """
         done = self._find_done()
         waiting = [job for job in self._jobs if job.name not in done]
         waiting.sort(key=lambda job: job.alone)  # Timed jobs come last.
         self._compiled = tempfile.TemporaryDirectory()
-        previous = signal.signal(signal.SIGTERM, self._stop)
         try:
-            with Progress(len(self._jobs), "job", initial=len(done)) as progress:
+            with program.Progress(len(self._jobs), "job", initial=len(done)) as progress:
                 while waiting or self._running:
                     self._start_jobs(waiting, done)
                     time.sleep(0.1)
@@ -75,14 +72,14 @@ class Runner:
                         done.add(job.name)
                         progress.advance()
                         progress.report(f"{len(done)} of {len(self._jobs)} jobs: {job.name}")
+        except (KeyboardInterrupt, SystemExit):
+            for process in self._running:
+                process.terminate()
+            raise
         finally:
             for process in self._running:
                 process.wait()
             self._compiled.cleanup()
-            signal.signal(signal.SIGTERM, previous)
-
-    def _stop(self, *_):
-        self._stopped = True
 
     def _find_done(self):
         """Names of the jobs that are done."""
@@ -117,6 +114,7 @@ class Runner:
                 env={**os.environ, **ENVIRONMENT, **self._shared()},
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                preexec_fn=program.end_with_parent,
             )
         self._running[process] = job
 
@@ -128,10 +126,6 @@ class Runner:
 
     def _finished_jobs(self):
         """Yields the jobs that succeeded since the last call."""
-        if self._stopped:
-            for process in self._running:
-                process.terminate()
-            sys.exit("stopped by SIGTERM; run the study again to resume it")
         for process in list(self._running):
             if process.poll() is not None:
                 job = self._running.pop(process)

@@ -22,16 +22,17 @@ from absl import logging
 
 import files
 import make_sample_data
-import results
 import schedule
 import seed_tables
 import train
+import training_options
 from options import same_option
 from training_options import (
     MeasurementOptions,
     call,
     evaluate,
     measure_runs,
+    measured,
     run_dir,
     signed,
 )
@@ -93,16 +94,8 @@ class SegmentMeasurementOptions(MeasurementOptions):
     output_dir: str = same_option(MeasurementOptions, "output_dir", default=FOLDER)
 
 
-@dataclasses.dataclass(frozen=True)
-class Scores(seed_tables.SavedTables):
-    """All numbers of the measurement.
-
-    Attributes:
-        scores: `pandas.DataFrame` with one row per run: way, seed, segment_map, gap.
-        setting: dict: scale, date, cores, processor, versions.
-    """
-
-    scores: pd.DataFrame
+class Scores(training_options.Scores):
+    """All numbers of the measurement."""
 
     made_by = "study/segment_training.py"
 
@@ -197,17 +190,12 @@ def write_table(path, text):
 
 def main(options: SegmentMeasurementOptions):
     """Runs the program."""
-    output_dir = pathlib.Path(options.output_dir).absolute()
-    report_dir = pathlib.Path(options.report_dir or output_dir).absolute()
-    folder = report_dir / FOLDER
-    if not options.report_only:
-        rows = measure(SCALES[options.scale], output_dir)
-        setting = {"scale": options.scale, **results.machine(), **results.setting()}
-        Scores(scores=pd.DataFrame(rows), setting=setting).save(folder)
-    write_table(report_dir / DOCUMENT, to_markdown(Scores.load(folder)))
+    report_dir, found = measured(options, FOLDER, Scores, measure, SCALES[options.scale])
+    write_table(report_dir / DOCUMENT, to_markdown(found))
     logging.info("table: %s", report_dir / DOCUMENT)
 
 
 if __name__ == "__main__":
     os.environ.update(schedule.ENVIRONMENT)
+    program.end_on_sigterm()
     program.run(main)

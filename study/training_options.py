@@ -105,7 +105,7 @@ class Scores(seed_tables.SavedTables):
     """All numbers of the measurement.
 
     Attributes:
-        scores: `pandas.DataFrame` with one row per run: option, seed, gap, map.
+        scores: `pandas.DataFrame` with one row per run; see `measure_runs`.
         setting: dict: scale, date, cores, processor, versions.
     """
 
@@ -255,20 +255,34 @@ def signed(values):
     return ", ".join(f"{value:+.4f}" for value in values)
 
 
-def main(options: MeasurementOptions):
-    """Runs the program."""
+def measured(options, folder, scores, measure, scale):
+    """Returns the directory of the report, and the scores, measured now or before.
+
+    Args:
+        options: `MeasurementOptions`.
+        folder: name of the folder of the scores in that directory.
+        scores: `Scores`, or a subclass of it.
+        measure: function `(scale, output_dir)` that returns rows of `scores`.
+        scale: first argument of `measure`.
+    """
     output_dir = pathlib.Path(options.output_dir).absolute()
     report_dir = pathlib.Path(options.report_dir or output_dir).absolute()
-    folder = report_dir / FOLDER
     if not options.report_only:
-        rows = measure(SCALES[options.scale], output_dir)
+        rows = measure(scale, output_dir)
         setting = {"scale": options.scale, **results.machine(), **results.setting()}
-        Scores(scores=pd.DataFrame(rows), setting=setting).save(folder)
+        scores(scores=pd.DataFrame(rows), setting=setting).save(report_dir / folder)
+    return report_dir, scores.load(report_dir / folder)
+
+
+def main(options: MeasurementOptions):
+    """Runs the program."""
+    report_dir, found = measured(options, FOLDER, Scores, measure, SCALES[options.scale])
     with files.atomic_write(str(report_dir / f"{FOLDER}.md")) as file:
-        file.write(to_markdown(Scores.load(folder)))
+        file.write(to_markdown(found))
     logging.info("report: %s", report_dir / f"{FOLDER}.md")
 
 
 if __name__ == "__main__":
     os.environ.update(schedule.ENVIRONMENT)
+    program.end_on_sigterm()
     program.run(main)

@@ -1,6 +1,9 @@
 """Data and trained models shared by test files, which must not change them."""
 
 import gc
+import signal
+
+import program
 
 import pytest
 from absl import logging
@@ -26,6 +29,15 @@ def free_models():
     yield
     small_models.build_once.cache_clear()
     gc.collect()
+
+
+@pytest.fixture
+def ends_on_sigterm():
+    """Lets SIGTERM raise SystemExit, as in programs that run several trainings in turn."""
+    before = signal.getsignal(signal.SIGTERM)
+    program.end_on_sigterm()
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ DOCUMENTS = [
 ]
 
 
-def readme_python(part):
-    """Returns the Python of README that contains a text."""
-    return python_of("README.md", part)
+def own_models_python(part):
+    """Returns the Python of docs/own_models.md that contains a text."""
+    return python_of("docs/own_models.md", part)
 
 
 def python_of(document, part):

@@ -307,6 +307,29 @@ def test_the_chief_evaluates_and_both_workers_end_early_at_its_word(data, tmp_pa
         assert "ended at step 8" in log
 
 
+def test_sigterm_in_a_training_also_ends_a_program_that_runs_several(
+    tmp_path, video_data, monkeypatch
+):
+    write = train.TrainingLog.write
+
+    def write_then_terminate(log, outputs):
+        write(log, outputs)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def end(*_):
+        raise SystemExit("ended")
+
+    monkeypatch.setattr(train.TrainingLog, "write", write_then_terminate)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(SystemExit, match="ended"):
+            train_logistic(tmp_path / "run", video_data, "--max_steps=20", "--log_steps=13")
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert checkpoints.names(str(tmp_path / "run")) == ["model.ckpt-13"]
+
+
 def test_after_sigterm_the_next_start_resumes_at_that_step(tmp_path, video_data, monkeypatch):
     write = train.TrainingLog.write
 

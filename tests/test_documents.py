@@ -29,11 +29,12 @@ FLAG_DOCUMENTS = [
     "extract_features",
     "flags",
     "own_data",
+    "own_models",
     "security",
     "training",
 ]
-# Flags of README's own model and loss, which do not exist here.
-README_FLAGS = ("--attention_units", "--label_factor")
+# Flags of the model and the loss in docs/own_models.md, which do not exist here.
+EXAMPLE_FLAGS = ("--attention_units", "--label_factor")
 # Flags of absl, TensorBoard and the scripts.
 OTHER_FLAGS = {"--flagfile", "--help", "--logdir", "--submit", "--quick", "--fast"}
 # Flags of TensorFlow Serving and Triton.
@@ -61,7 +62,7 @@ def test_commands_parse(source, command, monkeypatch):
         program.parse_options(main, arguments)
         return
     arguments = [
-        argument for argument in arguments if not argument.startswith(("...", *README_FLAGS))
+        argument for argument in arguments if not argument.startswith(("...", *EXAMPLE_FLAGS))
     ]
     flag_values = flags.FlagValues()
     program.define_flags(main, flag_values)
@@ -86,7 +87,7 @@ def test_flags_in_documents_exist(name, known_flags):
     text = re.sub(r'--beam_options="[^"]*"', "--beam_options", text)  # Those flags are Beam's.
     named = set(re.findall(r"--[a-z]\w*", text))
     assert named
-    assert named <= known_flags | OTHER_FLAGS | {*README_FLAGS}
+    assert named <= known_flags | OTHER_FLAGS | {*EXAMPLE_FLAGS}
 
 
 def test_the_readme_lists_every_module_by_group():
@@ -129,8 +130,8 @@ def test_links_resolve(path):
 
 
 @pytest.mark.slow
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    code = documents.readme_python("model.fit")
+def test_the_python_with_fit_runs(tmp_path, monkeypatch):
+    code = documents.own_models_python("model.fit")
     data = tmp_path / "data"
     data.mkdir()
     sample_records.write_frame_files(data, 1, 8, sizes=(1024, 128))
@@ -146,16 +147,16 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     full_size = '{"dbof_cluster_size": 2048}'
     assert full_size in code
     scope = {}
-    exec(compile(code.replace(full_size, repr(small)), "README.md", "exec"), scope)
+    exec(compile(code.replace(full_size, repr(small)), "own_models.md", "exec"), scope)
     assert scope["probabilities"].shape == (8, 3862)
     assert keras.models.load_model("dbof.keras").num_classes == 3862
 
 
-def test_the_readme_loss_is_a_loss_with_a_flag(monkeypatch):
+def test_the_example_loss_is_a_loss_with_a_flag(monkeypatch):
     monkeypatch.setattr(registry, "_REGISTERED", {**registry.models(), **registry.losses()})
-    code = documents.readme_python("class SquaredLoss")
+    code = documents.own_models_python("class SquaredLoss")
     assert len(code.splitlines()) <= 22
-    exec(compile(code, "README.md", "exec"), {"__name__": "my_losses"})
+    exec(compile(code, "own_models.md", "exec"), {"__name__": "my_losses"})
     given = ("--model=MoeModel", "--label_loss=SquaredLoss", "--label_factor=5")
     options = programs.options("train", *given, "--train_dir=run", "--train_data_pattern=data")
     loss = options["config"].build_loss()
@@ -165,14 +166,16 @@ def test_the_readme_loss_is_a_loss_with_a_flag(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_readme_model_in_a_new_file_is_a_model_with_flags_in_all_programs(tmp_path, frame_data):
+def test_the_example_model_in_a_new_file_is_a_model_with_flags_in_all_programs(
+    tmp_path, frame_data
+):
     project = tmp_path / "project"
     project.mkdir()
     for source in [*documents.ROOT.glob("*.py"), documents.ROOT / "pyproject.toml"]:
         (project / source.name).write_bytes(source.read_bytes())
     for package in ("own_data", "segments"):
         shutil.copytree(documents.ROOT / package, project / package)
-    code = documents.readme_python("class AttentionModel")
+    code = documents.own_models_python("class AttentionModel")
     assert len(code.splitlines()) <= 28
     (project / "my_models.py").write_text(code)
     train_dir, output = tmp_path / "run", tmp_path / "p.csv"

@@ -461,7 +461,7 @@ def test_fitted_weights_favor_the_better_model_and_every_member_is_logged(
 
 @pytest.mark.slow
 def test_a_model_of_plain_keras_layers_is_exported(frame_data, tmp_path, monkeypatch):
-    code = documents.readme_python("class AttentionModel")
+    code = documents.own_models_python("class AttentionModel")
     monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
     exec(compile(code, "my_models.py", "exec"), {"__name__": "my_models"})
     train_dir = untrained_run(tmp_path / "run", "AttentionModel")

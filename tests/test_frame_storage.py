@@ -359,14 +359,10 @@ def test_a_run_keeps_the_numbers_of_its_feature_scale(tmp_path):
     scale = tmp_path / "scale.csv"
     rows = [f"{a},{b}" for a, b in zip(factor, offset, strict=True)]
     scale.write_text("factor,offset\n" + "\n".join(rows) + "\n")
-    flags = ("--model=FrameLevelLogisticModel", "--batch_size=12", "--max_steps=2")
-    train(
-        tmp_path / "run",
-        tmp_path / "data",
-        *flags,
-        f"--feature_scale={scale}",
-        "--normalize_frames=none",
-    )
+    flags = ("--model=FrameLevelLogisticModel", "--batch_size=12", "--normalize_frames=none")
+    for max_steps in (1, 2):  # The second command resumes the run.
+        given = (*flags, f"--feature_scale={scale}", f"--max_steps={max_steps}")
+        train(tmp_path / "run", tmp_path / "data", *given)
     config = json.loads((tmp_path / "run" / "model_flags.json").read_text())
     assert config["feature_scale"] == {"factor": list(factor), "offset": list(offset)}
     scale.unlink()

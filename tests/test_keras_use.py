@@ -142,8 +142,8 @@ def test_a_saved_model_keeps_its_matmul_precision(tmp_path):
     assert policies == {"mixed_bfloat16"}
 
 
-def test_the_readme_model_needs_nothing_but_the_decorator_to_be_saved(tmp_path, monkeypatch):
-    code = documents.readme_python("class AttentionModel")
+def test_the_example_model_needs_nothing_but_the_decorator_to_be_saved(tmp_path, monkeypatch):
+    code = documents.own_models_python("class AttentionModel")
     monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
     exec(compile(code, "my_models.py", "exec"), {"__name__": "my_models"})
     model = build("AttentionModel", attention_units=5)

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -75,6 +76,22 @@ def test_the_videos_of_a_world_are_those_of_the_generator(tmp_path):
     assert not np.array_equal(
         inputs["frames"][:8], later_models._load(tmp_path / "unrelated_2", "test")[0]["frames"]
     )
+
+
+def test_an_interrupt_ends_the_trainings_that_run_and_begins_no_other():
+    start, waiting = time.monotonic(), []
+
+    def interrupt():
+        with later_models.worker_pool(1) as pool:
+            waiting.extend(pool.submit(time.sleep, 60) for _ in range(3))
+            while not waiting[0].running():
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert time.monotonic() - start < 30
+    assert all(future.exception() for future in waiting)
 
 
 def test_the_page_in_docs_matches_its_numbers():

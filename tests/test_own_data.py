@@ -68,7 +68,7 @@ def test_the_commands_lead_from_arrays_to_named_predictions(tmp_path, monkeypatc
     (tmp_path / "features").mkdir()
     for name, path in zip("ab", names["paths"], strict=False):
         np.savez(f"features/{name}.npz", rgb=np.load(path))
-    exec(documents.readme_python("predictor.load"), names)
+    exec(documents.python_of("README.md", "predictor.load"), names)
     of_readme = names["table"]
     assert of_readme["id"].tolist() == ["a"] * 5 + ["b"] * 5
     assert of_readme["name"][0] == first["name"]

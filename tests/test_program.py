@@ -451,6 +451,28 @@ def test_ctrl_c_during_imports_ends_with_one_line():
     assert (status, output, errors) == (-signal.SIGINT, "", "-c: interrupted\n")
 
 
+# Cleans up and does not go on after SIGTERM.
+TERMINATED = """
+import os, signal, program, options
+
+def main(options: options.Options) -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("goes on")
+    finally:
+        print("cleaned up")
+
+program.end_on_sigterm()
+program.run(main)
+"""
+
+
+def test_sigterm_ends_with_one_line_where_a_program_asks_for_it():
+    ((status, output, errors),) = run_all([("-c", TERMINATED)])
+    line = "-c: stopped by SIGTERM; repeat the command to continue\n"
+    assert (status, output, errors) == (1, "cleaned up\n", line)
+
+
 # Logs before and during a progress bar, and is then interrupted.
 INTERRUPTED = """
 import program

@@ -1,11 +1,15 @@
 """Tests of the real data sets on synthetic stand-ins for the packages, and of the page."""
 
 import io
+import os
 import pickle
 import re
+import signal
 import sys
 import zipfile
 from types import SimpleNamespace
+
+import program
 
 import numpy as np
 import pandas as pd
@@ -20,11 +24,13 @@ sys.path.insert(0, str(programs.ROOT / "real_data"))
 import baselines
 import data_sets
 import error_charts
+import experiment
 import outcomes
 import packages
 import page
 import real_data
 import recipes
+import train
 from data_sets import Clip
 from report_page import document
 
@@ -267,6 +273,44 @@ def test_a_miniature_evaluates_every_model_and_technique(miniature):
 def test_finished_experiments_do_not_run_again(miniature, monkeypatch):
     monkeypatch.setattr(real_data.schedule.subprocess, "Popen", None)
     programs.run("real_data", "--scale=miniature", f"--output_dir={miniature}")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ends_on_sigterm")
+def test_sigterm_ends_an_experiment_which_then_resumes_with_the_same_scores(miniature, monkeypatch):
+    jobs = real_data.plan_jobs(
+        miniature, real_data.RealDataOptions(scale="miniature", output_dir=str(miniature))
+    )
+    ((_, job),) = jobs.items()
+    fewer = recipes.Scale({"spoken_digits": ("moe", "lfnl_netvlad")}, seeds=(0,), max_steps=24)
+    monkeypatch.setitem(recipes.SCALES, "miniature", fewer)
+    monkeypatch.setattr(recipes, "SAMPLINGS", ())
+    monkeypatch.setattr(recipes, "EXPORT_DTYPES", ("int8",))
+    folder = miniature / "interrupted"
+    command = [*job.command[1:-1], f"--output_dir={folder}"]
+    trained = []
+    run_loop = train.run_loop
+
+    def run_then_terminate(trainer, *args):
+        trained.append(trainer.config.model)
+        if len(trained) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        run_loop(trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "run_loop", run_then_terminate)
+        with pytest.raises(SystemExit, match="stopped by SIGTERM"):
+            program.call(experiment.main, command)
+    assert len(trained) == 2
+    assert not (folder / "scores.csv").exists()
+    program.call(experiment.main, command)
+    keys = ["subject", "variant"]
+    scores, again = (
+        pd.read_csv(path / "scores.csv").set_index(keys) for path in (job.output, folder)
+    )
+    models = [("moe", "last"), ("lfnl_netvlad", "last"), ("lfnl_netvlad", "averaged")]
+    # The job has run on one thread, with the matrix products of the device.
+    pd.testing.assert_frame_equal(scores.loc[models], again.loc[models], atol=0.03)
 
 
 def made_up(**gap):

@@ -123,7 +123,7 @@ def test_the_summary_names_the_worst_classes(report):
     rows = [row[:2] for row in table_rows(report) if len(row) == 7]
     listed = [row for row in rows if re.fullmatch(r"0\.\d{3}", row[1])]
     summary = re.search(r'<ul class="summary">(.*?)</ul>', report.read_text(), re.DOTALL)[1]
-    name, ap = re.search(r"Lowest AP: (.*?) (0\.\d{3})", summary).groups()
+    name, ap = re.search(r"Lowest AP: (.*?) \((0\.\d{3})\)", summary).groups()
     assert [name, ap] in listed
     assert ap == min(ap for _, ap in listed)
     assert not re.search(r"<li>\s*<a", summary)

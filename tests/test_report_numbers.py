@@ -12,6 +12,8 @@ import tensorflow as tf
 
 pytest.importorskip("jinja2", reason="needs requirements/report.txt")
 
+from matplotlib.figure import Figure
+
 import eval_util
 import layer_references as references
 import losses
@@ -100,6 +102,19 @@ def test_calibrated_scores_have_no_calibration_error_and_halved_ones_have():
         errors.append(histogram.calibration_error())
     assert errors[0] < 0.02
     assert errors[1] == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_interval_has_the_probabilities_whose_score_test_accepts():
+    """Its ends p solve |k / n - p| = 1.96 sqrt(p (1 - p) / n)."""
+    for count, total in ((0, 10), (3, 10), (10, 10), (57, 59), (1, 1)):
+        for end in evaluation.wilson_interval(count, total):
+            distance = abs(count / total - end)
+            assert distance == pytest.approx(1.96 * np.sqrt(end * (1 - end) / total), abs=1e-12)
+    low, high = evaluation.wilson_interval(np.array([0, 5, 10]), np.array([10, 10, 10]))
+    assert (low[0], high[2]) == (0, 1)
+    assert low[1] == pytest.approx(1 - high[1])
+    assert np.all(low <= [0, 0.5, 1])
+    assert np.all(high >= [0, 0.5, 1])
 
 
 def test_scores_of_exactly_0_and_1_are_counted():
@@ -332,9 +347,9 @@ def test_every_example_lists_its_focus_with_the_score(single_videos):
         assert len(dict(example.best)) == len(example.best) <= 4
 
 
-def rendered(found):
+def rendered(found, num_classes=C):
     """Returns the page of an evaluation of one model."""
-    predictors = {"only": FakePredictor(np.zeros((1, C)))}
+    predictors = {"only": FakePredictor(np.zeros((1, num_classes)))}
     values = content.of_runs([]) | content.of_evaluation(found, [], predictors, {}, top_k=3)
     values |= content.of_attention(found, predictors)
     values |= content.of_timelines(found, predictors, {})
@@ -357,6 +372,65 @@ def test_a_page_without_mistakes_says_so(single_videos):
     assert "None: no wrong class scores 0.5 or ranks first." in html
     assert "None: every label scores at least 0.5." in html
     assert 'class="card"' not in html
+
+
+# Scores of videos with one label, class 0.
+ONE_LABEL = {
+    "right": [0.9, 0.1, 0.0],
+    "right, but unsure": [0.3, 0.2, 0.0],
+    "right, and a wrong class high": [0.8, 0.6, 0.0],
+    "first is wrong": [0.3, 0.4, 0.0],
+    "first is wrong and sure": [0.01, 0.1, 0.95],
+}
+
+
+@pytest.fixture(scope="module")
+def one_label():
+    """The evaluation of videos that have one label each, and their predictor."""
+    predictions = np.array(list(ONE_LABEL.values()), np.float32)
+    labels = np.eye(3)[np.zeros(len(predictions), int)]
+    return evaluation.evaluate(
+        {"only": FakePredictor(predictions)}, FakeReader(labels), batch_size=2, top_k=3
+    )
+
+
+def test_videos_with_one_label_each_are_confused_if_another_class_ranks_first(one_label, scores):
+    names = list(ONE_LABEL)
+    assert one_label.single_label
+    confused = [names[int(example.video_id[1:])] for example in one_label.confused]
+    assert confused == ["first is wrong and sure", "first is wrong"]
+
+
+def test_a_video_with_two_labels_or_none_makes_data_multi_label(found, single_videos):
+    assert not found.single_label
+    labels = np.array([[1, 0, 0], [0, 0, 0]])
+    predictor = FakePredictor(np.full((2, 3), 0.5, np.float32))
+    for rows in (labels, 1 - labels):
+        result = evaluation.evaluate({"only": predictor}, FakeReader(rows), batch_size=2, top_k=3)
+        assert not result.single_label
+        assert result.label_errors.confused == []
+
+
+def test_the_page_of_videos_with_one_label_begins_with_accuracy(one_label):
+    html = rendered(one_label, num_classes=3)
+    assert html.index("Accuracy: 0.6000") < html.index("<h2")
+    titles = re.findall(r"<tr><td>(.*?)</td>", html.split('id="results"')[1])
+    assert titles[:3] == ["Accuracy (Hit@1)", "GAP", "mAP"]
+    assert "PERR" not in titles
+    assert "Each video has exactly one label" in html
+    rows = [re.sub("<[^>]*>", " ", row).split() for row in html.split("<tr>")]
+    assert [row for row in rows if row[:1] == ["v4"]][-1] == (
+        ["v4", "class", "0", "0.010", "class", "2", "0.950"]
+    )
+    assert 'class="card"' not in html
+    assert "may be missing" not in html
+
+
+def test_the_page_of_other_videos_does_not_speak_of_accuracy(single_videos):
+    html = rendered(single_videos)
+    assert "ccuracy" not in html
+    assert "PERR" in html
+    assert "Labels that may be missing" in html
 
 
 def test_one_model_has_no_mean(scores):
@@ -511,6 +585,27 @@ def test_planted_label_errors_are_found_and_only_they(with_embeddings):
         (10, 0) if with_embeddings else (None,) * 2
     )
     assert found.num_videos == count
+
+
+def test_suspects_among_videos_with_one_label_are_pairs_of_classes():
+    """Two groups of similar videos; a video of each has the label of the other."""
+    rng = np.random.default_rng(7)
+    group = np.arange(60) % 2
+    given = np.where(np.isin(np.arange(60), (4, 9)), 1 - group, group)
+    scores = np.where(np.eye(2, dtype=bool)[group], 0.9, 0.1)
+    scores[4] = [0.7, 0.02]  # The class of its group may be missing, and its label wrong.
+    scores[9] = [0.001, 0.3]  # Its label may be wrong, but no other class scores 0.5.
+    embeddings = np.eye(2)[group] + rng.normal(0, 0.01, (60, 2))
+    search = label_errors.LabelErrorSearch(2)
+    models = np.stack([scores, 0.9 * scores]).astype(np.float32)
+    for rows in np.split(np.arange(60), [25]):
+        ids = [f"v{row}" for row in rows]
+        search.add(ids, models[:, rows], np.eye(2, dtype=bool)[given[rows]], [embeddings[rows]])
+    found = search.find(np.array([0.9, 0.9]))
+    assert found.num_confused == 2
+    first, second = (dataclasses.astuple(one) for one in found.confused)
+    assert first == ("v4", 1, pytest.approx(0.02), 0, pytest.approx(0.63), 0, 10)
+    assert second == ("v9", 0, pytest.approx(0.001), 1, pytest.approx(0.27), 0, 10)
 
 
 def test_all_models_must_agree_on_a_label_error():
@@ -697,14 +792,16 @@ def test_assignments_are_those_of_the_formula(name):
 
 
 def test_a_chart_of_assignments_has_a_scale_with_its_unit():
-    chart = figures.attention(np.full((5, 3), 1 / 3), "chart", "rgb")
+    assignments = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    chart = figures.attention(assignments, "chart", "rgb")
     assert "share of the frame" in chart
-    assert re.search(r">1\.0</text>", chart)
+    assert re.findall(r">(0\.\d+|1)</text>", chart)[-2:] == ["0.35", "0.7"]
 
 
 def test_a_chart_of_classes_over_time_names_them():
-    chart = figures.timeline(np.full((5, 2), 0.5), ["Cat", "A name of very many characters"], "a")
-    assert "Cat</text>" in chart
+    names = ["Cat", "A name of very many characters"]
+    chart = figures.timeline(np.full((5, 2), 0.5), names, 1, "a")
+    assert re.findall(r">([^<>]*label[^<>]*)</text>", chart) == ["Cat (label)"]
     assert "probability" in chart
     assert "5 frames" in chart
 
@@ -745,6 +842,22 @@ def test_names_in_charts_are_text(name):
     assert "<!--" not in chart
     text = name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     assert f">{text}</text>" in chart
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        ([0.2, 0.4, 0.5], (0, 0.55)),
+        ([0.8, 0.9, 1.0], (0.78, 1.02)),
+        # A low first value of many leaves the chart at the bottom.
+        ([0.1, 0.85, *[0.9] * 8, 0.95], (0.84, 0.96)),
+        ([0.9, 0.9], (0.81, 0.99)),
+    ],
+)
+def test_the_axis_of_a_metric_begins_at_0_unless_all_values_are_high(values, limits):
+    axes = Figure().subplots()
+    figures._cut_low_start(axes, [np.array(values)])
+    assert axes.get_ylim() == pytest.approx(limits)
 
 
 def test_charts_have_no_color_of_their_own():

@@ -400,7 +400,8 @@ def test_a_report_shows_the_labels_and_the_best_classes_of_videos_over_time(
     monkeypatch.setattr(content.figures, "timeline", lambda *args: drawn.append(args) or "chart")
     values = content.of_timelines(found, {"run": predictor}, {7: "Cat"})
     assert values == {"timelines": [(example, "chart")], "timeline_model": "run"}
-    ((probabilities, names, _),) = drawn
+    ((probabilities, names, num_labels, _),) = drawn
+    assert num_labels == 1
     assert names == ["class 3", "Cat"]
     expected = by_one_video_each(predictor, frames[0], 5, 0, [0])[:, [3, 7]]
     expected = np.repeat(expected, 5, axis=0)[: len(frames[0])]

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -171,21 +172,28 @@ def test_jobs_run_once_and_again_when_their_command_or_an_earlier_one_changes(tm
     assert runs_after(changed, {"library": "2.0"}) == [4, 4, 3]
 
 
-def test_sigterm_is_passed_on_and_stopped_jobs_are_not_done(tmp_path):
-    script = """
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.usefixtures("ends_on_sigterm")
+def test_signals_end_the_jobs_which_are_not_done(tmp_path, number):
+    script = f"""
 import os, pathlib, signal, sys, time
 output = pathlib.Path(sys.argv[1])
 if not output.exists():
     output.touch()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    os.kill(os.getppid(), signal.SIGTERM)
+    os.kill(os.getppid(), {int(number)})
     time.sleep(60)
 output.write_text("resumed")
 """
-    one = job(tmp_path, "one", script, resumes=True)
-    with pytest.raises(SystemExit, match="run the study again to resume it"):
-        run_jobs(tmp_path, one)
+    one, other = (job(tmp_path, name, script, resumes=True) for name in ("one", "other"))
+    other = dataclasses.replace(other, needs=("one",))
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
+        run_jobs(tmp_path, one, other)
+    if number == signal.SIGTERM:
+        assert str(ended.value).endswith("stopped by SIGTERM; repeat the command to continue")
     assert one.output.read_text() == ""
+    assert not other.output.exists()
+    other.output.touch()
     run_jobs(tmp_path, one)
     assert one.output.read_text() == "resumed"
 
