@@ -70,6 +70,20 @@ def skip_gradient_sum(optimizer: Any) -> None:
     optimizer._all_reduce_sum_gradients = list
 
 
+def variables_read_as(dtype: str | None) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which Keras' float variables read as another dtype.
+
+    Keras reads the variables of layers this way under a mixed dtype policy, but has no public way to
+    read those of an optimizer so.
+
+    Args:
+        dtype: name of the dtype; None to read and assign variables as they are stored.
+    """
+    from keras.src.backend import AutocastScope
+
+    return AutocastScope(dtype)
+
+
 def freeze_variables(function: Any) -> Any:
     """Returns a copy of a concrete function of TensorFlow with constants for its variables."""
     from tensorflow.python.framework import convert_to_constants
