@@ -87,7 +87,8 @@ def stochastically_rounded(values, seed, step, number):
 
     Reference: [Gupta et al., 2015](https://arxiv.org/abs/1502.02551), section 3.
     """
-    noise = ops.where(ops.isfinite(values), random_bits(values.shape, seed, step, number), _uint32(0))
+    noise = random_bits(values.shape, seed, step, number)
+    noise = ops.where(ops.isnan(values), _uint32(0), noise)
     bits = ops.add(ops.view(values, "uint32"), noise)
     # XLA reads the result of a cast from memory where other operations would be computed again for
     # each use, from a copy of the old values.
