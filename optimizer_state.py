@@ -111,7 +111,7 @@ def random_bits(shape, seed, step, number):
     """
     key = _uint32(0)
     for part in (seed, step, number):
-        key = _hashed(ops.add(key, ops.cast(part, "uint32")))
+        key = _hashed(ops.add(key, _uint32(part)))
     positions = ops.reshape(ops.arange(math.prod(shape), dtype="int32"), shape)
     return ops.right_shift(_hashed(ops.add(ops.cast(positions, "uint32"), key)), _uint32(16))
 
