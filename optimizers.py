@@ -127,9 +127,7 @@ def make_schedule(
 # --- Optimizers -----------------------------------------------------------------------------------
 
 
-def optimizer_class(
-    name: str, state_dtype: str = "float32"
-) -> type[keras.optimizers.Optimizer]:
+def optimizer_class(name: str, state_dtype: str = "float32") -> type[keras.optimizers.Optimizer]:
     """Returns the Keras optimizer of a class name, with or without "Optimizer" at its end.
 
     Args:

@@ -91,8 +91,8 @@ def start_bfloat16_without_broadcast(strategy: Any) -> None:
 def variables_read_as(dtype: str | None) -> contextlib.AbstractContextManager[None]:
     """Returns a context in which Keras' float variables read as another dtype.
 
-    Keras reads the variables of layers this way under a mixed dtype policy, but has no public way to
-    read those of an optimizer so.
+    Keras reads the variables of layers this way under a mixed dtype policy, but has no public way
+    for those of an optimizer.
 
     Args:
         dtype: name of the dtype; None to assign variables as they are stored.

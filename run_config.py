@@ -290,8 +290,8 @@ class RunConfig(SegmentConfig):
     )
     optimizer_state_dtype: str = option(
         "float32",
-        "Type in which the optimizer stores its moments of matrices. bfloat16 takes half the memory "
-        "and is rounded stochastically, for optimizers such as Adam; weights stay float32.",
+        "Type of the optimizer's stored moments: float32, or bfloat16, rounded stochastically, "
+        "with half the memory. Weights, and moments of vectors such as biases, stay float32.",
         group="optimizer",
         choices=optimizers.STATE_DTYPES,
     )

@@ -2,11 +2,11 @@
 
     python benchmarks/state_dtypes.py
 
-Trains small models on generated videos (docs/sample_data.md), with each seed once for every storage:
-float32; bfloat16, rounded stochastically, as --optimizer_state_dtype=bfloat16 does; and bfloat16,
-rounded to nearest. Prints the mean training loss of each part of the run in float32, the deviation
-between its seeds, and the difference of the other storages to it, over the seeds; and GAP of the
-last weights on test videos.
+Trains small models on generated videos (docs/sample_data.md), with each seed once for every
+storage: float32; bfloat16, rounded stochastically, as --optimizer_state_dtype=bfloat16 does; and
+bfloat16, rounded to nearest. For each tenth of a run, prints the mean training loss in float32, its
+deviation between the seeds, and the differences of the other storages, as mean and range over the
+seeds; and the same for the GAP of the last weights on test videos.
 """
 
 import contextlib

@@ -62,7 +62,9 @@ def test_rounding_keeps_what_bfloat16_represents_infinities_and_nan():
     for step in range(50):
         rounded = tf.cast(stochastically_rounded(tf.constant(exact), 0, step, 0), tf.float32)
         np.testing.assert_array_equal(rounded.numpy().view(np.uint32), exact.view(np.uint32))
-        assert np.isnan(tf.cast(stochastically_rounded(tf.constant(nans), 0, step, 0), tf.float32)).all()
+        assert np.isnan(
+            tf.cast(stochastically_rounded(tf.constant(nans), 0, step, 0), tf.float32)
+        ).all()
 
 
 def lowbias32(x):
@@ -261,9 +263,7 @@ def test_moments_that_are_not_finite_are_not_saved(tmp_path):
     optimizer = config.build_optimizer(model)
     moment = next(variable for variable in optimizer.variables if variable.dtype == "bfloat16")
     moment.assign(tf.fill(moment.shape, np.inf))
-    manager = checkpoints.new_manager(
-        str(tmp_path), checkpoints.training_state(model, optimizer)
-    )
+    manager = checkpoints.new_manager(str(tmp_path), checkpoints.training_state(model, optimizer))
     with pytest.raises(FloatingPointError, match=r"kernel_momentum is not finite at step 3"):
         checkpoints.save(manager, model, optimizer, 3)
 
