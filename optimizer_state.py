@@ -114,8 +114,12 @@ def random_bits(shape: tuple[int, ...], seed: Any, step: Any, number: int) -> An
     key = _uint32(0)
     for part in (seed, step, number):
         key = _hashed(ops.add(key, _uint32(part)))
-    positions = ops.reshape(ops.arange(math.prod(shape), dtype="int32"), shape)
-    return ops.right_shift(_hashed(ops.add(ops.cast(positions, "uint32"), key)), _uint32(16))
+    for axis, size in enumerate(shape):
+        # Axis by axis, since TensorFlow would store all positions of a matrix as a constant.
+        others = shape[axis + 1 :]
+        offsets = ops.multiply(_uint32(ops.arange(size)), _uint32(math.prod(others)))
+        key = ops.add(key, ops.reshape(offsets, (size, *(1 for _ in others))))
+    return ops.right_shift(_hashed(key), _uint32(16))
 
 
 def _hashed(x):

@@ -1,5 +1,6 @@
 """The optimizer's state in bfloat16: rounding, updates, checkpoints, averages and replicas."""
 
+import re
 import shutil
 
 import keras
@@ -160,6 +161,21 @@ def test_adam_computes_in_float32_and_rounds_only_what_it_stores():
         rate = 0.01 * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
         expected = before - rate * np.float64(m) / (np.sqrt(np.float64(v)) + 1e-8)
         np.testing.assert_allclose(variables[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_compiled_update_of_adam_copies_no_moment_and_keeps_none_in_float32():
+    variables = make_variables()
+    optimizer = make_optimizer("Adam", variables)
+    update = tf.function(lambda *g: optimizer.apply(g), autograph=False, jit_compile=True)
+    gradients = tf.zeros([16, 32], tf.bfloat16), tf.zeros(16)
+    code = update.experimental_get_compiler_ir(*gradients)(stage="optimized_hlo")
+    computed = re.findall(r"= (\w+\[16,32\])\S* (\w+)\(", code.partition("\nENTRY ")[2])
+    # The inputs and, of each matrix, one pass. The order of two passes is XLA's choice.
+    assert sorted(found for found in computed if found[1] != "parameter") == [
+        ("bf16[16,32]", "fusion"),
+        ("bf16[16,32]", "fusion"),
+        ("f32[16,32]", "fusion"),
+    ]
 
 
 def test_a_velocity_decays_although_each_step_changes_less_than_bfloat16_resolves():
