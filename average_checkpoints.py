@@ -233,8 +233,7 @@ def mean_of(paths: Sequence[str], from_last: Sequence[str] = ()) -> dict[str, np
         for done, name in enumerate(sorted(shapes[-1])):
             with checkpoints.reading(paths[-1]):
                 last = readers[-1].get_tensor(name)
-            is_mean = np.issubdtype(np.asarray(last).dtype, np.floating)
-            if is_mean and not _readable(name).endswith(endings):
+            if _is_float(last) and not _readable(name).endswith(endings):
                 last = _mean(readers, paths, name, last.dtype)
             means[name] = last
             progress.tick(done + 1, f"averaged {done + 1} variables")
@@ -253,8 +252,13 @@ def _mean(readers, paths, name, dtype):
 
 def _check_finite(values, where, remedy):
     for name, value in values.items():
-        if np.issubdtype(np.asarray(value).dtype, np.floating) and not np.isfinite(value).all():
+        if _is_float(value) and not np.isfinite(value).all():
             raise InputError(f"{_readable(name)} {where} is not finite. {remedy}")
+
+
+def _is_float(value):
+    # NumPy does not count bfloat16 among the floating types.
+    return tf.as_dtype(np.asarray(value).dtype).is_floating
 
 
 def _shapes(reader):

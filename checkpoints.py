@@ -254,7 +254,8 @@ def save(
     if newest is not None and step_of(newest) == step:
         return
     for variable in [*model.weights, *optimizer.variables]:
-        if variable.dtype == "float32" and not tf.reduce_all(tf.math.is_finite(variable.value)):
+        is_float = keras.backend.is_float_dtype(variable.dtype)
+        if is_float and not tf.reduce_all(tf.math.is_finite(variable.value)):
             raise FloatingPointError(
                 f"{variable.path} is not finite at step {step}, which is not saved. Train again "
                 "with a lower --base_learning_rate or --clip_gradient_norm, in another --train_dir "

@@ -22,6 +22,7 @@ import tensorflow as tf
 from absl import logging
 
 import layers
+import private_api
 import readers
 from utils import InputError, comma_separated
 
@@ -266,6 +267,7 @@ def choose(mode: str = "auto", tpu: str | None = None) -> Distribution:
     if len(workers) > 1:
         tf.get_logger().setLevel("WARNING")  # INFO logs every reduction of every layer.
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        private_api.start_bfloat16_without_broadcast(strategy)
         return _logged(Distribution(strategy, len(workers), is_chief=own == workers[0]))
     devices = tf.config.list_logical_devices("GPU")
     if mode == "mirrored" and not devices:

@@ -11,6 +11,7 @@ import keras
 from absl import logging
 from keras import ops
 
+from optimizer_state import StochasticallyRounded
 from utils import KERAS_PACKAGE, InputError, comma_separated
 
 SCHEDULES = ("staircase", "exponential", "cosine", "linear", "constant")
@@ -20,6 +21,12 @@ ENDING_SCHEDULES = ("cosine", "linear")
 # TensorFlow 1 used 1e-8 in Adam; Keras' default of 1e-7 damps updates for rare classes.
 _ADAM_EPSILON = 1e-8
 _ADAM_KINDS = ("Adam", "AdamW", "Nadam", "Muon")
+# Optimizers whose state is large and consists of moments, not of weights.
+_WITH_MOMENTS = (
+    *("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax"),
+    *("Lamb", "Lion", "Muon", "Nadam", "RMSprop"),
+)
+STATE_DTYPES = ("float32", "bfloat16")
 _NOT_BY_NAME = ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
 # Names of variables that hold points, not a matrix to multiply with.
 _POINTS = ("centers", "deviation_roots", "embeddings", "time_embedding", "class_token")
@@ -120,11 +127,16 @@ def make_schedule(
 # --- Optimizers -----------------------------------------------------------------------------------
 
 
-def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
+def optimizer_class(name: str, state_dtype: str = "float32") -> type[keras.optimizers.Optimizer]:
     """Returns the Keras optimizer of a class name, with or without "Optimizer" at its end.
 
+    Args:
+        name: class name.
+        state_dtype: one of `STATE_DTYPES`. bfloat16 returns a subclass, see
+            `StochasticallyRounded`.
+
     Raises:
-        InputError: if Keras has no optimizer of that name.
+        InputError: if Keras has no optimizer of that name, or it has no moments for bfloat16.
     """
     known = {
         key: value
@@ -136,7 +148,14 @@ def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
     found = known.get(name.removesuffix("Optimizer"))
     if found is None:
         raise InputError(f"unknown optimizer {name!r}. Optimizers: {comma_separated(known)}.")
-    return found
+    if state_dtype == "float32":
+        return found
+    if found.__name__ not in _WITH_MOMENTS:
+        raise InputError(
+            f"--optimizer_state_dtype={state_dtype} is for optimizers that store moments of each "
+            f"weight: {comma_separated(_WITH_MOMENTS)}. Received: {name}"
+        )
+    return type(found.__name__, (StochasticallyRounded, found), {})
 
 
 def is_matrix(variable: keras.Variable) -> bool:
@@ -166,6 +185,8 @@ def build(
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
     *,
     weight_decay: float = 0.0,
+    state_dtype: str = "float32",
+    seed: int = 0,
 ) -> keras.optimizers.Optimizer:
     """Builds a Keras optimizer for the trainable variables of a model.
 
@@ -177,13 +198,17 @@ def build(
         learning_rate: number or Keras schedule.
         weight_decay: before an update, each matrix shrinks by this share, times the learning rate;
             see `is_matrix`. 0 turns it off for every optimizer, whatever the defaults of Keras.
+        state_dtype: dtype of the state, as for `optimizer_class`.
+        seed: seed of the rounding to bfloat16.
 
     Raises:
-        InputError: if Keras has no optimizer of that name, or Muon finds no hidden matrix.
+        InputError: as `optimizer_class`, or if Muon finds no hidden matrix.
     """
-    cls = optimizer_class(name)
+    cls = optimizer_class(name, state_dtype)
     options = {"epsilon": _ADAM_EPSILON} if cls.__name__ in _ADAM_KINDS else {}
-    if cls is keras.optimizers.Muon:
+    if issubclass(cls, StochasticallyRounded):
+        options["seed"] = seed
+    if issubclass(cls, keras.optimizers.Muon):
         options |= _muon_options(model, weight_decay)
     # The name is part of the checkpoint's keys.
     optimizer = cls(learning_rate=learning_rate, name="optimizer", **options)

@@ -70,6 +70,38 @@ def skip_gradient_sum(optimizer: Any) -> None:
     optimizer._all_reduce_sum_gradients = list
 
 
+def start_bfloat16_without_broadcast(strategy: Any) -> None:
+    """Lets each worker start bfloat16 variables with its own values, which must be equal.
+
+    TensorFlow sends the values of the first worker to the others, but cannot send bfloat16.
+    """
+    import tensorflow as tf
+
+    extended = strategy.extended
+    with_broadcast = extended._get_variable_creator_initial_value
+
+    def initial_value(replica_id, device, primary_var, **options):
+        if replica_id == 0 and tf.as_dtype(options.get("dtype") or "float32") == tf.bfloat16:
+            return options["initial_value"]
+        return with_broadcast(replica_id, device, primary_var, **options)
+
+    extended._get_variable_creator_initial_value = initial_value
+
+
+def variables_read_as(dtype: str | None) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which Keras' float variables read as another dtype.
+
+    Keras reads the variables of layers this way under a mixed dtype policy, but has no public way
+    for those of an optimizer.
+
+    Args:
+        dtype: name of the dtype; None to assign variables as they are stored.
+    """
+    from keras.src.backend import AutocastScope
+
+    return AutocastScope(dtype)
+
+
 def freeze_variables(function: Any) -> Any:
     """Returns a copy of a concrete function of TensorFlow with constants for its variables."""
     from tensorflow.python.framework import convert_to_constants

@@ -288,6 +288,13 @@ class RunConfig(SegmentConfig):
         "layers, and all other weights as AdamW.",
         group="optimizer",
     )
+    optimizer_state_dtype: str = option(
+        "float32",
+        "Type of the optimizer's stored moments: float32, or bfloat16, rounded stochastically, "
+        "with half the memory. Weights, and moments of vectors such as biases, stay float32.",
+        group="optimizer",
+        choices=optimizers.STATE_DTYPES,
+    )
     base_learning_rate: float = option(
         0.001, "Learning rate before it decays.", group="optimizer", above=0
     )
@@ -406,7 +413,8 @@ class RunConfig(SegmentConfig):
             object.__setattr__(self, "feature_names", _DEFAULT_FEATURE_NAMES[self.frame_level])
         super().__post_init__()
         self._resolve_frames()
-        optimizers.optimizer_class(self.optimizer)  # Rejects an unknown name.
+        # Rejects an unknown name, and one that has no such state.
+        optimizers.optimizer_class(self.optimizer, self.optimizer_state_dtype)
         self._check_schedule()
         self._check_initial_weights()
         self._check_segments()
@@ -585,7 +593,12 @@ class RunConfig(SegmentConfig):
             InputError: if Muon finds no hidden matrix, or the schedule needs an end.
         """
         return optimizers.build(
-            self.optimizer, model, self.make_schedule(), weight_decay=self.weight_decay
+            self.optimizer,
+            model,
+            self.make_schedule(),
+            weight_decay=self.weight_decay,
+            state_dtype=self.optimizer_state_dtype,
+            seed=self.seed,
         )
 
     def make_schedule(self) -> keras.optimizers.schedules.LearningRateSchedule:

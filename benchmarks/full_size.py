@@ -47,10 +47,11 @@ def run(build, make_work, config, options, make_bound=None, **plain_options):
     steps = options.steps
     # Built before anything runs, because it rejects models without a plain counterpart.
     plain = plain_models.PlainModel(model) if options.plain else None
+    plain_config = dataclasses.replace(config, optimizer_state_dtype="float32")
     bounds, conditions = make_bound(model, config, dtype) if make_bound else ({}, {})
     comparison.run_against_plain(
         "plain Keras, float32",
-        lambda: make_work(plain, config, steps, **plain_options),
+        lambda: make_work(plain, plain_config, steps, **plain_options),
         lambda: make_work(model, config, steps),
         options,
         bounds,

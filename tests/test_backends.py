@@ -135,6 +135,7 @@ def test_the_training_step_is_measured_where_tensorflow_is_not_installed():
         "train_step.py",
         f"--flagfile={ROOT / 'recipes' / 'soft_bof_4k.flags'}",
         *(*SMALL_SOFT_BOF, "--batch_size=4", "--rounds=1", "--steps=1", "--format=json"),
+        "--optimizer_state_dtype=bfloat16",
     )
     result = json.loads(output)
     plain, bound = "plain Keras, float32", "its matrix products alone"

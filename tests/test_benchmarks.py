@@ -89,6 +89,17 @@ def test_ways_to_store_frames_are_compared(run_benchmark, more):
     assert len(ratios(output)) == 4
 
 
+@pytest.mark.slow
+def test_learning_curves_are_compared_for_every_storage_of_the_state(run_benchmark):
+    flags = ("--models=MoE on the mean", "--num_steps=10", "--num_videos=64", "--seeds=0,1")
+    header, *rows = run_benchmark("state_dtypes", *flags).splitlines()
+    assert header.split() == ["float32", "deviation", "stochastic", "nearest"]
+    assert [row.split(",")[1].split("  ")[0] for row in rows] == [
+        *(f" loss to step {step}" for step in range(1, 11)),
+        " GAP",
+    ]
+
+
 def test_operations_of_matrix_products_in_loops_are_counted_every_time(benchmark_module):
     jax = pytest.importorskip("jax")
     ones = jax.numpy.ones

@@ -13,6 +13,7 @@ WITHOUT_TENSORFLOW = {
     "losses",
     "nextvlad",
     "nonlocal_vlad",
+    "optimizer_state",
     "optimizers",
     "options",
     "private_api",

@@ -102,6 +102,20 @@ def test_an_optimizer_that_sums_gradients_in_another_way_is_rejected():
         private_api.skip_gradient_sum(types.SimpleNamespace())
 
 
+def test_variables_read_as_another_dtype_but_are_assigned_as_stored():
+    variable = keras.Variable([4.0, 9.0], dtype="bfloat16")
+    with private_api.variables_read_as("float32"):
+        root = keras.ops.sqrt(variable)
+        with private_api.variables_read_as(None):
+            variable.value.assign([1.0, 2.0])
+    assert (root.dtype, variable.value.dtype) == (tf.float32, tf.bfloat16), (
+        "private_api.variables_read_as no longer changes the dtype in which Keras' variables read, "
+        "so --optimizer_state_dtype=bfloat16 would compute in bfloat16."
+    )
+    np.testing.assert_array_equal(root, [2.0, 3.0])
+    np.testing.assert_array_equal(tf.cast(variable.value, tf.float32), [1.0, 2.0])
+
+
 def test_a_frozen_function_has_constants_for_variables_and_the_same_output():
     variable = tf.Variable([[1.0, -2.0], [0.5, 3.0]])
     function = tf.function(

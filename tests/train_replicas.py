@@ -1,5 +1,7 @@
 """Runs train.py on N logical CPUs, once per mode, and writes all that it has trained.
 
+Fails if the devices of a process end with different values.
+
     python tests/train_replicas.py N MODE,... OUTPUT.npz --flag...
 
 MODE is a value of --distribution. In the file name and the flags, `{mode}` stands for it. Several
@@ -32,7 +34,12 @@ def main(num_devices, modes, output, *arguments):
         trainer = made.pop()
         variables = [*trainer.model.weights, *trainer.optimizer.variables]
         values = {variable.path: variable.numpy() for variable in variables}
+        for variable in variables:
+            for copy in trainer.strategy.experimental_local_results(variable.value):
+                np.testing.assert_array_equal(copy, values[variable.path], err_msg=variable.path)
         values |= {f"ema/{path}": average.numpy() for path, average in trainer.ema.items()}
+        # Files of NumPy cannot hold bfloat16.
+        values = {path: np.float32(v) if v.dtype == "bfloat16" else v for path, v in values.items()}
         np.savez(output.replace("{mode}", mode), **values)
 
 
