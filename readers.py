@@ -56,6 +56,8 @@ _FILES_AHEAD = 4
 _PORTION_RECORDS = 256
 _PORTION_LOCATIONS = 64
 _PORTION_BYTES = 2 << 20
+# Records that TensorFlow parses in one call.
+_PARSED_TOGETHER = 256
 # TensorFlow uses arrays at addresses with this alignment without copying them.
 _ALIGNMENT = 64
 # Parameters of glibc's mallopt, with the highest values that its own adjustment reaches.
@@ -152,6 +154,8 @@ class RecordReader:
     has_one_example_per_record = True
     # Whether the ratings of segments are read.
     reads_ratings = False
+    # Whether threads parse the records that they read, instead of `videos`.
+    parses_ahead = True
 
     def __init__(
         self,
@@ -360,7 +364,7 @@ class RecordReader:
     def _batches_of_files(self, opened, batch_size):
         for file in opened:
             with contextlib.closing(file):
-                yield from map(self.assemble, _groups(file, batch_size))
+                yield from map(self.assemble, _groups(self.videos(file), batch_size))
             yield None
 
     def dataset(self, batch_size: int, **options: Any) -> tf.data.Dataset:
@@ -447,27 +451,37 @@ class RecordReader:
             records.describe_features(records.parse_record(payload)[0]),
         )
 
-    def examples(self, videos: Iterable, key: str) -> Iterable:
+    def examples(self, entries: Iterable, key: str) -> Iterable:
         """Returns the examples of an epoch, in order.
 
         Args:
-            videos: the videos, or the locations of skipped records, in the order of the files.
+            entries: entries as in `videos`, in the order of the files.
             key: seed of random choices; it differs between epochs.
         """
         del key
-        return videos
+        return entries
 
-    def parse_together(self, payloads: Sequence[bytes]) -> list[Video] | None:
-        """Parses several records at once, if that is possible.
+    def videos(self, entries: Iterable) -> Iterator[Video]:
+        """Yields the videos of entries, in order, without corrupt records.
 
         Args:
-            payloads: serialized Examples or SequenceExamples.
-
-        Returns:
-            The videos; or None if `parse` has to parse each record, such as one with a fault.
+            entries: videos, records as pairs of location and payload, or locations of records that
+                were skipped at first.
         """
-        del payloads
-        return None
+        for entry in entries:
+            if isinstance(entry, Video):
+                yield entry
+            elif (record := self._record(entry)) and (video := self.parse(*record)) is not None:
+                yield video
+
+    def _record(self, entry):
+        """Returns a record; reads it if the entry is a location. Returns None if it is corrupt."""
+        if not isinstance(entry, records.RecordLocation):
+            return entry
+        with records.TFRecordFile(entry.path, self.corrupt_records) as file:
+            file.seek(entry)
+            record = file.read()
+        return record if record is not None and record[0] == entry else None
 
     def fault(self, location: records.RecordLocation, payload: bytes) -> CorruptVideoError | None:
         """Returns why a record counts as corrupt, or None if it is usable.
@@ -827,11 +841,22 @@ class YT8MFrameFeatureReader(RecordReader):
 class YT8MAggregatedFeatureReader(RecordReader):
     """Reads video-level records: Examples with one float vector per feature."""
 
-    def parse_together(self, payloads: Sequence[bytes]) -> list[Video] | None:
-        """Parses several records with TensorFlow; see `RecordReader.parse_together`.
+    parses_ahead = False
 
-        Leaves records to `parse` that have a fault, no label, or something to warn of, and all if
-        labels have weights.
+    def videos(self, entries: Iterable) -> Iterator[Video]:
+        """Yields the videos of entries; parses many at a time. See `RecordReader.videos`."""
+        found = filter(None, map(self._record, entries))
+        for some in _groups_before_errors(found, _PARSED_TOGETHER):
+            videos = self._parse_together([payload for _, payload in some])
+            # Faults are found, and reported, record by record.
+            yield from super().videos(some) if videos is None else videos
+
+    def _parse_together(self, payloads):
+        """Parses serialized Examples with TensorFlow.
+
+        Returns:
+            The videos; or None if labels have weights, or one of the records has a fault, no label,
+            or something to warn of.
         """
         if self.label_weights is not None:
             return None
@@ -851,8 +876,7 @@ class YT8MAggregatedFeatureReader(RecordReader):
         if self.with_labels and (labels := self._split_labels(*lists[2])) is None:
             return None
         return [
-            # Copies, because a video in the shuffle buffer would keep the vectors of all.
-            Video(records.decoded(video_id), own_labels, [values.copy() for values in own_vectors])
+            Video(records.decoded(video_id), own_labels, own_vectors)
             for video_id, own_labels, *own_vectors in zip(ids[0], labels, *vectors, strict=True)
         ]
 
@@ -1065,17 +1089,14 @@ class _Order:
             stream = _Interleaved(
                 self._shuffled_files(epoch), reader, threads, can_skim and skip > 0
             )
+            entries = self._shuffled(reader.examples(stream, f"{self._seed} {epoch}"), epoch)
             epoch_size = 0
-            examples = reader.examples(stream, f"{self._seed} {epoch}")
-            for entry in self._shuffled(examples, epoch):
+            for epoch_size, _ in enumerate(itertools.islice(entries, skip), 1):
+                stream.skimming = can_skim and epoch_size < skip
+            skip -= epoch_size
+            for video in reader.videos(entries):
                 epoch_size += 1
-                if skip > 0:
-                    skip -= 1
-                    stream.skimming = can_skim and skip > 0
-                elif isinstance(entry, Video):
-                    yield entry
-                elif (video := _load(reader, entry)) is not None:
-                    yield video
+                yield video
             self._check_epoch_size(epoch_size, reader.example)
 
     def _check_epoch_size(self, size, example):
@@ -1163,7 +1184,7 @@ def _opened_ahead(files_ahead):
 class _FileAhead:
     """Iterates over the entries of a file, which threads open and read before they are due.
 
-    Entries are videos, or the locations of records. Corrupt records are logged, and errors raised,
+    Entries are those of `RecordReader.videos`. Corrupt records are logged, and errors raised,
     when the iteration comes to them, so they do not depend on the timing of threads.
 
     Args:
@@ -1237,10 +1258,8 @@ class _FileAhead:
             self._read(file, found)
         except Exception as error:
             found.append(functools.partial(_raise, error))
-        if found and all(isinstance(entry, tuple) for entry in found):
-            videos = self._parser.parse_together([payload for _, payload in found])
-            if videos is not None:
-                return videos
+        if not self._reader.parses_ahead:
+            return found
         self._corrupt_log.calls = portion = []
         for entry in found:
             self._parse(entry, portion)
@@ -1282,12 +1301,21 @@ def _groups(videos, size):
     return iter(lambda: list(itertools.islice(videos, size)), [])
 
 
-def _load(reader, location):
-    """Reads and parses one skimmed record; returns None if it is corrupt."""
-    with records.TFRecordFile(location.path, reader.corrupt_records) as file:
-        file.seek(location)
-        record = file.read()
-    return reader.parse(*record) if record is not None and record[0] == location else None
+def _groups_before_errors(items, size):
+    """Yields lists like `_groups`, also of the items before an error, which follows."""
+    group = []
+    try:
+        for item in items:
+            group.append(item)
+            if len(group) == size:
+                yield group
+                group = []
+    except Exception:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
 
 
 # --- Mixing ---------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import tempfile
 
 import numpy as np
 import tensorflow as tf
+import tensorflow.compat.v1 as tf1
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -32,6 +33,8 @@ NUM_CLASSES = 3862
 MAX_FRAMES = 300
 FEATURES = {"rgb": 1024, "audio": 128}
 NUM_FILES = 8
+# Records that Google's starter code parses together.
+QUEUED_RECORDS = 1024
 VECTORS = {f"mean_{name}": size for name, size in FEATURES.items()}
 
 
@@ -74,26 +77,20 @@ def add_id_and_labels(features, video_id, rng):
     features["labels"].int64_list.value.extend(labels)
 
 
-def vector_baseline_dataset(paths, batch_size, num_readers):
-    """Returns the usual reader of video-level records, which parses a batch at a time."""
+def parsed_vectors(records):
+    """Returns vectors and labels, bool, of serialized Examples, parsed together."""
     features = {
         "id": tf.io.FixedLenFeature([], tf.string),
         "labels": tf.io.VarLenFeature(tf.int64),
         **{name: tf.io.FixedLenFeature([size], tf.float32) for name, size in VECTORS.items()},
     }
-
-    def parse(batch):
-        parsed = tf.io.parse_example(batch, features)
-        vectors = tf.concat([parsed[name] for name in VECTORS], axis=1)
-        labels = tf.cast(tf.sparse.to_indicator(parsed["labels"], NUM_CLASSES), tf.float32)
-        return vectors, labels
-
-    records = tf.data.TFRecordDataset(paths, num_parallel_reads=num_readers)
-    return records.batch(batch_size).map(parse, num_readers).prefetch(1)
+    parsed = tf.io.parse_example(records, features)
+    vectors = tf.concat([parsed[name] for name in VECTORS], axis=1)
+    return vectors, label_rows(parsed["labels"], [None])
 
 
-def baseline_dataset(paths, batch_size, num_readers):
-    """Returns the usual reader, which parses, dequantizes and pads each video separately."""
+def parsed_frames(record):
+    """Returns dequantized, padded frames, their number and labels, bool, of a SequenceExample."""
 
     def frames_of(feature):
         values = quantization.YOUTUBE8M.dequantize(
@@ -102,19 +99,77 @@ def baseline_dataset(paths, batch_size, num_readers):
         values = values[:MAX_FRAMES]
         return tf.pad(values, [[0, MAX_FRAMES - tf.shape(values)[0]], [0, 0]])
 
-    def parse(record):
-        context, sequence = tf.io.parse_single_sequence_example(
-            record,
-            {"id": tf.io.FixedLenFeature([], tf.string), "labels": tf.io.VarLenFeature(tf.int64)},
-            {name: tf.io.FixedLenSequenceFeature([], tf.string) for name in FEATURES},
-        )
-        frames = tf.concat([frames_of(sequence[name]) for name in FEATURES], axis=1)
-        num_frames = tf.minimum(tf.size(sequence["rgb"]), MAX_FRAMES)
-        labels = tf.cast(tf.sparse.to_indicator(context["labels"], NUM_CLASSES), tf.float32)
-        return {"frames": frames, "num_frames": num_frames}, labels
+    context, sequence = tf.io.parse_single_sequence_example(
+        record,
+        {"id": tf.io.FixedLenFeature([], tf.string), "labels": tf.io.VarLenFeature(tf.int64)},
+        {name: tf.io.FixedLenSequenceFeature([], tf.string) for name in FEATURES},
+    )
+    frames = tf.concat([frames_of(sequence[name]) for name in FEATURES], axis=1)
+    frames = tf.ensure_shape(frames, [MAX_FRAMES, sum(FEATURES.values())])
+    num_frames = tf.minimum(tf.size(sequence["rgb"]), MAX_FRAMES)
+    return frames, num_frames, label_rows(context["labels"], [])
 
-    records = tf.data.TFRecordDataset(paths, num_parallel_reads=num_readers)
-    return records.map(parse, num_readers).batch(batch_size).prefetch(1)
+
+def label_rows(labels, shape):
+    """Returns which classes are labels, bool `[*shape, C]`."""
+    return tf.ensure_shape(tf.sparse.to_indicator(labels, NUM_CLASSES), [*shape, NUM_CLASSES])
+
+
+def baseline_dataset(paths, batch_size, num_readers, frame_level):
+    """Returns the usual reader: it parses frames video by video, and vectors a batch at a time."""
+
+    def parse(records):
+        *inputs, labels = (parsed_frames if frame_level else parsed_vectors)(records)
+        return *inputs, tf.cast(labels, tf.float32)
+
+    dataset = tf.data.TFRecordDataset(paths, num_parallel_reads=num_readers)
+    if frame_level:
+        return dataset.map(parse, num_readers).batch(batch_size).prefetch(1)
+    return dataset.batch(batch_size).map(parse, num_readers).prefetch(1)
+
+
+def queue_reader(paths, batch_size, num_readers, frame_level):
+    """Returns a function that reads all files once through the queues of TensorFlow 1.
+
+    This is how Google's starter code reads for training: each reader takes files from a queue and
+    puts parsed videos into a second one, which shuffles them into batches.
+    """
+
+    def parsed(names):
+        reader = tf1.TFRecordReader()
+        if not frame_level:
+            return parsed_vectors(reader.read_up_to(names, QUEUED_RECORDS)[1])
+        return [tensor[tf.newaxis] for tensor in parsed_frames(reader.read(names)[1])]
+
+    with tf.Graph().as_default() as graph:
+        names = tf1.train.string_input_producer(paths, num_epochs=1)
+        *inputs, labels = tf1.train.shuffle_batch_join(
+            [parsed(names) for _ in range(num_readers)],
+            batch_size,
+            capacity=5 * batch_size,
+            min_after_dequeue=batch_size,
+            enqueue_many=True,
+            allow_smaller_final_batch=True,
+        )
+        # The batch stays where a training step would use it.
+        with tf.control_dependencies([*inputs, tf.cast(labels, tf.float32)]):
+            num_videos = tf.shape(labels)[0]
+        start = tf1.local_variables_initializer()
+
+    def read():
+        count = 0
+        # The queues end with the files, so each reading has a session of its own.
+        with tf1.Session(graph=graph) as session, contextlib.suppress(tf.errors.OutOfRangeError):
+            session.run(start)
+            coordinator = tf.train.Coordinator()
+            tf1.train.start_queue_runners(session, coordinator)
+            while True:
+                count += int(session.run(num_videos))
+        coordinator.request_stop()
+        coordinator.join()
+        return count
+
+    return read
 
 
 def make_reader(paths, num_readers, frame_level):
@@ -137,20 +192,20 @@ def ways_to_read(paths, batch_size, num_readers, frame_level):
     Each function returns the number of videos. Datasets are created once, as in training.
     """
     reader = make_reader(paths, num_readers, frame_level)
-    make_baseline = baseline_dataset if frame_level else vector_baseline_dataset
 
     def read_dataset(dataset):
-        return sum(len(labels) for _, labels in dataset)
+        return sum(len(labels) for *_, labels in dataset)
 
     def read_batches(**options):
         return sum(len(batch.labels) for batch in reader.batches(batch_size, **options))
 
-    baseline = make_baseline(paths, batch_size, num_readers)
+    baseline = baseline_dataset(paths, batch_size, num_readers, frame_level)
     plain = reader.dataset(batch_size)
     shuffled = reader.dataset(batch_size, shuffle=True)
     records = tf.data.TFRecordDataset(paths, num_parallel_reads=num_readers)
     return {
         baseline_name(frame_level): lambda: read_dataset(baseline),
+        "TensorFlow 1 queues": queue_reader(paths, batch_size, num_readers, frame_level),
         "dataset()": lambda: read_dataset(plain),
         "dataset(), shuffled": lambda: read_dataset(shuffled),
         "batches()": read_batches,
@@ -184,6 +239,7 @@ class InputOptions(comparison.ComparisonOptions):
 
 def main(options: InputOptions):
     """Runs the program."""
+    tf.get_logger().setLevel("ERROR")  # TensorFlow warns that queues are deprecated.
     with contextlib.ExitStack() as stack:
         pattern = options.data_pattern
         if pattern is None:
