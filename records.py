@@ -27,7 +27,7 @@ from utils import InputError, comma_separated
 
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
-_BUFFER_BYTES = 1 << 14
+_BUFFER_BYTES = 1 << 16
 # Bytes of a compressed file to read, and of its content to produce, at once.
 _PACKED_BYTES, _PART_BYTES = 1 << 16, 1 << 18
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
@@ -249,9 +249,8 @@ class TFRecordFile:
             return None
         if len(header) < _HEADER.size:
             return self._lose_rest(location, "the file ends inside a record's header")
-        if not _is_header(header):
+        if (length := _length_in(header)) is None:
             return self._lose_rest(location, *self._reason_for_bad_header(header))
-        length, _ = _HEADER.unpack(header)
         end = self._offset + _HEADER.size + length + _CHECKSUM.size
         if is_compressed and length > _MAX_RECORD_BYTES:
             return self._lose_rest(location, f"a record cannot have {length} bytes")
@@ -350,7 +349,13 @@ class _DecompressedFile:
 
 def _is_header(start):
     """Returns whether a file or record starts with a length that matches its checksum."""
-    return len(start) == _HEADER.size and masked_crc32c(start[:8]) == _HEADER.unpack(start)[1]
+    return len(start) == _HEADER.size and _length_in(start) is not None
+
+
+def _length_in(header):
+    """Returns the length that a header holds, or None if it does not match its checksum."""
+    length, checksum = _HEADER.unpack(header)
+    return length if masked_crc32c(header[:8]) == checksum else None
 
 
 def _has_compressed_start(start):

@@ -549,12 +549,14 @@ def test_corrupt_records_count_in_the_order_of_reading(tmp_path, monkeypatch, sl
         list(found)
 
 
+def vector_record(number, rgb=None):
+    rng = np.random.default_rng(number)
+    rgb = rng.normal(size=8) if rgb is None else rgb
+    return video_record(f"v{number}", [number % 10], mean_rgb=rgb, mean_audio=rng.normal(size=4))
+
+
 def test_one_record_with_a_fault_changes_no_other_video(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    records = [
-        video_record(f"v{n}", [n % 10], mean_rgb=rng.normal(size=8), mean_audio=rng.normal(size=4))
-        for n in range(20)
-    ]
+    records = [vector_record(n) for n in range(20)]
     faulty = video_record("faulty", [1], mean_rgb=[0.0] * 7, mean_audio=[0.0] * 4)
     together = video_reader(write_records(tmp_path / "a", records))
     one_by_one = video_reader(
@@ -569,3 +571,25 @@ def test_one_record_with_a_fault_changes_no_other_video(tmp_path, monkeypatch):
     assert_same_batches(one_by_one.batches(20), [expected])
     assert len(parsed) == 21
     assert one_by_one.corrupt_records.count == 1
+
+
+def test_videos_before_an_error_are_read_though_records_are_parsed_together(tmp_path):
+    path = write_records(tmp_path / "a", [vector_record(n) for n in range(5)])
+    corrupt_content(path, [3])
+    found = video_reader(path).file_batches(1, [0], id)
+    assert [next(found).video_ids for _ in range(3)] == [["v0"], ["v1"], ["v2"]]
+    with pytest.raises(InputError, match="record 3 of"):
+        next(found)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_record_with_a_fault_only_shifts_the_order_after_skipped_batches(tmp_path, seed):
+    records = [vector_record(n) for n in range(12)]
+    records[4] = vector_record(4, [np.nan] * 8)
+    path = write_records(tmp_path / "a", records)
+    options = {"shuffle": True, "shuffle_buffer_size": 5, "seed": seed}
+    whole = read_ids(video_reader(path, skip_corrupt_records=1), 3, **options)
+    rest = read_ids(video_reader(path, skip_corrupt_records=1), 3, skip_batches=2, **options)
+    assert len(whole) == 11
+    assert rest == whole[-len(rest) :]
+    assert len(rest) in (5, 6)
