@@ -1,4 +1,4 @@
-"""The training step under TensorFlow: the project's and the plain one."""
+"""The training step under TensorFlow: the project's, also from records, and the plain one."""
 
 import functools
 
@@ -7,13 +7,31 @@ import tensorflow as tf
 import full_size
 import losses
 import trainer
+from run_config import ReadOptions
 
 
 def make_work(model, config, steps, make_step=None):
     """Returns a function that runs training steps, after two warm-up steps."""
     batch = tf.nest.map_structure(tf.constant, full_size.random_batch(config))
     make_step = make_step or project_step
-    step = make_step(model, config, batch)
+    return repeated(make_step(model, config, batch), config, steps)
+
+
+def make_work_from_records(model, config, steps, pattern):
+    """Returns a function like `make_work` that reads its batches as train.py does."""
+    dataset = config.training_reader(pattern, ReadOptions()).dataset(
+        config.batch_size,
+        num_epochs=None,
+        shuffle=True,
+        shuffle_buffer_size=config.shuffle_buffer_size,
+        seed=config.seed,
+        drop_remainder=True,
+    )
+    return repeated(step_on(model, config, dataset), config, steps)
+
+
+def repeated(step, config, steps):
+    """Returns a function that runs a step several times, after two runs to warm up."""
 
     def work():
         for _ in range(steps):
@@ -26,10 +44,15 @@ def make_work(model, config, steps, make_step=None):
 
 
 def project_step(model, config, batch):
-    """Returns the training step of train.py."""
+    """Returns the training step of train.py on a batch in memory."""
+    return step_on(model, config, tf.data.Dataset.from_tensors(batch).repeat())
+
+
+def step_on(model, config, dataset):
+    """Returns the training step of train.py on the batches of a dataset."""
     optimizer = config.build_optimizer(model)
     stepper = trainer.Trainer(config, model, optimizer, tf.distribute.get_strategy())
-    iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
+    iterator = iter(dataset)
 
     def step():
         stepper.run(iterator, 1)
