@@ -366,9 +366,15 @@ def _squared_norm(gradient):
     XLA sums a large tensor in several passes, but adds slices entry by entry in the same pass that
     squares them.
     """
-    rows = gradient.shape[0] // _SUMMANDS * _SUMMANDS if gradient.shape.rank else 0
-    total = tf.reduce_sum(tf.square(gradient[rows:] if rows else gradient))
-    if rows:
-        slices = tf.split(gradient[:rows], _SUMMANDS)
-        total += tf.reduce_sum(tf.add_n([tf.square(part) for part in slices]))
-    return total
+    squares = tf.square(gradient)
+    size = gradient.shape[0] if gradient.shape.rank else 0
+    rows = size // _SUMMANDS * _SUMMANDS
+    if not rows:
+        return tf.reduce_sum(squares)
+    if rows < size:
+        return _sum_of_slices(squares[:rows]) + tf.reduce_sum(squares[rows:])
+    return _sum_of_slices(squares)
+
+
+def _sum_of_slices(tensor):
+    return tf.reduce_sum(tf.add_n(tf.split(tensor, _SUMMANDS)))
