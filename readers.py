@@ -869,16 +869,26 @@ class YT8MAggregatedFeatureReader(RecordReader):
         except (DecodeError, UnicodeDecodeError, tf.errors.InvalidArgumentError):
             return None  # TensorFlow's message quotes the record, which may not be UTF-8.
         lists, vectors = tf.nest.map_structure(lambda tensor: tensor.numpy(), parsed)
-        ids = [values for values, starts in lists[:2] if (np.diff(starts) == 1).all()]
-        if not ids or not all(np.isfinite(values).all() for values in vectors):
+        ids = self._ids(lists[: len(records.ID_NAMES)])
+        if ids is None or not all(np.isfinite(values).all() for values in vectors):
             return None
         labels = [_NO_LABELS] * len(payloads)
         if self.with_labels and (labels := self._split_labels(*lists[2])) is None:
             return None
         return [
             Video(records.decoded(video_id), own_labels, own_vectors)
-            for video_id, own_labels, *own_vectors in zip(ids[0], labels, *vectors, strict=True)
+            for video_id, own_labels, *own_vectors in zip(ids, labels, *vectors, strict=True)
         ]
+
+    def _ids(self, lists):
+        """Returns the id of each video, or None if records differ in the name of the id."""
+        for values, starts in lists:
+            is_id = np.diff(starts) == 1
+            if is_id.all():
+                return values
+            if is_id.any():
+                return None
+        return None
 
     def _split_labels(self, labels, starts):
         """Returns the labels of each video, or None if one has no label or a wrong one."""

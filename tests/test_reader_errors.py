@@ -593,3 +593,12 @@ def test_a_record_with_a_fault_only_shifts_the_order_after_skipped_batches(tmp_p
     assert len(whole) == 11
     assert rest == whole[-len(rest) :]
     assert len(rest) in (5, 6)
+
+
+def test_each_of_several_records_has_its_own_name_of_the_id(tmp_path):
+    vectors = {"mean_rgb": [0.0] * 8, "mean_audio": [0.0] * 4}
+    with_both = tf.train.Example.FromString(video_record("a", [1], **vectors))
+    with_both.features.feature["video_id"].bytes_list.value.append(b"other")
+    only_second = video_record("b", [1], id_name="video_id", **vectors)
+    path = write_records(tmp_path / "a", [only_second, with_both.SerializeToString()])
+    assert read_ids(video_reader(path)) == ["b", "a"]
