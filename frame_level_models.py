@@ -69,6 +69,13 @@ class FrameLevelModel(registry.Model):
     # that predicts worse from more frames than it was trained on sets another number.
     default_samplings = 0
 
+    def __init_subclass__(cls, **kwargs):
+        """Lets a class that redefines only `encode` predict by it, not by an inherited `pool`."""
+        super().__init_subclass__(**kwargs)
+        if "encode" in vars(cls) and "pool" not in vars(cls):
+            for name in ("pool", "project", "pooled_size"):
+                setattr(cls, name, vars(FrameLevelModel)[name])
+
     def __init__(
         self,
         *,

@@ -164,6 +164,22 @@ def test_predictions_depend_on_the_seed_only_if_the_model_samples(models, name):
     assert np.any(others != first) == (name in SAMPLING)
 
 
+def test_a_subclass_that_redefines_only_encode_predicts_by_it():
+    class Negative(small_models.registry.model_class("LFNLNetVLADModel")):
+        def encode(self, frames, frame_weights, training):
+            return -super().encode(frames, frame_weights, training)
+
+    given = {"num_classes": NUM_CLASSES, "feature_sizes": FEATURE_SIZES}
+    model = Negative(**given, **small_models.SMALL_NETVLAD)
+    model.build()
+    np.testing.assert_allclose(
+        predict([model], make_inputs(), max_floats=1), model(make_inputs()), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        Ensemble([model]).embeddings(make_inputs()), model.embed(make_inputs()), rtol=1e-5
+    )
+
+
 @EVERY_MODEL
 def test_without_sampling_every_real_frame_is_used_once(models, name, monkeypatch):
     model, inputs = models[name], make_inputs()
