@@ -290,7 +290,9 @@ class Ensemble:
                 model.classify_samplings, encodings[number], [model.num_classes], floats
             )
 
-        return self._for_each_model(encodings, classify)
+        # Encoding ends first, so that only one model needs memory at a time.
+        with tf.control_dependencies(encodings):
+            return self._for_each_model(encodings, classify)
 
     @property
     def has_embeddings(self) -> bool:
