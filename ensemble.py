@@ -101,13 +101,24 @@ def restore_frozen(
     for source, target in zip(trained.weights, trained_weights(frozen).values(), strict=True):
         value = source.value
         if not has_all_classes and tuple(value.shape) != tuple(target.shape):
-            # Only the classifier has classes, as the last axis.
+            _check_is_of_classifier(trained, source)
+            # The last axis has the classes.
             positions = class_positions(value.shape[-1], config.num_classes, classes)
             value = tf.gather(value, positions, axis=-1)
         target.assign(value)
     # Keras models are part of reference cycles and hold up to 0.6 GiB until Python collects them.
     del trained, source
     gc.collect()
+
+
+def _check_is_of_classifier(model, weight):
+    classifier = getattr(model, "classifier", model)
+    if weight.path not in {other.path for other in classifier.weights}:
+        raise InputError(
+            f"{weight.path} depends on the number of classes, but is not part of the classifier. "
+            f"Write has_separate_classes = False in the class {type(model).__name__}, to predict "
+            "all classes and select some."
+        )
 
 
 def trained_weights(
@@ -159,8 +170,8 @@ class Ensemble:
             every frame once; None stands for the default of each model.
         seed: seed of the samplings. Each model has its own, from this one and its number.
         max_floats: limit on the activations of a model, about 768 MiB by default. A batch is split
-            into chunks that respect it; each chunk reads the weights again. The classifier has
-            chunks of its own, of more videos.
+            into chunks that respect it; each chunk reads the weights again. What follows the
+            pooling, and the classifier, have chunks of their own, of more videos.
         classes: numbers of the classes to predict, which models of fewer classes predict only;
             None for those of the models.
 

@@ -8,6 +8,7 @@ has the split in its name, such as TRAIN_DIR/eval_test.
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -105,7 +106,7 @@ def separate_kind(train_dir: str, kind: str, summary: dict[str, Any], paths: Seq
     """Returns the name of the directory for an evaluation, which holds none of other videos.
 
     So a curve is one of the same videos. It is `kind`, or else has the split in its name, such as
-    `eval_test`, and if necessary the number of videos.
+    `eval_test`, and if necessary the numbers of videos and labels.
 
     Args:
         train_dir: directory of the run.
@@ -114,7 +115,9 @@ def separate_kind(train_dir: str, kind: str, summary: dict[str, Any], paths: Seq
         paths: the record files.
     """
     split = re.sub(r"\W", "", record_writer.split_name(os.path.basename(paths[0])))
-    names = (kind, f"{kind}_{split}", f"{kind}_{split}_{summary['num_videos']}")
+    names = itertools.accumulate(
+        (kind, split, str(summary["num_videos"]), str(summary["num_labels"])), "{}_{}".format
+    )
     for name in names:
         history = checkpoints.read_evaluations(checkpoints.metrics_path(train_dir, name))
         if all(is_of_same_videos(entry, summary) for entry in history):

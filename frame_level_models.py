@@ -72,7 +72,7 @@ class FrameLevelModel(registry.Model):
     def __init_subclass__(cls, **kwargs):
         """Lets a class that redefines only `encode` predict by it, not by an inherited `pool`."""
         super().__init_subclass__(**kwargs)
-        if "encode" in vars(cls) and "pool" not in vars(cls):
+        if registry.redefines(cls, ("encode",), "pool"):
             for name in ("pool", "project", "pooled_size"):
                 setattr(cls, name, vars(FrameLevelModel)[name])
 
@@ -194,7 +194,7 @@ class FrameLevelModel(registry.Model):
         return ops.reshape(pooled, (-1, max(num_samplings, 1), pooled.shape[-1]))
 
     def project_samplings(self, pooled):
-        """Returns the encodings of `pool_samplings`, float32 `[B, N, embedding_size]`."""
+        """Returns the encodings of `pool_samplings`, float32 `[B, max(N, 1), embedding_size]`."""
         _, num_samplings, size = pooled.shape
         encodings = ops.cast(self.project(ops.reshape(pooled, (-1, size))), "float32")
         return ops.reshape(encodings, (-1, num_samplings, self.embedding_size))

@@ -359,12 +359,15 @@ class PredictionParts:
                 self._num_merged = len(parts)
                 self._finished.update(enumerate(parts))
             else:
-                logging.info("%s, so %d input files are predicted again", fault, len(parts))
+                what = f"{len(parts)} input files are" if parts else "what was merged is"
+                logging.info("%s, so %s predicted again", fault, what)
                 files.remove(os.path.join(self._folder, _MERGED))
         self._remove_merged_parts(found)
 
     def _fault_of_merged(self, parts, num_bytes):
         """Returns why merged parts cannot be used, or None."""
+        if not parts:
+            return f"{os.path.join(self._folder, _MERGED)} is damaged"
         path = self._merged_path(len(parts))
         if num_bytes != _size(path):
             return f"{path} is damaged"

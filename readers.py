@@ -132,7 +132,7 @@ class RecordReader:
         feature_sizes: sizes of the features, in the same order.
         num_classes: number of classes; labels must be 0 to num_classes - 1.
         max_frames: frames used of each video, at most (frame level only).
-        num_readers: threads that read and parse; by default `default_num_readers()`.
+        num_readers: threads that read, and parse frames; by default `default_num_readers()`.
         skip_corrupt_records: corrupt records to skip before giving up.
         missing_features: `error`, or `zeros` to take zeros for a feature that a video lacks.
         trim_features: whether to cut the features of a video to the shortest if their numbers of
@@ -1146,9 +1146,9 @@ class _Order:
 
 
 class _Interleaved:
-    """Iterates over the videos of several files, taking one from each open file in turn.
+    """Iterates over the entries of several files, taking one from each open file in turn.
 
-    While `skimming` is true, it yields the locations of records instead of videos.
+    Entries are those of `RecordReader.videos`; while `skimming` is true, locations of records.
     """
 
     def __init__(self, paths, reader, threads, skimming):

@@ -20,7 +20,7 @@ import pathlib
 import re
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import keras
@@ -108,12 +108,19 @@ class Model(private_api.NoSaveSignature, keras.Model):
         fixed_arguments: tuple of str. Arguments of base constructors that the class sets itself;
             they are not among its hyperparameters.
         has_separate_classes: whether a model of some of the classes, with the entries of the
-            weights that belong to them, gives these classes the same probabilities.
+            weights that belong to them, gives these classes the same probabilities. A class that
+            redefines `call` or `classify` states it again, or it is False.
     """
 
     embedding_size: int | None = None
     fixed_arguments: tuple[str, ...] = ()
     has_separate_classes: bool = False
+
+    def __init_subclass__(cls, **options: Any):
+        """Takes back what a base class says of methods that the class redefines."""
+        super().__init_subclass__(**options)
+        if redefines(cls, ("call", "classify"), "has_separate_classes"):
+            cls.has_separate_classes = False
 
     def __new__(cls, *args: Any, **arguments: Any) -> "Model":
         """Keeps the arguments for `get_config`."""
@@ -281,6 +288,16 @@ def _check_no_class_weight(class_weight):
             "the weight of only one of them. Give every video a sample_weight, or compile the "
             "model with a loss that weights the classes."
         )
+
+
+def redefines(cls: type, methods: Iterable[str], attribute: str) -> bool:
+    """Returns whether a class has one of some methods from an earlier base than an attribute."""
+
+    def place(name):
+        bases = enumerate(cls.__mro__)
+        return next((number for number, base in bases if name in vars(base)), len(cls.__mro__))
+
+    return any(place(method) < place(attribute) for method in methods)
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ class Int8Matrix:
         return [*q, self.scale]
 
     def __getitem__(self, rows):
-        """Returns the matrix of a slice of the rows."""
+        """Returns the matrix of a slice of the rows; not for a transposed q."""
         return Int8Matrix(self.q[rows], self.scale)
 
     def assign(self, values):
@@ -59,7 +59,7 @@ class Int8Matrix:
         return ops.cast(self.scale * to_float(self.q, "float32"), dtype)
 
     def cast(self, dtype):
-        """Returns the matrix with q in a float dtype, to multiply by it repeatedly."""
+        """Returns the matrix with q, which is not transposed, in a float dtype."""
         cast, caller = (lambda: ops.cast(self.q, dtype)), _caller.get()
         return Int8Matrix(caller(cast) if caller else cast(), self.scale)
 

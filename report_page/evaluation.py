@@ -312,6 +312,7 @@ class Evaluation:
         mistakes: videos with the highest scores of classes that are no labels, where such a class
             scores at least `THRESHOLD` or ranks before all labels.
         missed: videos with the lowest scores of labels, below `THRESHOLD`.
+        confused: videos whose best class is no label, those with its highest scores.
         right: videos whose labels all have high scores.
         label_errors: labels that may be wrong or missing, by all models.
     """
@@ -329,15 +330,9 @@ class Evaluation:
     confusions: Confusions
     mistakes: list[Example]
     missed: list[Example]
+    confused: list[Example]
     right: list[Example]
     label_errors: LabelErrors
-
-    @property
-    def confused(self) -> list[Example]:
-        """Videos whose best class is no label, of `mistakes` and `missed`, the surest first."""
-        found = {example.video_id: example for example in (*self.mistakes, *self.missed)}
-        confused = [one for one in found.values() if one.labels and one.best[0] not in one.labels]
-        return sorted(confused, key=lambda example: -example.best[0][1])
 
     @property
     def subject(self) -> ModelResult:
@@ -384,6 +379,7 @@ class _Details:
         self.histogram = ScoreHistogram(num_classes)
         self.confusions = Confusions()
         self.mistakes, self.missed, self.right = Examples(), Examples(), Examples()
+        self.confused = Examples(2 * NUM_EXAMPLES)
         self.single_label = True
         # Sums of the numbers of frames, of the positives of each class and of all videos.
         self._frames, self._all_frames = np.zeros(num_classes), 0.0
@@ -417,6 +413,8 @@ class _Details:
         ranks_first = labels.any() and scores[wrong] > scores[labels].max()
         if not labels[wrong] and (scores[wrong] >= THRESHOLD or ranks_first):
             yield self.mistakes, wrong, scores[wrong]
+        if ranks_first:
+            yield self.confused, wrong, scores[wrong]
         if labels.any():
             hardest = np.where(labels, scores, 2.0).argmin()
             yield self.right, hardest, scores[hardest]
@@ -511,6 +509,7 @@ def evaluate(
         confusions=details.confusions,
         mistakes=details.mistakes.sorted(),
         missed=details.missed.sorted(),
+        confused=details.confused.sorted(),
         right=details.right.sorted(),
         label_errors=search.find(aps),
     )

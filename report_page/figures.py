@@ -153,7 +153,7 @@ def _cut_start(axes, curves):
 
 
 def _cut_low_start(axes, curves):
-    """Begins at 0, unless all but the first values are so high that they could not be told apart.
+    """Begins at 0, unless all but the first values are so high that nobody could distinguish them.
 
     Then a low start leaves the chart at the bottom.
     """
@@ -222,7 +222,7 @@ def precision_by_frequency(per_class: pd.DataFrame, names: Sequence[str]) -> Mar
             look = {"s": 22, "color": COLOR["series-0"], "alpha": 0.7, "linewidth": 0}
             axes.scatter(table.positives, table.ap, **look)
         charts.use_log_scale(axes, "x")
-        # Values of good classes could not be told apart on an axis from 0 to 1.
+        # Values of good classes could not be distinguished on an axis from 0 to 1.
         low = table.ap.min() if table.ap.min() > _TOO_HIGH * table.ap.max() else 0.0
         margin = 0.03 * (1 - low) or 0.03
         axes.set(

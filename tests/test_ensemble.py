@@ -122,6 +122,24 @@ def test_an_ensemble_predicts_some_classes_by_models_of_these_and_of_all_classes
         np.testing.assert_allclose(found, expected.numpy()[..., [0, 2]], atol=1e-6)
 
 
+def test_what_a_base_class_says_of_classes_ends_where_a_class_redefines_their_prediction():
+    base = small_models.registry.model_class("LogisticModel")
+
+    class Softmax(base):
+        def classify(self, x, training):
+            return tf.nn.softmax(self.logistic(x))
+
+    class Renamed(base):
+        pass
+
+    class Again(Softmax):
+        has_separate_classes = True
+
+    assert [cls.has_separate_classes for cls in (base, Softmax, Renamed, Again)] == [
+        *(True, False, True, True)
+    ]
+
+
 def test_named_layers_stay_bfloat16_beside_others_in_int8():
     given = {"num_classes": NUM_CLASSES, "feature_sizes": FEATURE_SIZES}
     config = RunConfig("MoeModel", hyperparameters=small_models.SMALL["MoeModel"], **given)
@@ -164,10 +182,18 @@ def test_predictions_depend_on_the_seed_only_if_the_model_samples(models, name):
     assert np.any(others != first) == (name in SAMPLING)
 
 
-def test_a_subclass_that_redefines_only_encode_predicts_by_it():
-    class Negative(small_models.registry.model_class("LFNLNetVLADModel")):
-        def encode(self, frames, frame_weights, training):
-            return -super().encode(frames, frame_weights, training)
+class NegativeEncoding:
+    """Base that redefines how a model encodes."""
+
+    def encode(self, frames, frame_weights, training):
+        return -super().encode(frames, frame_weights, training)
+
+
+@pytest.mark.parametrize("inherits", [False, True])
+def test_a_subclass_that_redefines_only_encode_predicts_by_it(inherits):
+    class Negative(NegativeEncoding, small_models.registry.model_class("LFNLNetVLADModel")):
+        if not inherits:
+            encode = NegativeEncoding.encode
 
     given = {"num_classes": NUM_CLASSES, "feature_sizes": FEATURE_SIZES}
     model = Negative(**given, **small_models.SMALL_NETVLAD)
@@ -175,6 +201,7 @@ def test_a_subclass_that_redefines_only_encode_predicts_by_it():
     np.testing.assert_allclose(
         predict([model], make_inputs(), max_floats=1), model(make_inputs()), rtol=1e-5
     )
+    assert model.pooled_size is None
     np.testing.assert_allclose(
         Ensemble([model]).embeddings(make_inputs()), model.embed(make_inputs()), rtol=1e-5
     )

@@ -221,6 +221,10 @@ def test_evaluations_of_other_videos_are_saved_apart(tmp_path):
     assert kind(20, "data/test00000.tfrecord", num_labels=71) == "eval_test"
     assert kind(30, "data/validate00000.tfrecord") == "eval_validate"
     assert kind(30, "data/test00000.tfrecord") == "eval_test_30"
+    (tmp_path / "eval_test_30").mkdir()
+    entry = '{"step": 1, "gap": 0.5, "num_videos": 30, "num_labels": 70}'
+    (tmp_path / "eval_test_30" / "metrics.json").write_text(f"[{entry}]")
+    assert kind(30, "data/test00000.tfrecord", num_labels=71) == "eval_test_30_71"
 
 
 @pytest.mark.parametrize(

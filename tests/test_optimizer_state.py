@@ -244,13 +244,13 @@ def test_a_resumed_run_rounds_in_the_same_way(run, video_data, tmp_path):
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
-def test_a_run_cannot_go_on_with_moments_in_another_dtype(run, video_data):
+def test_a_run_cannot_continue_with_moments_in_another_dtype(run, video_data):
     flags = ("--max_steps=14", "--gradient_accumulation=2", "--ema_decay=0.9")
     with pytest.raises(InputError, match="optimizer_state_dtype: 'bfloat16' there, 'float32' now"):
         train_logistic(run, video_data, *flags)
 
 
-def test_rounded_moments_are_averaged_in_float64_and_training_goes_on(run, video_data, tmp_path):
+def test_rounded_moments_are_averaged_in_float64_and_training_continues(run, video_data, tmp_path):
     mean = tmp_path / "mean"
     programs.run("average_checkpoints", f"--train_dir={run}", f"--output_dir={mean}")
     averaged, parts = stored(mean, 12), [stored(run, step) for step in (6, 12)]

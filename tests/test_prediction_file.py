@@ -405,6 +405,10 @@ def test_merged_parts_take_the_place_of_the_first_ones_until_an_input_changes(
     (folder / "merged-00003.csv").write_text("cut")
     write()
     assert any("merged-00003.csv is damaged, so 3 input" in text for text in logged)
+    interrupt()
+    (folder / "merged.json").write_text("")
+    write()
+    assert any("merged.json is damaged, so what was merged is" in text for text in logged)
     assert output.read_bytes() == whole
     assert not folder.exists()
 

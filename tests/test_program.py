@@ -451,14 +451,14 @@ def test_ctrl_c_during_imports_ends_with_one_line():
     assert (status, output, errors) == (-signal.SIGINT, "", "-c: interrupted\n")
 
 
-# Cleans up and does not go on after SIGTERM.
+# Cleans up and does not continue after SIGTERM.
 TERMINATED = """
 import os, signal, program, options
 
 def main(options: options.Options) -> None:
     try:
         os.kill(os.getpid(), signal.SIGTERM)
-        print("goes on")
+        print("continues")
     finally:
         print("cleaned up")
 
