@@ -146,7 +146,8 @@ def count_parameters(model: keras.Model) -> int:
 def _fold(model):
     for kind in (frame_level_models.StreamEncoder, layers.Linear):
         for layer in layers.sublayers(model):
-            if isinstance(layer, kind):
+            # A subclass of a model may not use all layers, which then have no weights.
+            if isinstance(layer, kind) and layer.weights:
                 layer.fold()
 
 
@@ -214,7 +215,7 @@ class Ensemble:
             inputs: inputs of a `readers.Batch` and `frame_indices`, as for
                 `FrameLevelModel.predict_parts`.
         """
-        _, num_parts, size = tf.unstack(tf.shape(inputs["frame_indices"]))
+        count, num_parts, size = tf.unstack(tf.shape(inputs["frame_indices"]))
 
         def predict(number, videos):
             model = self.models[number]
@@ -228,8 +229,10 @@ class Ensemble:
             return self._in_chunks(predict_chunk, videos, [model.num_classes], floats)
 
         predictions = self.mean(self._for_each_model(inputs, predict))
-        shape = [-1, inputs["frame_indices"].shape[1] or num_parts, self.num_classes]
-        return tf.reshape(predictions, shape)
+        predictions = tf.reshape(predictions, [count, num_parts, self.num_classes])
+        return tf.ensure_shape(
+            predictions, [None, inputs["frame_indices"].shape[1], self.num_classes]
+        )
 
     def predict_whole_batch(self, inputs: dict | tf.Tensor) -> tf.Tensor:
         """Returns probabilities, float32 `[B, C]`, from every frame once.
@@ -406,7 +409,8 @@ def in_chunks(
     if first.shape[0] == 0:
         return tf.zeros([0, *shape])
     count = tf.shape(first)[0]
-    size = tf.maximum(max_floats // floats_per_video, 1)
+    # An empty batch may have videos of no frames.
+    size = tf.maximum(max_floats // tf.maximum(floats_per_video, 1), 1)
     num_chunks = (count + size - 1) // size
     size = (count + num_chunks - 1) // tf.maximum(num_chunks, 1)
     results = tf.TensorArray(

@@ -201,7 +201,9 @@ def export(options: ExportOptions) -> dict:
     configs, video_configs = _load_configs(options)
     data = configs[0].data
     if options.mediapipe and not data.frame_level:
-        raise InputError("--mediapipe is for frame-level models, but the run has another.")
+        raise InputError(
+            "--mediapipe is for frame-level models, but that of the run is video-level."
+        )
     names_of_runs = find_vocabulary(options.run_dirs)  # Also checks that they agree.
     class_names = options.class_names or names_of_runs
     if class_names:

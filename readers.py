@@ -1115,8 +1115,8 @@ class _Order:
             if size == 0:
                 raise InputError(f"no {example} in {where}")
             raise InputError(
-                f"a batch takes {self._min_examples} {example}s, but there are only {size} in "
-                f"{where}"
+                f"a step takes {self._min_examples} {example}s, but there are only {size} in "
+                f"{where}. Choose a smaller --batch_size or --gradient_accumulation"
             )
 
     def _shuffled_files(self, epoch):

@@ -106,9 +106,9 @@ class Submission:
     def identity(self) -> dict:
         """Returns what the parts depend on."""
         return {
-            "classes": self.classes,
-            "skipped_segments": self._skip,
-            "max_segments": self._max_segments,
+            "segment_label_ids_file": self.classes,
+            "skip_unrated_borders": self._skip,
+            "segment_max_pred": self._max_segments,
         }
 
     @property

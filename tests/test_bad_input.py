@@ -38,7 +38,7 @@ def run_copy(trained_mean, tmp_path):
         ("--video_level_classifier_model=LstmModel", "must be a video-level model"),
         pytest.param(
             "--batch_size=161",
-            "a batch takes 161 videos, but there are only 160 in 4 files",
+            "a step takes 161 videos, but there are only 160 in 4 files",
             marks=pytest.mark.slow,
         ),
         ("--train_data_pattern=/no/such/*.tfrecord", "no file matches '/no/such/*.tfrecord'"),

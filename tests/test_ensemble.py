@@ -360,3 +360,19 @@ def test_parts_of_videos_have_the_weighted_mean_of_the_predictions_in_any_chunks
         np.testing.assert_allclose(parts, 0.75 * first + 0.25 * second, atol=1e-6)
     nothing = tf.nest.map_structure(lambda tensor: tensor[:0], inputs)
     assert together.predict_parts(nothing).shape == (0, 2, NUM_CLASSES)
+
+
+def test_a_subclass_may_encode_without_the_encoder_of_its_base():
+    class MeanFrame(small_models.registry.model_class("LFNLNetVLADModel")):
+        takes_stored_frames = False
+
+        def encode(self, frames, frame_weights, training):
+            return tf.reduce_mean(frames, axis=1)
+
+    model = MeanFrame(
+        num_classes=NUM_CLASSES, feature_sizes=FEATURE_SIZES, **small_models.SMALL_NETVLAD
+    )
+    model.build()
+    expected = model(make_inputs())
+    ensemble._fold(model)
+    np.testing.assert_allclose(predict([model], make_inputs()), expected, rtol=1e-5)

@@ -589,6 +589,8 @@ def test_empty_batches_and_single_frames_are_accepted(loaded):
     predict = loaded.signatures["predict"]
     empty = predict(frames=tf.zeros([0, 4, 12], tf.uint8), num_frames=tf.zeros([0], tf.int32))
     assert empty["predictions"].shape == (0, NUM_CLASSES)
+    nothing = loaded.signatures["serving_default"](tf.constant([], tf.string))
+    assert nothing["predictions"].shape == (0, 3)
     answer = loaded.signatures["serving_default"](tf.constant([frame_record(num_frames=1)]))
     assert answer["predictions"].shape == (1, 3)
 

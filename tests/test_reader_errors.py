@@ -125,8 +125,8 @@ def test_a_label_out_of_range_is_reported_with_its_video(tmp_path, label):
 def test_drop_remainder_rejects_a_batch_larger_than_the_data(tmp_path):
     path = write_videos(tmp_path / "a", make_videos(5))
     message = error_of(frame_reader(path), 6, drop_remainder=True, num_epochs=None)
-    expected = f"a batch takes 6 videos, but there are only 5 in 1 files, such as {path}"
-    assert message == expected
+    expected = f"a step takes 6 videos, but there are only 5 in 1 files, such as {path}. Choose a "
+    assert message == f"{expected}smaller --batch_size or --gradient_accumulation"
 
 
 @pytest.mark.parametrize("num_epochs", [1, None])
