@@ -124,7 +124,7 @@ def training(
         with _only_errors_logged():
             # A dataset.json knows more than the records, for example of classes without videos.
             config = dataset_info.complete(config, ("feature_names", "feature_sizes"), paths)
-            unusable += _unusable(statistics, config.data.reader(paths, options))
+            unusable = _unusable(statistics, config.data.reader(paths, options))
             to_skip = statistics.damaged.total + sum(entry["records"] for entry in unusable)
             options = dataclasses.replace(options, skip_corrupt_records=to_skip)
             config.data.reader(paths, options).check_first_records()
@@ -140,7 +140,8 @@ def training(
 
 
 def _unusable(statistics, reader):
-    """Yields a description of each kind of records that a reader does not take."""
+    """Returns a description of the records that a reader does not take, for each reason."""
+    found: dict[str, dict[str, Any]] = {}
     for layout in statistics.layouts:
         if layout.is_exact:
             fault = reader.fault(layout.location, layout.payload)
@@ -148,7 +149,9 @@ def _unusable(statistics, reader):
         else:
             reason = "too many combinations of features and sizes, some of which may be usable"
         if reason:
-            yield {"records": layout.count, "first": str(layout.location), "reason": reason}
+            first = {"records": 0, "first": str(layout.location), "reason": reason}
+            found.setdefault(reason, first)["records"] += layout.count
+    return list(found.values())
 
 
 def _config(statistics, num_classes):

@@ -352,6 +352,15 @@ def test_names_that_may_hold_labels_are_reported(tmp_path, capsys):
     assert "other names that may hold labels: Label\n" in capsys.readouterr().out
 
 
+def test_unusable_records_are_counted_by_reason(tmp_path, capsys):
+    first, second = videos(2, 20, rgb=[bytes(16)] * 6)
+    other_layout = with_context(second, year=int64_feature([2026]))
+    path = write_records(tmp_path / "data", [*videos(), first, other_layout])
+    (entry,) = found_in(capsys, path)["unusable"]
+    assert entry["records"] == 2
+    assert "feature 'rgb' has size 16" in entry["reason"]
+
+
 def test_records_of_too_many_layouts_count_as_unusable(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(record_statistics, "_MAX_LAYOUTS", 3)
     odd = [videos(1, 20 + size, rgb=[bytes(size)] * 6)[0] for size in range(2, 7)]
