@@ -306,14 +306,7 @@ def recomputed_statistics(
     for norm in norms:
         norm.cumulative = True
         norm.num_updates.assign(0.0)
-    dataset = reader.dataset(
-        config.batch_size,
-        num_epochs=None,
-        shuffle=True,
-        shuffle_buffer_size=config.shuffle_buffer_size,
-        seed=config.seed,
-        drop_remainder=True,
-    )
+    dataset = config.training_dataset(reader)
     # One graph for all numbers of frames.
     forward = tf.function(
         lambda inputs: model(inputs, training=True),

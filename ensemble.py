@@ -320,8 +320,7 @@ class Ensemble:
         Raises:
             InputError: if a model has no embeddings.
         """
-        for model in self.models:
-            _check_embeddings(model)
+        self._check_embeddings()
         return [model.embedding_size for model in self.models]
 
     def embeddings(self, inputs: dict | tf.Tensor) -> tf.Tensor:
@@ -330,9 +329,13 @@ class Ensemble:
         Raises:
             InputError: if a model has no embeddings.
         """
-        for model in self.models:
-            _check_embeddings(model)
+        self._check_embeddings()
         return self.embed(self.encodings(inputs))
+
+    def _check_embeddings(self):
+        for model in self.models:
+            if model.embedding_size is None:
+                model.embed(None)  # Raises an error that explains it.
 
     def embed(self, encodings: list[tf.Tensor]) -> tf.Tensor:
         """Returns the embeddings of all models side by side, float32 `[B, E]`.
@@ -369,11 +372,6 @@ class Ensemble:
         if values not in norms:
             norms[values] = _inverse_norms(model, videos)
         return {**videos, "inverse_norms": norms[values]}
-
-
-def _check_embeddings(model):
-    if model.embedding_size is None:
-        model.embed(None)  # Raises an error that explains it.
 
 
 def _inverse_norms(model, videos):

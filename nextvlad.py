@@ -220,12 +220,9 @@ class Encoder(layers.Float32Layer):
 
     def pool(self, frames, frame_weights, training=False):
         """Returns the v of all streams side by side, `[B, size]` or `[B * N, size]`."""
-        pooled, start = [], 0
-        for size, pooling in zip(self.stream_sizes, self.poolings, strict=True):
-            stream = frames.entries(start, size)
-            pooled.append(pooling(stream, frame_weights, training=training))
-            start += size
-        return ops.concatenate(pooled, axis=-1)
+        return nonlocal_vlad.pool_streams(
+            frames, frame_weights, self.stream_sizes, self.poolings, training
+        )
 
     def project(self, pooled, training=False):
         """Returns the hidden vectors of what `pool` returned."""

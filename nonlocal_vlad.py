@@ -285,6 +285,24 @@ def weighted_sum(weights, rows):
     return run(rows)
 
 
+def pool_streams(frames, frame_weights, sizes, poolings, training):
+    """Pools each stream of the frames, and returns the results side by side.
+
+    Args:
+        frames: `StoredFrames`, the streams side by side.
+        frame_weights: as for the poolings.
+        sizes: sequence of int. Size of each stream.
+        poolings: layers, one per stream, called with its frames and `frame_weights`.
+        training: bool.
+    """
+    pooled, start = [], 0
+    for size, pooling in zip(sizes, poolings, strict=True):
+        stream = frames.entries(start, size)
+        pooled.append(pooling(stream, frame_weights, training=training))
+        start += size
+    return ops.concatenate(pooled, axis=-1)
+
+
 def pool_samplings(layer, frames, assignments, weights, centers=None):
     """Sums the residuals of frames to cluster centers, for each of N samplings of the frames.
 

@@ -384,11 +384,9 @@ class PredictionParts:
         """Notes the state of an input file; call it before the file is read."""
         self._fingerprints[number] = files.fingerprint(self._input_files[number])
 
-    @contextlib.contextmanager
-    def open(self, number: int) -> Iterator[codecs.StreamWriter]:
+    def open(self, number: int) -> contextlib.AbstractContextManager[codecs.StreamWriter]:
         """Opens the text file of a part for writing."""
-        with _open_text(self._lines_path(number)) as file:
-            yield file
+        return _open_text(self._lines_path(number))
 
     def finish(self, number: int, num_videos: int, corrupt_log: CorruptRecordLog) -> None:
         """Marks a part as finished once its lines are written.

@@ -38,6 +38,8 @@ from segments.config import SegmentConfig
 from utils import InputError, comma_separated
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     import readers
 
 CONFIG_FILE = "model_flags.json"
@@ -551,6 +553,17 @@ class RunConfig(SegmentConfig):
             frame_reader = functools.partial(SegmentReader, settings=self)
         return self.data.reader(
             paths, options, label_weights=self.label_weights, frame_reader=frame_reader
+        )
+
+    def training_dataset(self, reader: "readers.RecordReader") -> "tf.data.Dataset":
+        """Returns the batches of a reader, shuffled as in training, without end."""
+        return reader.dataset(
+            self.batch_size,
+            num_epochs=None,
+            shuffle=True,
+            shuffle_buffer_size=self.shuffle_buffer_size,
+            seed=self.seed,
+            drop_remainder=True,
         )
 
     @property

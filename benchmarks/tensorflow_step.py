@@ -19,14 +19,7 @@ def make_work(model, config, steps, make_step=None):
 
 def make_work_from_records(model, config, steps, pattern):
     """Returns a function like `make_work` that reads its batches as train.py does."""
-    dataset = config.training_reader(pattern, ReadOptions()).dataset(
-        config.batch_size,
-        num_epochs=None,
-        shuffle=True,
-        shuffle_buffer_size=config.shuffle_buffer_size,
-        seed=config.seed,
-        drop_remainder=True,
-    )
+    dataset = config.training_dataset(config.training_reader(pattern, ReadOptions()))
     return repeated(step_on(model, config, dataset), config, steps)
 
 
